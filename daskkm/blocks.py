@@ -1,0 +1,142 @@
+"""Blocks of a dask array against a stack of centroids.
+
+The strategy is one task a block: it reads its tiles, labels them under every model and
+returns their statistics; a tree of sums with eight branches a node brings these together.
+Only the stack travels out, only statistics travel back, and tiles never leave their worker.
+The stack is a task of its own, so that it reaches each worker once and not with every block.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+
+from daskkm import kernel
+from daskkm.lloyd import Farthest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dask.delayed import Delayed
+    from numpy.typing import NDArray
+
+_FAN_IN = 8
+
+
+def statistics(X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> da.Array:
+    """Return the statistics of every centroid over all tiles, lazily.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+        Tiles, in one chunk along the features.
+    stack : ndarray of shape (sum of k, d), float64
+    offsets : ndarray of shape (n_models + 1,), intp
+        As for `daskkm.kernel.block_statistics`.
+
+    Returns
+    -------
+    dask array of shape (sum of k, d + 2), int64 (float64 for float tiles)
+    """
+    kind = np.dtype(np.float64 if X.dtype.kind == "f" else np.int64)
+    rows, columns = len(stack), X.shape[1] + 2
+    parts = X.map_blocks(
+        _one_statistics,
+        stack=dask.delayed(stack),
+        offsets=offsets,
+        dtype=kind,
+        chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
+        new_axis=2,
+        meta=np.empty((0, 0, 0), kind),
+    )
+    return parts.sum(axis=0, split_every=_FAN_IN)
+
+
+def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
+    """Return the label of every tile under one model, lazily.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+        Tiles, in one chunk along the features.
+    centroids : ndarray of shape (k, d), float64
+
+    Returns
+    -------
+    dask array of shape (n,), int32
+    """
+    return X.map_blocks(
+        _one_labels,
+        centroids=dask.delayed(centroids),
+        dtype=np.int32,
+        drop_axis=1,
+        meta=np.empty(0, np.int32),
+    )
+
+
+def farthest(
+    X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
+) -> Delayed:
+    """Return for each model the tiles farthest from their own centroid, lazily.
+
+    Tiles that lie on their centroid are never among them.
+
+    Parameters
+    ----------
+    X, stack, offsets
+        As for `statistics`.
+    wanted : sequence of int
+        How many tiles each model asks for.
+
+    Returns
+    -------
+    Delayed list of Farthest
+        One a model; farthest first, lowest global index on ties.
+    """
+    shared = dask.delayed(stack)
+    blocks = X.to_delayed().ravel()
+    found = [
+        dask.delayed(_one_farthest)(block, shared, offsets, wanted, first)
+        for block, first in zip(blocks, np.cumsum([0, *X.chunks[0][:-1]]), strict=True)
+    ]
+    return dask.delayed(_merge_farthest)(found, wanted)
+
+
+def _one_statistics(
+    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> NDArray[Any]:
+    return kernel.block_statistics(tiles, stack, offsets)[None]
+
+
+def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.int32]:
+    return kernel.label_block(tiles, centroids, np.array([0, len(centroids)]))[:, 0]
+
+
+def _one_farthest(
+    tiles: NDArray[Any],
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    wanted: Sequence[int],
+    first: int,
+) -> list[Farthest]:
+    """Return a block's farthest tiles, model by model; `first` is its first global index."""
+    found = []
+    for (lo, hi), m in zip(pairwise(offsets), wanted, strict=True):
+        centroids, most = stack[lo:hi], m and len(tiles)
+        own = _one_labels(tiles[:most], centroids)
+        distances = kernel.squared_distances(tiles[:most], centroids, own)
+        off = np.flatnonzero(distances)
+        found.append(Farthest(distances[off], first + off, tiles[off], own[off]).most(m))
+    return found
+
+
+def _merge_farthest(found: list[list[Farthest]], wanted: Sequence[int]) -> list[Farthest]:
+    """Join what the blocks found, and keep the farthest for each model."""
+    return [
+        Farthest(*map(np.concatenate, zip(*blocks, strict=True))).most(m)
+        for blocks, m in zip(zip(*found, strict=True), wanted, strict=True)
+    ]

@@ -1,0 +1,354 @@
+"""The fit of many models to one dask array, to convergence.
+
+Every pass reads each block once for all models that are still moving.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from daskkm import blocks, kernel, lloyd, seeding
+from daskkm.errors import FitError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from daskkm.lloyd import Step
+
+    Init = str | ArrayLike | Mapping[int, ArrayLike]
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """The best of the restarts of one k.
+
+    Centroids, counts, inertia and labels belong to one another: the labels that `predict`
+    gives the fitted tiles are those that the counts count and the inertia sums.
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of shape (k, d), float64
+    counts_ : ndarray of shape (k,), int64
+        Tiles a cluster.
+    inertia_ : float
+        Sum of squared distances of the tiles to their centroid.
+    n_iter_ : int
+        Updates of the centroids.
+    converged_ : bool
+        Whether it stopped by itself, not by `max_iter`.
+    restart_ : int
+        Which of the restarts it was, from 0.
+    """
+
+    cluster_centers_: NDArray[np.float64]
+    counts_: NDArray[np.int64]
+    inertia_: float
+    n_iter_: int
+    converged_: bool
+    restart_: int
+
+    def predict(self, X: Any) -> Any:
+        """Return the label of the nearest centroid for every tile.
+
+        Parameters
+        ----------
+        X : dask array or ndarray of shape (n, d)
+
+        Returns
+        -------
+        dask array (lazy) or ndarray, as X was, of shape (n,), int32
+
+        Raises
+        ------
+        FitError
+            If X does not have d features.
+        TypeError
+            If the dtype of X is not supported.
+        """
+        tiles = as_tiles(X)
+        if tiles.shape[1] != self.cluster_centers_.shape[1]:
+            msg = (
+                f"X has {tiles.shape[1]} features but the model was fitted on "
+                f"{self.cluster_centers_.shape[1]}; give it tiles of the same shape"
+            )
+            raise FitError(msg)
+        labels = blocks.labels(tiles, self.cluster_centers_)
+        return labels if isinstance(X, da.Array) else labels.compute()
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes
+    ----------
+    models : dict of int to FittedModel
+        The best model of each k, by k.
+    passes : int
+        Passes over the tiles, counted as they were made: the seeding's, the iterations' and
+        those that relocated empty clusters.
+    bytes_read : int
+        Bytes of tiles that the blocks of those passes held, counted likewise.
+    random_state : int
+        The seed; the one that was drawn if none was given.
+    """
+
+    models: dict[int, FittedModel]
+    passes: int
+    bytes_read: int
+    random_state: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a sweep's iterations.
+
+    Attributes
+    ----------
+    number : int
+        Passes so far, from the seeding's on.
+    seconds : float
+        Wall time of this round, its update included.
+    steps : dict of (k, restart) to Step
+        The last step of every model, those that are done included.
+    """
+
+    number: int
+    seconds: float
+    steps: dict[tuple[int, int], Step]
+
+
+def fit_sweep(
+    X: Any,
+    ks: Sequence[int],
+    *,
+    n_init: int = 16,
+    init: Init = "k-means++",
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    random_state: int | None = None,
+) -> SweepResult:
+    """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
+
+    Runs on the active `distributed.Client` if there is one, else on dask's default scheduler.
+    For integer tiles the result is the same to the last bit on either, whatever the chunks.
+
+    Parameters
+    ----------
+    X : dask array or ndarray of shape (n, d)
+        Tiles: uint8, int8, uint16, int16, float32 or float64.
+    ks : sequence of int
+        Numbers of clusters.
+    n_init : int, default 16
+        Restarts of each k; the one of least inertia is returned (the first of equals).
+    init : {"k-means++", "random"}, array of shape (k, d), or mapping of k to such arrays
+        Where to start. With arrays there is one restart and `n_init` is ignored.
+    max_iter : int, default 300
+        Most iterations of a model.
+    tol : float, default 1e-4
+        A model has converged when the squared shifts of its centroids sum to no more than
+        this times the mean variance of the features; 0 runs until the clusters settle.
+    random_state : int, optional
+        Seed of all draws; one is drawn if none is given.
+
+    Returns
+    -------
+    SweepResult
+
+    Raises
+    ------
+    FitError
+        If a parameter is out of range, there are fewer tiles than clusters, or tiles are
+        not finite.
+    TypeError
+        If the dtype of X is not supported.
+    OverflowError
+        If there are so many 16-bit pixels (2.1e9 and more) that sums would not be exact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> result = fit_sweep(tiles, [1, 2], n_init=2, random_state=0)
+    >>> result.models[2].inertia_, sorted(result.models[2].cluster_centers_.ravel().tolist())
+    (4.0, [1.0, 101.0])
+    """
+    passes = iter_passes(
+        X, ks, n_init=n_init, init=init, max_iter=max_iter, tol=tol, random_state=random_state
+    )
+    while True:
+        try:
+            next(passes)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+
+def iter_passes(
+    X: Any,
+    ks: Sequence[int],
+    *,
+    n_init: int,
+    init: Init,
+    max_iter: int,
+    tol: float,
+    random_state: int | None,
+) -> Generator[Pass, None, SweepResult]:
+    """Make the passes of `fit_sweep` one by one; the generator returns its result.
+
+    Parameters are those of `fit_sweep`. Nothing is read before the first `next`.
+
+    Yields
+    ------
+    Pass
+
+    Raises
+    ------
+    FitError, TypeError
+        As `fit_sweep`.
+    """
+    tiles = _Reader(as_tiles(X))
+    ks = sorted(set(ks))
+    _check(tiles.shape[0], ks, n_init=n_init, max_iter=max_iter, tol=tol)
+    kernel.check_exact(*tiles.shape, tiles.tiles.dtype)
+    seed = secrets.randbits(32) if random_state is None else random_state
+    started = time.perf_counter()
+    starts = _starts(tiles, ks, n_init, init, seed)
+    names = list(starts)
+    steps: dict[tuple[int, int], Step] = {}
+    for done in lloyd.iterate(
+        list(starts.values()), tiles.measure, tiles.farthest, max_iter=max_iter, tol=tol
+    ):
+        steps |= {names[i]: step for i, step in done.items()}
+        now = time.perf_counter()
+        yield Pass(tiles.passes, now - started, dict(steps))
+        started = now
+    return SweepResult(_best(steps), tiles.passes, tiles.bytes_read, seed)
+
+
+def as_tiles(X: Any) -> da.Array:
+    """Return X as a dask array with one chunk along the features.
+
+    Parameters
+    ----------
+    X : dask array or ndarray of shape (n, d)
+
+    Returns
+    -------
+    dask array of shape (n, d)
+
+    Raises
+    ------
+    FitError
+        If X is not two-dimensional.
+    TypeError
+        If the dtype of X is not supported.
+    """
+    tiles = X if isinstance(X, da.Array) else da.from_array(np.asarray(X), chunks=("auto", -1))
+    if tiles.ndim != 2:
+        msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
+        raise FitError(msg)
+    kernel.check_dtype(tiles.dtype)
+    if np.isnan(tiles.shape[0]):
+        tiles = tiles.compute_chunk_sizes()
+    return tiles.rechunk({1: -1})
+
+
+@dataclass
+class _Reader:
+    """Reads the tiles, and counts what it reads."""
+
+    tiles: da.Array
+    passes: int = 0
+    bytes_read: int = field(default=0, init=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, d = self.tiles.shape
+        return int(n), int(d)
+
+    def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
+        """Make a pass: the statistics of every centroid."""
+        statistics = blocks.statistics(self.tiles, stack, offsets).compute()
+        # Every tile is counted under every model, so one model's counts say what was read.
+        self._count(int(statistics[: offsets[1], -2].sum()))
+        if not np.isfinite(statistics).all():
+            msg = "the tiles hold NaN, infinity or values too large to square; mend or mask them"
+            raise FitError(msg)
+        return np.asarray(statistics)
+
+    def farthest(
+        self, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
+    ) -> list[lloyd.Farthest]:
+        """Make a pass: the tiles farthest from their centroids."""
+        found: list[lloyd.Farthest] = blocks.farthest(self.tiles, stack, offsets, wanted).compute()
+        self._count(self.shape[0])
+        return found
+
+    def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Make a pass over the blocks that hold these tiles, and bring them together."""
+        ends = np.cumsum(self.tiles.chunks[0])
+        touched = np.unique(np.searchsorted(ends, indices, side="right"))
+        self._count(int(np.asarray(self.tiles.chunks[0])[touched].sum()))
+        return np.asarray(self.tiles[indices].compute())
+
+    def _count(self, n_tiles: int) -> None:
+        self.passes += 1
+        self.bytes_read += n_tiles * self.shape[1] * self.tiles.dtype.itemsize
+
+
+def _check(n_tiles: int, ks: Sequence[int], *, n_init: int, max_iter: int, tol: float) -> None:
+    for ok, msg in (
+        (len(ks) > 0, "there is no k to fit; give at least one"),
+        (all(k >= 1 for k in ks), f"k must be at least 1, not {min(ks, default=0)}"),
+        (n_init >= 1, f"n_init must be at least 1, not {n_init}"),
+        (max_iter >= 1, f"max_iter must be at least 1, not {max_iter}"),
+        (tol >= 0, f"tol must not be negative, as {tol} is"),
+        (
+            n_tiles >= max(ks, default=0),
+            f"there are {n_tiles} tiles, too few for k = {max(ks, default=0)}; lower k",
+        ),
+    ):
+        if not ok:
+            raise FitError(msg)
+
+
+def _starts(
+    tiles: _Reader, ks: Sequence[int], n_init: int, init: Init, seed: int
+) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Return the starting centroids of every (k, restart)."""
+    if isinstance(init, str):
+        if init not in seeding.METHODS:
+            msg = f"init {init!r} is not known; use one of {', '.join(seeding.METHODS)} or an array"
+            raise FitError(msg)
+        sample = tiles.take(seeding.sample_indices(tiles.shape[0], max(ks), seed))
+        return seeding.starts(sample, ks, n_init, init, seed)
+    given = init if isinstance(init, Mapping) else dict.fromkeys(ks, init)
+    starts = {}
+    for k in ks:
+        start = np.asarray(given.get(k, ()), np.float64)
+        if start.shape != (k, tiles.shape[1]) or not np.isfinite(start).all():
+            msg = (
+                f"the starting centroids for k = {k} have shape {start.shape}; "
+                f"give finite numbers of shape {(k, tiles.shape[1])}"
+            )
+            raise FitError(msg)
+        starts[k, 0] = start
+    return starts
+
+
+def _best(steps: dict[tuple[int, int], Step]) -> dict[int, FittedModel]:
+    """Return the restart of least inertia for each k, the first of equals."""
+    best: dict[int, FittedModel] = {}
+    for (k, restart), step in steps.items():
+        if k not in best or step.inertia < best[k].inertia_:
+            best[k] = FittedModel(
+                step.centroids, step.counts, step.inertia, step.iteration, step.converged, restart
+            )
+    return dict(sorted(best.items()))

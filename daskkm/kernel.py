@@ -1,0 +1,377 @@
+"""One block of tiles against a stack of centroids: exact labels and statistics.
+
+The label of a tile is *defined* by the reference, `_squared_distance`: the first centroid
+of the model that minimises the squared Euclidean distance, summed in float64 in index
+order, with neither fused multiply-add nor reassociation. It is slow, so it only decides
+the tiles that need it. For all others the fast path is proved to agree:
+
+* Scores drop what all centroids of a model share. With mu the mean of a model's
+  centroids, ``|x - c|^2 = (|x|^2 - 2 x.mu) + (|c|^2 - 2 x.(c - mu))`` and only the second
+  bracket depends on c. Centring makes the products, and so their rounding errors, small.
+* The products are summed in float32 (float64 for float64 tiles) in whatever order the
+  compiler likes; ``|fl(x.w) - x.w| <= gamma_d |x| |w|`` holds for every order, with or
+  without FMA (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section
+  3.1, with Cauchy-Schwarz).
+* A tile whose best score leads the second by more than twice the bound, the reference's
+  own rounding included, has the reference's label. Otherwise the reference decides among
+  the centroids inside the bound.
+
+Hence the labels are the reference's, bit for bit, on every CPU and at every vector width.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUPPORTED_DTYPES = tuple(
+    np.dtype(name) for name in ("uint8", "int8", "uint16", "int16", "float32", "float64")
+)
+
+# Tiles that go through the three stages together: they and their scores stay in L1/L2
+# between the stages. 16 to 128 measure alike.
+_PANEL = 64
+
+# Any order of summation, any FMA: what the bound in the module docstring allows for.
+_ANY_ORDER = {"reassoc", "contract", "nsz"}
+
+
+def label_block(
+    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> NDArray[np.int32]:
+    """Label every tile of a block under every model of a stack.
+
+    Parameters
+    ----------
+    tiles : ndarray of shape (n, d)
+        uint8, int8, uint16, int16, float32 or float64; n may be 0.
+    stack : ndarray of shape (sum of k, d), float64
+        The centroids of all models, one model after another.
+    offsets : ndarray of shape (n_models + 1,), intp
+        Model m owns the rows ``offsets[m]:offsets[m + 1]`` of the stack.
+
+    Returns
+    -------
+    ndarray of shape (n, n_models), int32
+        Labels count from 0 within each model.
+
+    Raises
+    ------
+    TypeError
+        If the dtype of the tiles is not one of those above.
+    ValueError
+        If the shapes do not fit together.
+    """
+    tiles = _checked(tiles, stack, offsets)
+    labels = np.empty((len(tiles), len(offsets) - 1), np.int32)
+    _label(tiles, _prepare(tiles.dtype, stack, offsets), _norm_dtype(tiles)(0), labels)
+    return labels
+
+
+def block_statistics(
+    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> NDArray[Any]:
+    """Reduce a block to the statistics of every centroid of a stack.
+
+    Parameters
+    ----------
+    tiles, stack, offsets
+        As for `label_block`.
+
+    Returns
+    -------
+    ndarray of shape (sum of k, d + 2), int64 (float64 for float tiles)
+        Per centroid, over the tiles labelled with it: vector sum, count, sum of squared
+        norms. Exact for integer tiles.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `label_block`.
+    OverflowError
+        If sums of squares of 16-bit tiles could exceed int64.
+    """
+    tiles = _checked(tiles, stack, offsets)
+    n, d = tiles.shape
+    check_exact(n, d, tiles.dtype)
+    total = np.float64 if tiles.dtype.kind == "f" else np.int64
+    statistics = np.zeros((len(stack), d + 2), total)
+    # Half the width is twice the lanes, so block sums are int32 where they fit.
+    narrow = tiles.dtype.kind != "f" and n * _peak(tiles.dtype) < 2**31
+    sums = np.zeros((len(stack), d), np.int32 if narrow else total)
+    prepared = _prepare(tiles.dtype, stack, offsets)
+    _reduce(tiles, prepared, _norm_dtype(tiles)(0), sums, statistics)
+    statistics[:, :d] = sums
+    return statistics
+
+
+def squared_distances(
+    tiles: NDArray[Any], centroids: NDArray[np.float64], labels: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Return each tile's squared distance to its own centroid, by the reference.
+
+    Parameters
+    ----------
+    tiles : ndarray of shape (n, d)
+        Any dtype that `label_block` takes.
+    centroids : ndarray of shape (k, d), float64
+    labels : ndarray of shape (n,), int32
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+    """
+    distances = np.empty(len(tiles))
+    _squared_distances(_read_only(tiles), centroids, labels, distances)
+    return distances
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Raise TypeError if tiles of this dtype are not supported."""
+    if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
+        names = ", ".join(map(str, SUPPORTED_DTYPES))
+        msg = f"tiles of dtype {dtype} are not supported; convert them to one of {names}"
+        raise TypeError(msg)
+
+
+def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
+    """Raise OverflowError if statistics of n tiles of d features could exceed int64.
+
+    Only 16-bit tiles can get there: 2**63 / 65535**2 is 2.1e9 pixels, while uint8 tiles
+    would need 1.4e14.
+    """
+    if dtype.kind != "f" and n * d * _peak(dtype) ** 2 >= 2**63:
+        msg = (
+            f"{n} tiles of {d} {dtype} features could overflow the exact 64-bit sums of squares; "
+            f"use at most {(2**63 - 1) // (d * _peak(dtype) ** 2)} tiles, or scale them to uint8"
+        )
+        raise OverflowError(msg)
+
+
+class _Prepared(NamedTuple):
+    """A stack made ready for the fast path: rows are centroids or models."""
+
+    stack: NDArray[np.float64]
+    offsets: NDArray[np.intp]
+    weights: NDArray[Any]  # (sum of k, d): -2 (c - mu), in the type of the products
+    bias: NDArray[np.float64]  # (sum of k,): |c|^2
+    # Twice the bound on a score's error is slope |x| + curve |x|^2 + floor, per model, while
+    # |x| < reach. Beyond, a product might overflow: all centroids go to the reference.
+    slope: NDArray[np.float64]
+    curve: float
+    floor: NDArray[np.float64]
+    reach: NDArray[np.float64]
+
+
+def _prepare(
+    dtype: np.dtype[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> _Prepared:
+    d = stack.shape[1]
+    product = np.finfo(np.float64 if dtype == np.float64 else np.float32)
+    # A sum of d products, the weight's own rounding (a difference, a cast), the final sum.
+    gamma, gamma_64 = _gamma(d + 4, float(product.eps) / 2), _gamma(d + 4, 2.0**-53)
+    twice = 2 * 1.01  # two scores are compared; 1 % is far more than the bound's own rounding
+    weights = np.empty(stack.shape, product.dtype)
+    slope, floor, reach = (np.empty(len(offsets) - 1) for _ in range(3))
+    with np.errstate(all="ignore"):
+        bias = np.square(stack).sum(axis=1)
+        for m, (lo, hi) in enumerate(pairwise(offsets)):
+            centred = -2.0 * (stack[lo:hi] - stack[lo:hi].mean(axis=0))
+            weights[lo:hi] = centred
+            longest = float(np.sqrt(np.square(centred).sum(axis=1).max()))
+            # `tiny` covers what underflow takes from weights (times x) and from products.
+            slope[m] = twice * (gamma * longest + np.sqrt(d) * float(product.tiny))
+            # |c|^2 and the final sum take 2 gamma |c|^2, the reference's distance, at most
+            # 2 |x|^2 + 2 |c|^2, the rest.
+            floor[m] = twice * (4 * gamma_64 * bias[lo:hi].max() + d * float(product.tiny))
+            largest = float(product.max) / 8
+            reach[m] = largest / max(longest, 1.0) if longest < largest else 0.0
+    return _Prepared(stack, offsets, weights, bias, slope, twice * 2 * gamma_64, floor, reach)
+
+
+def _gamma(n: int, unit: float) -> float:
+    """Return Higham's gamma_n = n u / (1 - n u), or infinity where the theory has no bound."""
+    return n * unit / (1 - n * unit) if n * unit < 1 else np.inf
+
+
+@njit(nogil=True, cache=True)
+def _label(tiles: Any, prepared: Any, zero: Any, labels: Any) -> None:
+    """Label all tiles, a panel at a time: products, then decisions."""
+    products = np.empty((_PANEL, len(prepared.stack)), prepared.weights.dtype)
+    norms = np.full(_PANEL, zero)
+    for start in range(0, len(tiles), _PANEL):
+        panel = tiles[start : start + _PANEL]
+        _multiply(panel, prepared.weights, products)
+        _square(panel, norms)
+        _decide(panel, norms, products, prepared, labels[start : start + _PANEL])
+
+
+@njit(nogil=True, cache=True)
+def _reduce(tiles: Any, prepared: Any, zero: Any, sums: Any, statistics: Any) -> None:
+    """Label all tiles and add them up, a panel at a time while it is in cache."""
+    products = np.empty((_PANEL, len(prepared.stack)), prepared.weights.dtype)
+    norms = np.full(_PANEL, zero)
+    labels = np.empty((_PANEL, len(prepared.offsets) - 1), np.int32)
+    for start in range(0, len(tiles), _PANEL):
+        panel = tiles[start : start + _PANEL]
+        _multiply(panel, prepared.weights, products)
+        _square(panel, norms)
+        _decide(panel, norms, products, prepared, labels)
+        _add(panel, norms, labels, prepared.offsets, sums, statistics)
+
+
+@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+def _multiply(tiles: Any, weights: Any, products: Any) -> None:
+    """Write tiles @ weights.T, two tiles by four centroids at a time, widened in register.
+
+    Eight sums share each load. Centroids are the outer loop, so that a large stack
+    streams through cache once a panel and not once a tile.
+    """
+    n, d = tiles.shape
+    k = len(weights)
+    number = weights.dtype.type
+    for j in range(0, k - 3, 4):
+        for i in range(0, n, 2):
+            i1 = min(i + 1, n - 1)
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = number(0)
+            for p in range(d):
+                x0, x1 = number(tiles[i, p]), number(tiles[i1, p])
+                w0, w1 = weights[j, p], weights[j + 1, p]
+                w2, w3 = weights[j + 2, p], weights[j + 3, p]
+                a0 += x0 * w0
+                a1 += x0 * w1
+                a2 += x0 * w2
+                a3 += x0 * w3
+                b0 += x1 * w0
+                b1 += x1 * w1
+                b2 += x1 * w2
+                b3 += x1 * w3
+            products[i, j], products[i, j + 1] = a0, a1
+            products[i, j + 2], products[i, j + 3] = a2, a3
+            products[i1, j], products[i1, j + 1] = b0, b1
+            products[i1, j + 2], products[i1, j + 3] = b2, b3
+    for j in range(k - k % 4, k):
+        for i in range(0, n, 2):
+            i1 = min(i + 1, n - 1)
+            a0 = b0 = number(0)
+            for p in range(d):
+                a0 += number(tiles[i, p]) * weights[j, p]
+                b0 += number(tiles[i1, p]) * weights[j, p]
+            products[i, j], products[i1, j] = a0, b0
+
+
+@njit(nogil=True, cache=True)
+def _square(tiles: Any, norms: Any) -> None:
+    """Write each tile's squared norm: exact in the type of `norms` for integer tiles."""
+    number = norms.dtype.type
+    for i in range(len(tiles)):
+        total = number(0)
+        for p in range(tiles.shape[1]):
+            value = number(tiles[i, p])
+            total = number(total + number(value * value))
+        norms[i] = total
+
+
+@njit(nogil=True, cache=True)
+def _decide(tiles: Any, norms: Any, products: Any, prepared: Any, labels: Any) -> None:
+    """Write each tile's label under each model: the reference's, always.
+
+    The best and second-best are selected without branches: on real tiles no CPU predicts
+    them, and the misses cost more than the products.
+    """
+    offsets, bias = prepared.offsets, prepared.bias
+    for i in range(len(tiles)):
+        square = np.float64(norms[i])
+        norm = np.sqrt(square)
+        for m in range(len(offsets) - 1):
+            first, last = offsets[m], offsets[m + 1]
+            label = first
+            best = bias[first] + products[i, first]
+            second = np.inf
+            for j in range(first + 1, last):
+                score = bias[j] + products[i, j]
+                closer = score < best
+                label = j if closer else label
+                loser = best if closer else score
+                best = score if closer else best
+                second = loser if loser < second else second
+            bound = prepared.slope[m] * norm + prepared.curve * square + prepared.floor[m]
+            if not norm < prepared.reach[m]:
+                bound = np.inf
+            # "not >" rather than "<=", so that a NaN goes to the reference too.
+            if not second - best > bound:
+                label, least = -1, np.inf
+                for j in range(first, last):
+                    if not bias[j] + products[i, j] - best > bound:
+                        distance = _squared_distance(tiles[i], prepared.stack[j])
+                        if label < 0 or distance < least:
+                            label, least = j, distance
+            labels[i, m] = label - first
+
+
+@njit(nogil=True, cache=True)
+def _squared_distance(tile: Any, centroid: Any) -> Any:
+    """Return the reference: float64, in index order, neither FMA nor reassociation."""
+    total = 0.0
+    for p in range(len(tile)):
+        difference = np.float64(tile[p]) - centroid[p]
+        total += difference * difference
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _squared_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) -> None:
+    for i in range(len(tiles)):
+        distances[i] = _squared_distance(tiles[i], centroids[labels[i]])
+
+
+@njit(nogil=True, cache=True)
+def _add(tiles: Any, norms: Any, labels: Any, offsets: Any, sums: Any, statistics: Any) -> None:
+    """Add a panel to the sums, counts and squared norms of its centroids."""
+    d = tiles.shape[1]
+    for i in range(len(tiles)):
+        for m in range(len(offsets) - 1):
+            j = offsets[m] + labels[i, m]
+            for p in range(d):
+                sums[j, p] += tiles[i, p]
+            statistics[j, d] += 1
+            statistics[j, d + 1] += norms[i]
+
+
+def _peak(dtype: np.dtype[Any]) -> int:
+    """Return the largest magnitude of an integer type."""
+    limits = np.iinfo(dtype)
+    return max(int(limits.max), -int(limits.min))
+
+
+def _norm_dtype(tiles: NDArray[Any]) -> type[np.generic]:
+    """Return the narrowest type that holds a tile's squared norm exactly."""
+    if tiles.dtype.kind == "f":
+        return np.float64
+    return np.int32 if tiles.shape[1] * _peak(tiles.dtype) ** 2 < 2**31 else np.int64
+
+
+def _checked(
+    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> NDArray[Any]:
+    check_dtype(tiles.dtype)
+    if tiles.ndim != 2 or stack.ndim != 2 or tiles.shape[1] != stack.shape[1]:
+        msg = f"tiles of shape {tiles.shape} do not fit centroids of shape {stack.shape}"
+        raise ValueError(msg)
+    if offsets[0] != 0 or offsets[-1] != len(stack) or np.any(np.diff(offsets) < 1):
+        msg = f"offsets {offsets.tolist()} do not divide {len(stack)} centroids into models"
+        raise ValueError(msg)
+    return _read_only(tiles)
+
+
+def _read_only(tiles: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous, read-only view, so that numba compiles one version and not two."""
+    tiles = np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")).view()
+    tiles.flags.writeable = False
+    return tiles

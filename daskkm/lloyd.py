@@ -1,0 +1,278 @@
+"""Lloyd's algorithm for many models at once, over an injected measure of the data.
+
+Each pass measures the stack of all models that are still moving, then moves each of them
+on its own. Where the data lives, and how a pass over it is made, the loop never learns.
+
+Source: S. P. Lloyd, Least squares quantization in PCM, IEEE Trans. Inf. Theory 28 (1982);
+the meaning of `tol`, of `n_iter` and the relocation of empty clusters are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    #: One read of all tiles: (stack, offsets) to the statistics (sum of k, d + 2).
+    Measure = Callable[[NDArray[np.float64], NDArray[np.intp]], NDArray[Any]]
+    #: (stack, offsets, how many for each model) to the tiles farthest from their own
+    #: centroid, one `Farthest` a model.
+    FindFarthest = Callable[
+        [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence["Farthest"]
+    ]
+
+
+class Farthest(NamedTuple):
+    """Tiles that lie far from their own centroid."""
+
+    distances: NDArray[np.float64]  # (m,), squared
+    indices: NDArray[np.int64]  # (m,), global
+    tiles: NDArray[Any]  # (m, d)
+    labels: NDArray[np.int32]  # (m,)
+
+    def most(self, m: int) -> Farthest:
+        """Return the m farthest, farthest first, lowest index on ties."""
+        order = np.lexsort((self.indices, -self.distances))[:m]
+        return Farthest(*(values[order] for values in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one pass did to one model.
+
+    Attributes
+    ----------
+    iteration : int
+        Updates of the centroids so far, this pass's included.
+    centroids : ndarray of shape (k, d), float64
+        The centroids that the pass measured; counts and inertia are theirs.
+    counts : ndarray of shape (k,), int64
+        Tiles a cluster.
+    inertia : float
+        Sum of squared distances of all tiles to their nearest centroid.
+    shift : float
+        Sum of the squared distances by which the last update moved the centroids.
+    converged : bool
+        Whether the update moved them by no more than `tol`, or the clusters settled.
+    last : bool
+        Whether the model is done: centroids, counts, inertia and iteration are its result.
+    """
+
+    iteration: int
+    centroids: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    inertia: float
+    shift: float
+    converged: bool
+    last: bool
+
+
+def iterate(
+    starts: Sequence[NDArray[np.float64]],
+    measure: Measure,
+    find_farthest: FindFarthest,
+    *,
+    max_iter: int,
+    tol: float,
+) -> Iterator[dict[int, Step]]:
+    """Run Lloyd's iterations for all models, one pass over the data a round.
+
+    A model leaves the stack as soon as it is done. One that was stopped by `tol` or
+    `max_iter` is measured once more, without an update, so that what it returns belongs
+    together; one whose update moved nothing needs no such pass.
+
+    Parameters
+    ----------
+    starts : sequence of ndarray of shape (k, d), float64
+        The starting centroids of each model.
+    measure : callable
+        ``measure(stack, offsets)`` returns the statistics of every centroid, as
+        `daskkm.kernel.block_statistics` defines them, over all tiles.
+    find_farthest : callable
+        ``find_farthest(stack, offsets, wanted)`` returns for each model the `wanted` tiles
+        farthest from their own centroid; only called when a cluster is empty.
+    max_iter : int
+        Most updates of a model.
+    tol : float
+        A model has converged when ``sum_j |shift_j|**2 <= tol * mean(var(tiles, axis=0))``.
+
+    Yields
+    ------
+    dict of int to Step
+        What the pass did, by the model's place in `starts`.
+    """
+    models = {i: _Model(start) for i, start in enumerate(starts)}
+    tolerance: float | None = None
+    while models:
+        offsets = np.cumsum([0, *(len(m.centroids) for m in models.values())], dtype=np.intp)
+        stack = np.concatenate([m.centroids for m in models.values()])
+        statistics = measure(stack, offsets)
+        parts = [statistics[lo:hi] for lo, hi in pairwise(offsets)]
+        if tolerance is None:
+            tolerance = tol * mean_variance(parts[0])
+        updates = _refill(stack, offsets, parts, list(models.values()), find_farthest)
+        steps = {
+            i: models[i].advance(measured, update, tolerance, max_iter)
+            for i, measured, update in zip(models, parts, updates, strict=True)
+        }
+        yield steps
+        models = {i: model for i, model in models.items() if not steps[i].last}
+
+
+@dataclass(slots=True)
+class _Model:
+    """A fit between two passes."""
+
+    centroids: NDArray[np.float64]
+    iteration: int = 0
+    shift: float = np.inf
+    converged: bool = False
+    stopped: bool = False
+    previous: NDArray[Any] | None = field(default=None, repr=False)
+
+    def advance(
+        self, measured: NDArray[Any], update: NDArray[Any], tolerance: float, max_iter: int
+    ) -> Step:
+        """Move the centroids to the means of `update` and say what happened."""
+        centroids, last = self.centroids, self.stopped
+        if not self.stopped:
+            self.centroids = means(update)
+            self.iteration += 1
+            self.shift = float(np.square(self.centroids - centroids).sum())
+            settled = self.previous is not None and np.array_equal(measured, self.previous)
+            self.converged = settled or self.shift <= tolerance
+            self.stopped = self.converged or self.iteration >= max_iter
+            self.previous = measured
+            last = self.stopped and np.array_equal(self.centroids, centroids)
+        return Step(
+            iteration=self.iteration,
+            centroids=centroids,
+            counts=measured[:, -2].astype(np.int64),
+            inertia=inertia(measured, centroids),
+            shift=self.shift,
+            converged=self.converged,
+            last=last,
+        )
+
+
+def means(statistics: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean tile of each cluster; an empty one takes the biggest cluster's.
+
+    Parameters
+    ----------
+    statistics : ndarray of shape (k, d + 2), int64 or float64
+
+    Returns
+    -------
+    ndarray of shape (k, d), float64
+    """
+    sums, counts = statistics[:, :-2], statistics[:, -2]
+    centroids = sums / np.maximum(counts, 1)[:, None]
+    centroids[counts == 0] = centroids[np.argmax(counts)]
+    return np.asarray(centroids, np.float64)
+
+
+def inertia(statistics: NDArray[Any], centroids: NDArray[np.float64]) -> float:
+    """Return the sum of squared distances of all tiles to the centroids they belong to.
+
+    With m_j the mean of cluster j, ``sum |x - c_j|**2 = (Q_j - |S_j|**2 / n_j) +
+    n_j |c_j - m_j|**2``. The first bracket cancels badly in floating point, so for integer
+    statistics it is taken as ``(n_j Q_j - |S_j|**2) / n_j`` in exact integers. Neither term
+    is ever negative, and the sum runs in the order of the centroids.
+
+    Parameters
+    ----------
+    statistics : ndarray of shape (k, d + 2), int64 or float64
+        Sums S, counts n and sums of squared norms Q of the tiles of each cluster.
+    centroids : ndarray of shape (k, d), float64
+
+    Returns
+    -------
+    float
+    """
+    filled = statistics[:, -2] > 0
+    part, centroids = statistics[filled], centroids[filled]
+    off_mean = np.square(centroids - part[:, :-2] / part[:, -2, None]).sum(axis=1)
+    return float(sum(_scatter(part) + part[:, -2] * off_mean))
+
+
+def mean_variance(statistics: NDArray[Any]) -> float:
+    """Return mean(var(tiles, axis=0)) from the statistics of any clustering of the tiles.
+
+    Parameters
+    ----------
+    statistics : ndarray of shape (k, d + 2), int64 or float64
+
+    Returns
+    -------
+    float
+    """
+    total = statistics.sum(axis=0, keepdims=True)
+    return float(_scatter(total)[0] / total[0, -2] / (statistics.shape[1] - 2))
+
+
+def _scatter(statistics: NDArray[Any]) -> NDArray[np.float64]:
+    """Return each cluster's sum of squared distances to its mean, (n Q - |S|^2) / n."""
+    sums, counts, squares = statistics[:, :-2], statistics[:, -2], statistics[:, -1]
+    if statistics.dtype.kind == "f":
+        return np.maximum(squares - np.square(sums).sum(axis=1) / counts, 0.0)
+    # int64 while it fits, else Python's integers: exact both ways.
+    if int(counts.max()) * int(squares.max()) >= 2**63:
+        sums, counts, squares = (a.astype(object) for a in (sums, counts, squares))
+    # By Cauchy-Schwarz |S|^2 <= n Q, so the check above covers both products.
+    return np.asarray((counts * squares - (sums * sums).sum(axis=1)) / counts, np.float64)
+
+
+def _refill(
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    parts: list[NDArray[Any]],
+    models: list[_Model],
+    find_farthest: FindFarthest,
+) -> list[NDArray[Any]]:
+    """Give each empty cluster a tile: the statistics from which the models are updated.
+
+    The empty clusters of all models share one more read of the data.
+    """
+    wanted = [
+        0 if model.stopped else int(np.count_nonzero(part[:, -2] == 0))
+        for model, part in zip(models, parts, strict=True)
+    ]
+    if not any(wanted):
+        return parts
+    farthest = find_farthest(stack, offsets, wanted)
+    return [
+        relocate(part, far) if n else part
+        for part, far, n in zip(parts, farthest, wanted, strict=True)
+    ]
+
+
+def relocate(statistics: NDArray[Any], farthest: Farthest) -> NDArray[Any]:
+    """Move the farthest tiles out of their clusters and into the empty ones.
+
+    Parameters
+    ----------
+    statistics : ndarray of shape (k, d + 2), int64 or float64
+    farthest : Farthest
+        One tile for each empty cluster, in their order; fewer leave the rest empty.
+
+    Returns
+    -------
+    ndarray of shape (k, d + 2)
+        The statistics after the moves.
+    """
+    moved = statistics.copy()
+    empty = np.flatnonzero(statistics[:, -2] == 0)
+    # strict=False: there are fewer tiles than empty clusters when no more lie off a centroid.
+    for cluster, tile, label in zip(empty, farthest.tiles, farthest.labels, strict=False):
+        wide = tile.astype(statistics.dtype)
+        row = np.concatenate([wide, [1, wide @ wide]]).astype(statistics.dtype)
+        moved[label] -= row
+        moved[cluster] = row
+    return moved
