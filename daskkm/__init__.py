@@ -1,0 +1,84 @@
+"""k-means over image tiles that do not fit in memory: exact, on dask.
+
+Public names load on first use, so that ``import daskkm`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskkm.errors import (
+        DaskkmError,
+        FitError,
+        ResultsError,
+        SchedulerError,
+        SheetError,
+        StoreError,
+    )
+    from daskkm.fit import FittedModel, SweepResult, fit_sweep
+    from daskkm.ingest import ingest
+    from daskkm.store import TileStore, open_store
+
+__version__ = version("daskkm")
+
+_HOME = {
+    "DaskkmError": "errors",
+    "FitError": "errors",
+    "FittedModel": "fit",
+    "ResultsError": "errors",
+    "SchedulerError": "errors",
+    "SheetError": "errors",
+    "StoreError": "errors",
+    "SweepResult": "fit",
+    "TileStore": "store",
+    "fit_sweep": "fit",
+    "ingest": "ingest",
+    "open_store": "store",
+}
+
+__all__ = [
+    "DaskkmError",
+    "FitError",
+    "FittedModel",
+    "ResultsError",
+    "SchedulerError",
+    "SheetError",
+    "StoreError",
+    "SweepResult",
+    "TileStore",
+    "fit_sweep",
+    "ingest",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `daskkm.ingest` the function, though a command's module has that name too.
+
+    Importing a submodule binds it as an attribute of its package, over whatever was there.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,7 +5,12 @@ Tiles are numbered row by row, sheet by sheet, sheets in natural order.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +25,38 @@ if TYPE_CHECKING:
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # The modes whose pixels are taken as they are, and the bands they have.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sheet as it was read.
+
+    Attributes
+    ----------
+    name : str
+        File name, without its folder.
+    size : int
+        Bytes of the file.
+    sha256 : str
+        Hexadecimal digest of the file.
+    shape : tuple of int
+        (height, width) or (height, width, bands) in pixels.
+    cropped : tuple of int
+        Pixels left out at the bottom and at the right, which hold no whole tile.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    shape: tuple[int, ...]
+    cropped: tuple[int, int]
+
+    def is_file(self, path: Path) -> bool:
+        """Tell whether a file is this sheet still, byte for byte."""
+        if path.name != self.name or path.stat().st_size != self.size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
 def find_sheets(folder: Path) -> list[Path]:
@@ -77,19 +114,22 @@ def sheet_shape(path: Path) -> tuple[int, ...]:
     SheetError
         If the file cannot be read as an image, is of another mode or holds several frames.
     """
-    with _open(path) as image:
-        return (image.height, image.width, *_BANDS[image.mode])
+    with _errors_named(path), Image.open(path) as image:
+        return _checked_shape(path, image)
 
 
-def read_sheet(path: Path) -> NDArray[np.uint8]:
-    """Decode a sheet.
+def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uint8]]:
+    """Read a sheet: what is to be remembered of it, and its pixels.
 
     Parameters
     ----------
     path : Path
+    tile : tuple of int
+        Height and width of a tile in pixels, which say what is cropped.
 
     Returns
     -------
+    Sheet
     ndarray of shape (height, width) or (height, width, 3), uint8
 
     Raises
@@ -97,31 +137,36 @@ def read_sheet(path: Path) -> NDArray[np.uint8]:
     SheetError
         As `sheet_shape`, or if the pixels cannot be decoded.
     """
-    with _open(path) as image:
-        try:
-            return np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            msg = f"{path}: its pixels cannot be decoded ({error}); replace or remove the file"
-            raise SheetError(msg) from error
+    with _errors_named(path):
+        # Read once: the digest is that of the very bytes that are decoded.
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            shape = _checked_shape(path, image)
+            pixels = np.asarray(image)
+    cropped = (shape[0] % tile[0], shape[1] % tile[1])
+    return Sheet(path.name, len(data), hashlib.sha256(data).hexdigest(), shape, cropped), pixels
 
 
-def _open(path: Path) -> Image.Image:
-    """Open an image, checking that it is one that can be cut exactly."""
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises, which seldom says where, into a SheetError that does."""
     try:
-        image = Image.open(path)
+        yield
     except UnidentifiedImageError as error:
         msg = f"{path}: this is not an image that can be read; replace or remove the file"
         raise SheetError(msg) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        msg = f"{path}: it cannot be opened ({error}); replace or remove the file"
+        msg = f"{path}: the image cannot be read ({error}); replace or remove the file"
         raise SheetError(msg) from error
+
+
+def _checked_shape(path: Path, image: Image.Image) -> tuple[int, ...]:
     frames = getattr(image, "n_frames", 1)
-    if image.mode in _BANDS and frames == 1:
-        return image
-    image.close()
-    has = f"{frames} frames" if frames > 1 else f"pixels of mode {image.mode}"
-    msg = f"{path}: it has {has}; convert it to one 8-bit greyscale or RGB image"
-    raise SheetError(msg)
+    if image.mode not in _BANDS or frames > 1:
+        has = f"{frames} frames" if frames > 1 else f"pixels of mode {image.mode}"
+        msg = f"{path}: it has {has}; convert it to one 8-bit greyscale or RGB image"
+        raise SheetError(msg)
+    return (image.height, image.width, *_BANDS[image.mode])
 
 
 def grid(shape: tuple[int, ...], tile: tuple[int, int]) -> tuple[int, int]:

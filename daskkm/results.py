@@ -1,0 +1,139 @@
+"""What a sweep leaves on disk: centroids as images, and sweep.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from daskkm.errors import ResultsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def check_writable(out: Path) -> None:
+    """Make the folder for results, and find out now whether it can be written.
+
+    Parameters
+    ----------
+    out : Path
+
+    Raises
+    ------
+    ResultsError
+        If it cannot.
+    """
+    with _errors_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+
+
+def save_centroids(out: Path, centroids: NDArray[np.float64], tile: tuple[int, ...]) -> None:
+    """Write ``out/K/centroidI.png`` for each centroid, I from 1.
+
+    Parameters
+    ----------
+    out : Path
+    centroids : ndarray of shape (k, d), float64
+    tile : tuple of int
+        Shape of a tile, (height, width) or (height, width, 3).
+
+    Raises
+    ------
+    ResultsError
+        If a file cannot be written.
+    """
+    folder = out / str(len(centroids))
+    with _errors_named(folder):
+        folder.mkdir(exist_ok=True)
+    for i, pixels in enumerate(to_pixels(centroids, tile), 1):
+        save_image(folder / f"centroid{i}.png", Image.fromarray(pixels))
+
+
+def to_pixels(centroids: NDArray[np.float64], tile: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Round centroids to pixels.
+
+    Parameters
+    ----------
+    centroids : ndarray of shape (k, d), float64
+    tile : tuple of int
+
+    Returns
+    -------
+    ndarray of shape (k, height, width) or (k, height, width, 3), uint8
+    """
+    return np.rint(centroids).clip(0, 255).astype(np.uint8).reshape(-1, *tile)
+
+
+def save_image(path: Path, image: Image.Image) -> None:
+    """Write an image whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Its suffix says the format.
+    image : PIL.Image.Image
+
+    Raises
+    ------
+    ResultsError
+        If it cannot be written.
+    """
+    with _replacing(path) as file:
+        image.save(file, path.suffix[1:])
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    content : mapping
+
+    Raises
+    ------
+    ResultsError
+        If it cannot be written.
+    """
+    with _replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of `path` once it is written."""
+    with _errors_named(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = f"{path}: results cannot be written ({error.strerror}); choose another place for them"
+        raise ResultsError(msg) from error

@@ -1,0 +1,195 @@
+"""Sweep: images to store to centroids for many k. ``python -m daskkm.sweep --help``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daskkm import cli, scheduler
+from daskkm.errors import SchedulerError
+
+if TYPE_CHECKING:
+    from daskkm.fit import SweepResult
+    from daskkm.store import TileStore
+
+
+def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        return scheduler.check_name(value)
+    except SchedulerError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+@click.command("sweep", context_settings={"show_default": True})
+@click.option(
+    "--scheduler",
+    "scheduler_name",
+    default="local",
+    callback=_scheduler_name,
+    metavar="NAME",
+    help="local, threads, tcp://host:8786, tls://host:8786 or the path of a scheduler file (.json).",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    default=Path("images"),
+    help="Folder of sheets; ingested first where the store is missing or they have changed. "
+    "With --store alone, a store that exists is used as it is.",
+)
+@click.option(
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path),
+    default=Path("store/tiles.zarr"),
+    help="The Zarr store of tiles.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("centroids"),
+    help="Folder for the results.",
+)
+@click.option("--k", "ks", type=cli.KList(), default="3-7", help="Numbers of clusters: 3-7 or 2,4,8-12.")
+@click.option(
+    "--init",
+    type=click.Choice(["k-means++", "random"]),
+    default="k-means++",
+    help="How starting centroids are drawn.",
+)
+@click.option("--n-init", type=click.IntRange(1), default=16, help="Restarts of each k; the best is kept.")
+@click.option("--max-iter", type=click.IntRange(1), default=100, help="Most iterations of a model.")
+@click.option(
+    "--tol",
+    type=click.FloatRange(0),
+    default=1e-4,
+    help="Stop when centroids move by less than this, relative to the variance of the tiles.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all random draws.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Worker processes of a local scheduler.  [default: threads in this process]",
+)
+@click.option(
+    "--threads-per-worker", type=click.IntRange(1), help="Threads of each local worker.  [default: share of the cores]"
+)
+@click.option("--memory-limit", help="Memory of each local worker, as in 2GB.  [default: share of the machine]")
+@click.option(
+    "--dashboard-address",
+    default="127.0.0.1:8787",
+    help="Where a local scheduler's dashboard listens.",
+)
+def command(
+    scheduler_name: str,
+    images: Path,
+    store_path: Path,
+    out: Path,
+    ks: tuple[int, ...],
+    workers: int | None,
+    threads_per_worker: int | None,
+    memory_limit: str | None,
+    dashboard_address: str,
+    **settings: Any,
+) -> None:
+    """Fit k-means for many k at once to the tiles of a folder of sheets.
+
+    Writes OUT/K/centroidI.png for every k, OUT/contact_sheet.png and OUT/sweep.json.
+    """
+    from daskkm import progress, results
+    from daskkm.fit import iter_passes
+
+    started = time.perf_counter()
+    results.check_writable(out)
+    store = _open_or_ingest(images, store_path)
+    click.echo(f"{store_path}: {len(store)} tiles from {len(store.sheets)} sheets", err=True)
+    with scheduler.connect(
+        scheduler_name,
+        workers=workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit=memory_limit,
+        dashboard_address=dashboard_address,
+    ) as client:
+        if client is not None:
+            click.echo(f"dashboard: {client.dashboard_link}", err=True)
+        show = progress.Progress().show
+        passes = iter_passes(
+            store.features(),
+            ks,
+            n_init=settings["n_init"],
+            init=settings["init"],
+            max_iter=settings["max_iter"],
+            tol=settings["tol"],
+            random_state=settings["seed"],
+        )
+        while True:
+            try:
+                show(next(passes))
+            except StopIteration as done:
+                result: SweepResult = done.value
+                break
+    _save(out, store_path, store, result, settings)
+    click.echo(progress.closing_table(result.models))
+    click.echo(
+        f"{result.passes} passes, {result.bytes_read / 1e6:.1f} MB read, "
+        f"{time.perf_counter() - started:.1f} s; look at {out / 'contact_sheet.png'}"
+    )
+
+
+def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
+    """Return the store, ingested anew where it is missing or its sheets have changed."""
+    from daskkm.ingest import ingest
+    from daskkm.store import open_store
+
+    def given(name: str) -> bool:
+        source = click.get_current_context().get_parameter_source(name)
+        return source is click.core.ParameterSource.COMMANDLINE
+
+    # A store named on its own must not be replaced by whatever lies in ./images.
+    if store_path.exists() and (given("store_path") and not given("images") or not images.exists()):
+        return open_store(store_path)
+    return ingest(images, store_path)
+
+
+def _save(
+    out: Path, store_path: Path, store: TileStore, result: SweepResult, settings: dict[str, Any]
+) -> None:
+    from daskkm import report, results
+
+    for model in result.models.values():
+        results.save_centroids(out, model.cluster_centers_, store.tile)
+    sheet = report.contact_sheet(
+        {k: results.to_pixels(m.cluster_centers_, store.tile) for k, m in result.models.items()},
+        {k: m.counts_.tolist() for k, m in result.models.items()},
+    )
+    results.save_image(out / "contact_sheet.png", sheet)
+    models = [
+        {
+            "k": k,
+            "inertia": model.inertia_,
+            "n_iter": model.n_iter_,
+            "converged": model.converged_,
+            "restart": model.restart_,
+            "sizes": model.counts_.tolist(),
+        }
+        for k, model in result.models.items()
+    ]
+    results.save_json(
+        out / "sweep.json",
+        {
+            "store": store_path.as_posix(),
+            "n_tiles": len(store),
+            "n_features": store.features().shape[1],
+            "tile": list(store.tile),
+            "passes": result.passes,
+            "bytes_read": result.bytes_read,
+            "settings": settings,
+            "models": models,
+        },
+    )
+
+
+if __name__ == "__main__":
+    cli.run(command)

@@ -1,0 +1,68 @@
+"""Make the sample sheets: handwritten digits 1 to 5, a sheet each.
+
+Run in this folder's parent: ``python images/make_sheets.py``. See images/README.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DIGITS = (1, 2, 3, 4, 5)
+ROWS, COLUMNS, SIDE = 34, 33, 16
+BLANK = 22  # the last tiles of the last column, as on the sheets that these stand in for
+SEED = 20240229
+
+_SCALE = 8  # digits are drawn at this multiple of their size, then averaged down: smooth edges
+
+
+def vary(digit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Enlarge an 8 x 8 digit to a tile, turned, sheared, scaled and shifted a little."""
+    side = SIDE * _SCALE
+    turn, shear = rng.normal(0, 0.09), rng.normal(0, 0.12)
+    height, width = rng.normal(1.0, 0.06), rng.normal(1.0, 0.08)
+    shift = rng.normal(0, 0.35 * _SCALE, 2)
+    # From the pixels of the tile back to those of the digit, about both centres.
+    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    back = turned @ np.array([[1 / width, shear], [0, 1 / height]]) * (8 / side) * 1.18
+    centre = np.array([4.0, 4.0]) - back @ (np.array([side / 2, side / 2]) + shift)
+    image = Image.fromarray(np.float32(digit)).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        (*back[0], centre[0], *back[1], centre[1]),
+        Image.Resampling.BICUBIC,
+    )
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+    # Ink saturates, as a pen's does: bicubic enlargement alone leaves it grey.
+    return np.rint(255 * np.clip((small - 3) / 11, 0, 1)).astype(np.uint8)
+
+
+def sheet(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Lay out a sheet of varied digits, row by row, its last column blank at the end."""
+    tiles = np.zeros((ROWS, COLUMNS, SIDE, SIDE), np.uint8)
+    blank = np.zeros((ROWS, COLUMNS), bool)
+    blank[ROWS - BLANK :, -1] = True
+    order = np.concatenate([rng.permutation(len(digits)) for _ in range(-(-ROWS * COLUMNS // len(digits)))])
+    for place, source in zip(np.argwhere(~blank), order, strict=False):
+        tiles[tuple(place)] = vary(digits[source], rng)
+    return tiles.swapaxes(1, 2).reshape(ROWS * SIDE, COLUMNS * SIDE)
+
+
+def main() -> None:
+    """Write the sheets beside this script."""
+    source = load_digits()
+    for digit in DIGITS:
+        rng = np.random.default_rng([SEED, digit])
+        pixels = sheet(source.images[source.target == digit], rng)
+        Image.fromarray(pixels).save(Path(__file__).with_name(f"digits_{digit}.png"), optimize=True)
+
+
+if __name__ == "__main__":
+    main()
