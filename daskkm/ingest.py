@@ -128,11 +128,18 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     default=Path("store/tiles.zarr"),
     help="Where to write the Zarr store.",
 )
-@click.option("--tile", type=cli.TileSize(), default="16", help="Pixels of a tile: 16 or 16x24 (height x width).")
+@click.option(
+    "--tile",
+    type=cli.TileSize(),
+    default="16",
+    help="Pixels of a tile: 16 or 16x24 (height x width).",
+)
 def command(images: Path, store: Path, tile: tuple[int, int]) -> None:
     """Cut the sheets in the folder IMAGES into tiles and write them to a store."""
     written = ingest(images, store, tile)
-    click.echo(f"{store}: {len(written)} tiles of {tile[0]} x {tile[1]} from {len(written.sheets)} sheets")
+    click.echo(
+        f"{store}: {len(written)} tiles of {tile[0]} x {tile[1]} from {len(written.sheets)} sheets"
+    )
 
 
 if __name__ == "__main__":

@@ -300,7 +300,7 @@ def _decide(tiles: Any, norms: Any, products: Any, prepared: Any, labels: Any) -
                 label = j if closer else label
                 loser = best if closer else score
                 best = score if closer else best
-                second = loser if loser < second else second
+                second = min(second, loser)
             bound = prepared.slope[m] * norm + prepared.curve * square + prepared.floor[m]
             if not norm < prepared.reach[m]:
                 bound = np.inf

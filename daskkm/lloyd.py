@@ -9,7 +9,6 @@ the meaning of `tol`, of `n_iter` and the relocation of empty clusters are sciki
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from numpy.typing import NDArray
 
     #: One read of all tiles: (stack, offsets) to the statistics (sum of k, d + 2).
@@ -39,7 +40,9 @@ class Farthest(NamedTuple):
     def most(self, m: int) -> Farthest:
         """Return the m farthest, farthest first, lowest index on ties."""
         order = np.lexsort((self.indices, -self.distances))[:m]
-        return Farthest(*(values[order] for values in self))
+        return Farthest(
+            self.distances[order], self.indices[order], self.tiles[order], self.labels[order]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,7 @@ def _scatter(statistics: NDArray[Any]) -> NDArray[np.float64]:
     """Return each cluster's sum of squared distances to its mean, (n Q - |S|^2) / n."""
     sums, counts, squares = statistics[:, :-2], statistics[:, -2], statistics[:, -1]
     if statistics.dtype.kind == "f":
-        return np.maximum(squares - np.square(sums).sum(axis=1) / counts, 0.0)
+        return np.asarray(np.maximum(squares - np.square(sums).sum(axis=1) / counts, 0.0))
     # int64 while it fits, else Python's integers: exact both ways.
     if int(counts.max()) * int(squares.max()) >= 2**63:
         sums, counts, squares = (a.astype(object) for a in (sums, counts, squares))

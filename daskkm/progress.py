@@ -9,11 +9,32 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
-    from daskkm.fit import FittedModel, Pass
+    from daskkm.fit import FittedModel, Pass, SweepResult
 
 _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
+
+
+def show_all(passes: Generator[Pass, None, SweepResult]) -> SweepResult:
+    """Make all passes of a sweep, showing each as it is done.
+
+    Parameters
+    ----------
+    passes : generator
+        As `daskkm.fit.iter_passes` returns it.
+
+    Returns
+    -------
+    SweepResult
+    """
+    display = Progress()
+    while True:
+        try:
+            display.show(next(passes))
+        except StopIteration as done:
+            result: SweepResult = done.value
+            return result
 
 
 class Progress:
@@ -46,7 +67,8 @@ class Progress:
         for k, state in states.items():
             status = f"{state.moving} moving" if state.moving else "done"
             lines.append(
-                f"  k = {k:<4} inertia {state.inertia:<12.6g} iteration {state.iteration:<4} {status}"
+                f"  k = {k:<4} inertia {state.inertia:<12.6g} "
+                f"iteration {state.iteration:<4} {status}"
             )
         # A terminal can only go back up to its first line.
         del lines[shutil.get_terminal_size().lines - 1 :]

@@ -52,7 +52,9 @@ def contact_sheet(
             x = margin + place % columns * cell[0]
             y = top + place // columns * cell[1]
             picture = Image.fromarray(pictures[j]).convert("RGB")
-            sheet.paste(picture.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y))
+            sheet.paste(
+                picture.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y)
+            )
             caption = f"{j + 1}: {counts[k][j]:,}"
             draw.text((x, y + height * scale + 2), caption, _FAINT, small)
         top += rows[k] * cell[1]

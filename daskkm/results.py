@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,6 +15,8 @@ from PIL import Image
 from daskkm.errors import ResultsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from numpy.typing import NDArray
 
 
@@ -37,26 +38,25 @@ def check_writable(out: Path) -> None:
             pass
 
 
-def save_centroids(out: Path, centroids: NDArray[np.float64], tile: tuple[int, ...]) -> None:
-    """Write ``out/K/centroidI.png`` for each centroid, I from 1.
+def save_centroids(out: Path, pictures: NDArray[np.uint8]) -> None:
+    """Write ``out/K/centroidI.png`` for each of K centroids, I from 1.
 
     Parameters
     ----------
     out : Path
-    centroids : ndarray of shape (k, d), float64
-    tile : tuple of int
-        Shape of a tile, (height, width) or (height, width, 3).
+    pictures : ndarray of shape (k, height, width) or (k, height, width, 3), uint8
+        As `to_pixels` makes them.
 
     Raises
     ------
     ResultsError
         If a file cannot be written.
     """
-    folder = out / str(len(centroids))
+    folder = out / str(len(pictures))
     with _errors_named(folder):
         folder.mkdir(exist_ok=True)
-    for i, pixels in enumerate(to_pixels(centroids, tile), 1):
-        save_image(folder / f"centroid{i}.png", Image.fromarray(pixels))
+    for i, picture in enumerate(pictures, 1):
+        save_image(folder / f"centroid{i}.png", Image.fromarray(picture))
 
 
 def to_pixels(centroids: NDArray[np.float64], tile: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from distributed import Client
 
 _CONNECT_SECONDS = 10
@@ -42,7 +43,10 @@ def check_name(name: str) -> str:
         )
         raise SchedulerError(msg)
     if not Path(name).is_file():
-        msg = f"{name}: there is no such scheduler file; start one with: dask scheduler --scheduler-file {name}"
+        msg = (
+            f"{name}: there is no such scheduler file; "
+            f"start one with: dask scheduler --scheduler-file {name}"
+        )
         raise SchedulerError(msg)
     return name
 

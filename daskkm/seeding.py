@@ -69,7 +69,7 @@ def starts(
     dict of (k, restart) to ndarray of shape (k, d), float64
     """
     draw = {"k-means++": kmeans_plusplus, "random": random_tiles}[method]
-    drawn = {}
+    drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
     for restart in range(n_init):
         rng = np.random.default_rng([seed, _STREAM_START, restart])
         longest = sample[draw(sample, max(ks), rng)].astype(np.float64)
@@ -93,7 +93,8 @@ def random_tiles(sample: NDArray[Any], k: int, rng: np.random.Generator) -> NDAr
     """
     order = rng.permutation(len(sample))
     seen: set[bytes] = set()
-    fresh, repeats = [], []
+    fresh: list[int] = []
+    repeats: list[int] = []
     for row in order:
         content = sample[row].tobytes()
         (repeats if content in seen else fresh).append(row)
@@ -147,8 +148,8 @@ def _squared_distances(
     tiles: NDArray[Any], norms: NDArray[np.float64], rows: Any
 ) -> NDArray[np.float64]:
     """Return the squared distance of every tile to each of the tiles in `rows`."""
-    products = (tiles @ tiles[rows].T).astype(np.float64)
-    return np.maximum(norms[:, None] - 2.0 * products + norms[rows], 0.0)
+    products: NDArray[np.float64] = (tiles @ tiles[rows].T).astype(np.float64)
+    return np.asarray(np.maximum(norms[:, None] - 2.0 * products + norms[rows], 0.0))
 
 
 def _exact_type(sample: NDArray[Any]) -> type[np.floating[Any]]:

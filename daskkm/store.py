@@ -49,10 +49,7 @@ class TileStore:
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self.path = path
         self.tiles = _array(path, group, "tiles")
-        self.sheets = tuple(
-            Sheet(**{k: tuple(v) if isinstance(v, list) else v for k, v in sheet.items()})
-            for sheet in _attributes(group)["sheets"]
-        )
+        self.sheets = tuple(map(Sheet.from_json, _attributes(group)["sheets"]))
         self._group = group
 
     @property
@@ -102,7 +99,7 @@ _PROVENANCE = ("sheet", "row", "col")
 class _Rows:
     """The tiles of a store as a two-dimensional array, for dask to slice."""
 
-    def __init__(self, path: Path, tiles: zarr.Array) -> None:
+    def __init__(self, path: Path, tiles: zarr.Array[Any]) -> None:
         self._path, self._tiles = path, tiles
         self.shape = (tiles.shape[0], int(np.prod(tiles.shape[1:])))
         self.dtype = tiles.dtype
@@ -127,9 +124,9 @@ class StoreWriter:
     A context manager: leaving it without an error completes the store.
     """
 
-    def __init__(self, group: zarr.Group, tile: tuple[int, int]) -> None:
-        self._group = group
-        self._tiles = group["tiles"]
+    def __init__(self, path: Path, group: zarr.Group, tile: tuple[int, int]) -> None:
+        self._path, self._group = path, group
+        self._tiles = _array(path, group, "tiles")
         self._tile = tile
         self._sheets: list[Sheet] = []
         self._waiting: list[NDArray[np.uint8]] = []
@@ -174,7 +171,7 @@ class StoreWriter:
         for first in range(0, self._written, _PROVENANCE_CHUNK):
             last = min(first + _PROVENANCE_CHUNK, self._written)
             for name, values in _provenance(self._sheets, self._tile, first, last).items():
-                self._group[name][first:last] = values
+                _array(self._path, self._group, name)[first:last] = values
         attributes = _attributes(self._group)
         attributes |= {"sheets": [asdict(sheet) for sheet in self._sheets], "complete": True}
         self._group.attrs["daskkm"] = attributes
@@ -215,7 +212,7 @@ def create_store(
     except OSError as error:
         msg = f"{path}: the store cannot be written ({error}); choose another place for it"
         raise StoreError(msg) from error
-    return StoreWriter(group, tile)
+    return StoreWriter(path, group, tile)
 
 
 def open_store(path: str | os.PathLike[str]) -> TileStore:
@@ -299,7 +296,7 @@ def _attributes(group: zarr.Group) -> dict[str, Any]:
     return dict(attributes) if isinstance(attributes, dict) else {}
 
 
-def _array(path: Path, group: zarr.Group, name: str) -> zarr.Array:
+def _array(path: Path, group: zarr.Group, name: str) -> zarr.Array[Any]:
     array = group.get(name)
     if not isinstance(array, zarr.Array):
         msg = f"{path}: the store has no array {name!r}; ingest the sheets again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
-from daskkm.errors import SchedulerError
+from daskkm.errors import SchedulerError, StoreError
 
 if TYPE_CHECKING:
     from daskkm.fit import SweepResult
@@ -30,7 +31,7 @@ def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> s
     default="local",
     callback=_scheduler_name,
     metavar="NAME",
-    help="local, threads, tcp://host:8786, tls://host:8786 or the path of a scheduler file (.json).",
+    help="local, threads, tcp://host:8786, tls://host:8786 or a scheduler file (.json).",
 )
 @click.option(
     "--images",
@@ -52,14 +53,18 @@ def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> s
     default=Path("centroids"),
     help="Folder for the results.",
 )
-@click.option("--k", "ks", type=cli.KList(), default="3-7", help="Numbers of clusters: 3-7 or 2,4,8-12.")
+@click.option(
+    "--k", "ks", type=cli.KList(), default="3-7", help="Numbers of clusters: 3-7 or 2,4,8-12."
+)
 @click.option(
     "--init",
     type=click.Choice(["k-means++", "random"]),
     default="k-means++",
     help="How starting centroids are drawn.",
 )
-@click.option("--n-init", type=click.IntRange(1), default=16, help="Restarts of each k; the best is kept.")
+@click.option(
+    "--n-init", type=click.IntRange(1), default=16, help="Restarts of each k; the best is kept."
+)
 @click.option("--max-iter", type=click.IntRange(1), default=100, help="Most iterations of a model.")
 @click.option(
     "--tol",
@@ -71,12 +76,17 @@ def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> s
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Worker processes of a local scheduler.  [default: threads in this process]",
+    help="Worker processes of a local scheduler.  [default: one worker in this process]",
 )
 @click.option(
-    "--threads-per-worker", type=click.IntRange(1), help="Threads of each local worker.  [default: share of the cores]"
+    "--threads-per-worker",
+    type=click.IntRange(1),
+    help="Threads of each local worker.  [default: its share of the cores]",
 )
-@click.option("--memory-limit", help="Memory of each local worker, as in 2GB.  [default: share of the machine]")
+@click.option(
+    "--memory-limit",
+    help="Memory of each local worker, as in 2GB.  [default: its share of the machine]",
+)
 @click.option(
     "--dashboard-address",
     default="127.0.0.1:8787",
@@ -88,11 +98,12 @@ def command(
     store_path: Path,
     out: Path,
     ks: tuple[int, ...],
-    workers: int | None,
-    threads_per_worker: int | None,
-    memory_limit: str | None,
-    dashboard_address: str,
-    **settings: Any,
+    init: str,
+    n_init: int,
+    max_iter: int,
+    tol: float,
+    seed: int,
+    **local: Any,
 ) -> None:
     """Fit k-means for many k at once to the tiles of a folder of sheets.
 
@@ -105,32 +116,22 @@ def command(
     results.check_writable(out)
     store = _open_or_ingest(images, store_path)
     click.echo(f"{store_path}: {len(store)} tiles from {len(store.sheets)} sheets", err=True)
-    with scheduler.connect(
-        scheduler_name,
-        workers=workers,
-        threads_per_worker=threads_per_worker,
-        memory_limit=memory_limit,
-        dashboard_address=dashboard_address,
-    ) as client:
+    with scheduler.connect(scheduler_name, **local) as client:
         if client is not None:
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
-        show = progress.Progress().show
-        passes = iter_passes(
-            store.features(),
-            ks,
-            n_init=settings["n_init"],
-            init=settings["init"],
-            max_iter=settings["max_iter"],
-            tol=settings["tol"],
-            random_state=settings["seed"],
+        result = progress.show_all(
+            iter_passes(
+                store.features(),
+                ks,
+                n_init=n_init,
+                init=init,
+                max_iter=max_iter,
+                tol=tol,
+                random_state=seed,
+            )
         )
-        while True:
-            try:
-                show(next(passes))
-            except StopIteration as done:
-                result: SweepResult = done.value
-                break
-    _save(out, store_path, store, result, settings)
+    settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
+    _save(out, result, store, {"store": store_path.as_posix(), "settings": settings})
     click.echo(progress.closing_table(result.models))
     click.echo(
         f"{result.passes} passes, {result.bytes_read / 1e6:.1f} MB read, "
@@ -143,52 +144,54 @@ def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
     from daskkm.ingest import ingest
     from daskkm.store import open_store
 
-    def given(name: str) -> bool:
-        source = click.get_current_context().get_parameter_source(name)
-        return source is click.core.ParameterSource.COMMANDLINE
-
+    if not store_path.exists():
+        return ingest(images, store_path)
     # A store named on its own must not be replaced by whatever lies in ./images.
-    if store_path.exists() and (given("store_path") and not given("images") or not images.exists()):
+    if not images.exists() or (_given("store_path") and not _given("images")):
         return open_store(store_path)
-    return ingest(images, store_path)
+    try:
+        height, width = open_store(store_path).tile[:2]
+    except StoreError:
+        return ingest(images, store_path)  # mends one that is incomplete, or says what is wrong
+    return ingest(images, store_path, (height, width))
 
 
-def _save(
-    out: Path, store_path: Path, store: TileStore, result: SweepResult, settings: dict[str, Any]
-) -> None:
+def _given(name: str) -> bool:
+    """Tell whether an option was given on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]) -> None:
+    """Write the centroids, their contact sheet and sweep.json."""
     from daskkm import report, results
 
-    for model in result.models.values():
-        results.save_centroids(out, model.cluster_centers_, store.tile)
-    sheet = report.contact_sheet(
-        {k: results.to_pixels(m.cluster_centers_, store.tile) for k, m in result.models.items()},
-        {k: m.counts_.tolist() for k, m in result.models.items()},
-    )
-    results.save_image(out / "contact_sheet.png", sheet)
-    models = [
-        {
-            "k": k,
-            "inertia": model.inertia_,
-            "n_iter": model.n_iter_,
-            "converged": model.converged_,
-            "restart": model.restart_,
-            "sizes": model.counts_.tolist(),
-        }
-        for k, model in result.models.items()
-    ]
-    results.save_json(
-        out / "sweep.json",
-        {
-            "store": store_path.as_posix(),
-            "n_tiles": len(store),
-            "n_features": store.features().shape[1],
-            "tile": list(store.tile),
-            "passes": result.passes,
-            "bytes_read": result.bytes_read,
-            "settings": settings,
-            "models": models,
-        },
-    )
+    models = result.models
+    pictures = {k: results.to_pixels(m.cluster_centers_, store.tile) for k, m in models.items()}
+    counts = {k: m.counts_.tolist() for k, m in models.items()}
+    for centroids in pictures.values():
+        results.save_centroids(out, centroids)
+    results.save_image(out / "contact_sheet.png", report.contact_sheet(pictures, counts))
+    content = {
+        **said,
+        "n_tiles": len(store),
+        "n_features": math.prod(store.tile),
+        "tile": list(store.tile),
+        "passes": result.passes,
+        "bytes_read": result.bytes_read,
+        "models": [
+            {
+                "k": k,
+                "inertia": model.inertia_,
+                "n_iter": model.n_iter_,
+                "converged": model.converged_,
+                "restart": model.restart_,
+                "sizes": counts[k],
+            }
+            for k, model in models.items()
+        ],
+    }
+    results.save_json(out / "sweep.json", content)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from daskkm.errors import SheetError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -50,6 +51,12 @@ class Sheet:
     sha256: str
     shape: tuple[int, ...]
     cropped: tuple[int, int]
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Sheet:
+        """Return the sheet that `dataclasses.asdict` and JSON made this record of."""
+        shape, cropped = tuple(record["shape"]), tuple(record["cropped"])
+        return cls(record["name"], record["size"], record["sha256"], shape, cropped)
 
     def is_file(self, path: Path) -> bool:
         """Tell whether a file is this sheet still, byte for byte."""

@@ -49,7 +49,9 @@ def sheet(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.u
     tiles = np.zeros((ROWS, COLUMNS, SIDE, SIDE), np.uint8)
     blank = np.zeros((ROWS, COLUMNS), bool)
     blank[ROWS - BLANK :, -1] = True
-    order = np.concatenate([rng.permutation(len(digits)) for _ in range(-(-ROWS * COLUMNS // len(digits)))])
+    order = np.concatenate(
+        [rng.permutation(len(digits)) for _ in range(-(-ROWS * COLUMNS // len(digits)))]
+    )
     for place, source in zip(np.argwhere(~blank), order, strict=False):
         tiles[tuple(place)] = vary(digits[source], rng)
     return tiles.swapaxes(1, 2).reshape(ROWS * SIDE, COLUMNS * SIDE)

@@ -1,0 +1,188 @@
+"""The kernel against the reference: bits, not tolerances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from daskkm import kernel
+from tests import reference
+
+INTEGERS = ("uint8", "int8", "uint16", "int16")
+FLOATS = ("float32", "float64")
+
+
+def extreme_values(rng: np.random.Generator, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A few values that are hard on this type: extremes, neighbours, small numbers."""
+    if dtype.kind == "f":
+        scale = 10.0 ** rng.integers(-3, 4)
+        return np.concatenate([[0, 1, -1], rng.normal(0, scale, 5)]).astype(dtype)
+    limits = np.iinfo(dtype)
+    some = rng.integers(limits.min, limits.max, 3, endpoint=True)
+    return np.array([limits.min, limits.min + 1, limits.max - 1, limits.max, 0, 1, *some], dtype)
+
+
+def make_tiles(rng: np.random.Generator, kind: str, n: int, d: int, dtype: str) -> NDArray[Any]:
+    kind_of = np.dtype(dtype)
+    values = extreme_values(rng, kind_of)
+    if kind == "constant":
+        return np.repeat(rng.choice(values, (n, 1)), d, axis=1)
+    if kind == "duplicates":
+        return rng.choice(values, (3, d))[rng.integers(0, 3, n)]
+    if kind == "binary":
+        return rng.choice(values[[0, 3]], (n, d))
+    if kind == "narrow":
+        steps = rng.integers(0, 3, (n, d)).astype(kind_of)
+        return (values[0] + steps).astype(kind_of)
+    return rng.choice(values, (n, d))
+
+
+def make_stack(
+    rng: np.random.Generator, kind: str, tiles: NDArray[Any], total: int, d: int
+) -> NDArray[np.float64]:
+    """Centroids that make ties and near-ties: tiles, midpoints, copies, neighbours."""
+    if not len(tiles):
+        return rng.normal(0, 100, (total, d))
+    first = tiles[rng.integers(0, len(tiles), total)].astype(np.float64)
+    second = tiles[rng.integers(0, len(tiles), total)].astype(np.float64)
+    if kind == "tiles":
+        return first
+    if kind == "midpoints":
+        return (first + second) / 2
+    if kind == "copies":
+        return np.repeat(first[:1], total, axis=0)
+    if kind == "neighbours":
+        return (first + second) / 2 * (1 + rng.integers(-2, 3, (total, d)) * 2.0**-52)
+    return first + rng.normal(0, 1, (total, d)) * (1 + np.abs(first).mean())
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(0, 70),
+    d=st.one_of(st.integers(1, 40), st.integers(1, 800)),
+    ks=st.one_of(
+        st.lists(st.integers(1, 7), min_size=1, max_size=6),
+        st.lists(st.integers(1, 300), min_size=1, max_size=1),
+    ),
+    dtype=st.sampled_from(INTEGERS + FLOATS),
+    tile_kind=st.sampled_from(["any", "constant", "duplicates", "binary", "narrow"]),
+    stack_kind=st.sampled_from(["any", "tiles", "midpoints", "copies", "neighbours"]),
+)
+def test_labels_and_statistics_are_the_references(
+    seed: int, n: int, d: int, ks: list[int], dtype: str, tile_kind: str, stack_kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = make_tiles(rng, tile_kind, n, d, dtype)
+    stack = make_stack(rng, stack_kind, tiles, sum(ks), d)
+    offsets = np.cumsum([0, *ks])
+
+    labels = kernel.label_block(tiles, stack, offsets)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, reference.labels(tiles, stack, offsets))
+
+    statistics = kernel.block_statistics(tiles, stack, offsets)
+    expected = reference.statistics(tiles, stack, offsets)
+    assert statistics.dtype == expected.dtype
+    if np.dtype(dtype).kind == "f":
+        np.testing.assert_array_equal(statistics[:, -2], expected[:, -2])
+        size = np.abs(tiles.astype(np.float64)).max(initial=0)
+        np.testing.assert_allclose(statistics, expected, rtol=1e-12, atol=1e-12 * n * size)
+    else:
+        np.testing.assert_array_equal(statistics, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [("float32", e) for e in (-44, -38, -23, -19, 0, 18, 19, 30, 37)]
+    + [("float64", e) for e in (-320, -200, -162, -38, 0, 38, 150, 154, 300)],
+)
+def test_labels_survive_overflow_and_underflow(dtype: str, exponent: int) -> None:
+    rng = np.random.default_rng(0)
+    tiles = (rng.normal(0, 1, (40, 9)) * 10.0**exponent).astype(dtype)
+    stack = tiles[rng.integers(0, 40, 12)].astype(np.float64) * rng.choice([1, 0.5, 1e-3], (12, 1))
+    offsets = np.array([0, 5, 12])
+    np.testing.assert_array_equal(
+        kernel.label_block(tiles, stack, offsets), reference.labels(tiles, stack, offsets)
+    )
+
+
+def test_the_fast_path_decides_nearly_all_real_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound so wide that the reference always decides would pass every other test."""
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (2000, 256), np.uint8)
+    stack = rng.integers(0, 256, (5, 256)) * 1.0
+    prepared = kernel._prepare(tiles.dtype, stack, np.array([0, 5]))
+    norms = np.sqrt((tiles.astype(float) ** 2).sum(1))
+    bound = prepared.slope[0] * norms + prepared.curve * norms**2 + prepared.floor[0]
+    nearest = np.sort(reference.distances(tiles, stack), axis=1)
+    assert np.mean(nearest[:, 1] - nearest[:, 0] > bound) > 0.99
+    assert (norms < prepared.reach[0]).all()
+
+
+@pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
+def test_zero_tiles(dtype: str) -> None:
+    tiles = np.empty((0, 4), dtype)
+    stack, offsets = np.arange(12.0).reshape(3, 4), np.array([0, 1, 3])
+    assert kernel.label_block(tiles, stack, offsets).shape == (0, 2)
+    statistics = kernel.block_statistics(tiles, stack, offsets)
+    assert statistics.shape == (3, 6)
+    assert not statistics.any()
+
+
+def test_layouts_that_are_not_the_kernels_own() -> None:
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 2**16, (50, 8), np.uint16)
+    stack, offsets = tiles[:6] * 1.0, np.array([0, 2, 6])
+    expected = kernel.block_statistics(tiles, stack, offsets)
+    frozen = tiles.copy()
+    frozen.flags.writeable = False
+    wide = np.zeros((50, 16), np.uint16)
+    wide[:, ::2] = tiles
+    for other in (frozen, np.asfortranarray(tiles), wide[:, ::2], tiles.astype(">u2")):
+        np.testing.assert_array_equal(kernel.block_statistics(other, stack, offsets), expected)
+
+
+def test_block_sums_beyond_int32() -> None:
+    tiles = np.full((40_000, 2), 2**16 - 1, np.uint16)
+    statistics = kernel.block_statistics(tiles, np.zeros((1, 2)), np.array([0, 1]))
+    peak = 2**16 - 1
+    assert statistics.tolist() == [[40_000 * peak, 40_000 * peak, 40_000, 80_000 * peak**2]]
+
+
+def test_squared_distances_are_the_references() -> None:
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (30, 256), np.uint8)
+    centroids = rng.normal(128, 50, (4, 256))
+    labels = kernel.label_block(tiles, centroids, np.array([0, 4]))[:, 0]
+    np.testing.assert_array_equal(
+        kernel.squared_distances(tiles, centroids, labels),
+        reference.distances(tiles, centroids).min(axis=1),
+    )
+
+
+def test_exactness_is_checked_for_16_bit_tiles() -> None:
+    kernel.check_exact(10**9, 256, np.dtype("uint8"))
+    kernel.check_exact(10**9, 256, np.dtype("float32"))
+    kernel.check_exact(8_388_000, 256, np.dtype("uint16"))
+    with pytest.raises(OverflowError, match="use at most 8388"):
+        kernel.check_exact(10**9, 256, np.dtype("uint16"))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float16", "complex128", "bool", "U3"])
+def test_other_dtypes_are_refused(dtype: str) -> None:
+    with pytest.raises(TypeError, match="convert them to one of uint8"):
+        kernel.label_block(np.zeros((2, 2), dtype), np.zeros((1, 2)), np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"), [((1, 3), [0, 1]), ((1, 2), [0, 2]), ((2, 2), [0, 0, 2]), ((2, 2), [1])]
+)
+def test_shapes_that_do_not_fit_are_refused(shape: tuple[int, int], offsets: list[int]) -> None:
+    with pytest.raises(ValueError, match="fit centroids|do not divide"):
+        kernel.label_block(np.zeros((2, 2), np.uint8), np.zeros(shape), np.array(offsets))
