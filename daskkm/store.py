@@ -75,7 +75,7 @@ class TileStore:
         return da.from_array(
             rows,
             chunks=(self.tiles.chunks[0], -1),
-            name=f"tiles-{tokenize(str(self.path), self.sheets)}",
+            name=f"tiles-{tokenize(str(self.path), self.sheets, self.tile)}",
             meta=np.empty((0, 0), self.tiles.dtype),
             asarray=False,
             # As a task of its own the reader would cost every pass a round trip to a worker.
@@ -124,10 +124,9 @@ class StoreWriter:
     A context manager: leaving it without an error completes the store.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, tile: tuple[int, int]) -> None:
-        self._path, self._group = path, group
-        self._tiles = _array(path, group, "tiles")
-        self._tile = tile
+    def __init__(self, path: Path, group: zarr.Group, arrays: dict[str, zarr.Array[Any]]) -> None:
+        self._path, self._group, self._arrays = path, group, arrays
+        self._tiles = arrays["tiles"]
         self._sheets: list[Sheet] = []
         self._waiting: list[NDArray[np.uint8]] = []
         self._written = 0
@@ -168,10 +167,17 @@ class StoreWriter:
     def _finish(self) -> None:
         if self._waiting:
             self._write(np.concatenate(self._waiting))
+        if self._written != self._tiles.shape[0]:
+            msg = (
+                f"{self._path}: {self._written} of {self._tiles.shape[0]} tiles were written; "
+                "the store is not complete, ingest the sheets again"
+            )
+            raise StoreError(msg)
         for first in range(0, self._written, _PROVENANCE_CHUNK):
             last = min(first + _PROVENANCE_CHUNK, self._written)
-            for name, values in _provenance(self._sheets, self._tile, first, last).items():
-                _array(self._path, self._group, name)[first:last] = values
+            tile = self._tiles.shape[1:3]
+            for name, values in _provenance(self._sheets, tile, first, last).items():
+                self._arrays[name][first:last] = values
         attributes = _attributes(self._group)
         attributes |= {"sheets": [asdict(sheet) for sheet in self._sheets], "complete": True}
         self._group.attrs["daskkm"] = attributes
@@ -206,13 +212,14 @@ def create_store(
         group = zarr.create_group(path, zarr_format=3)
         group.attrs["daskkm"] = {"format": FORMAT, "complete": False}
         shape = (n_tiles, *tile, *bands)
-        _create(group, "tiles", shape, "uint8", ("tile", "y", "x", "band")[: len(shape)])
+        dimensions = ("tile", "y", "x", "band")[: len(shape)]
+        arrays = {"tiles": _create(group, "tiles", shape, "uint8", dimensions)}
         for name in _PROVENANCE:
-            _create(group, name, (n_tiles,), "int32", ("tile",))
+            arrays[name] = _create(group, name, (n_tiles,), "int32", ("tile",))
     except OSError as error:
         msg = f"{path}: the store cannot be written ({error}); choose another place for it"
         raise StoreError(msg) from error
-    return StoreWriter(path, group, tile)
+    return StoreWriter(path, group, arrays)
 
 
 def open_store(path: str | os.PathLike[str]) -> TileStore:
@@ -275,10 +282,10 @@ def _remove_old(path: Path) -> None:
 
 def _create(
     group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, dimensions: tuple[str, ...]
-) -> None:
+) -> zarr.Array[Any]:
     item = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
     rows = max(1, _CHUNK_BYTES // item) if len(shape) > 1 else _PROVENANCE_CHUNK
-    group.create_array(
+    return group.create_array(
         name,
         shape=shape,
         dtype=dtype,
@@ -286,7 +293,8 @@ def _create(
         filters=None,
         compressors=[Crc32cCodec()],
         dimension_names=dimensions,
-        # Else an all-zero chunk is left out, and cannot be told from one that was lost.
+        # Else an all-zero chunk is left out, and cannot be told from one that was lost. The array
+        # must be written through this very object: the setting is not stored.
         config={"write_empty_chunks": True},
     )
 
@@ -305,7 +313,7 @@ def _array(path: Path, group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def _provenance(
-    sheets: list[Sheet], tile: tuple[int, int], first: int, last: int
+    sheets: list[Sheet], tile: tuple[int, ...], first: int, last: int
 ) -> dict[str, NDArray[np.int32]]:
     """Return sheet, row and column of the tiles first … last - 1."""
     grids = np.array([grid(sheet.shape, tile) for sheet in sheets])

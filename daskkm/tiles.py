@@ -176,7 +176,7 @@ def _checked_shape(path: Path, image: Image.Image) -> tuple[int, ...]:
     return (image.height, image.width, *_BANDS[image.mode])
 
 
-def grid(shape: tuple[int, ...], tile: tuple[int, int]) -> tuple[int, int]:
+def grid(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, int]:
     """Return how many rows and columns of whole tiles a sheet of this shape holds."""
     return shape[0] // tile[0], shape[1] // tile[1]
 

@@ -1,0 +1,32 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import daskkm
+from daskkm.store import TileStore
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> TileStore:
+    """The sample sheets, ingested."""
+    return daskkm.ingest(ROOT / "images", tmp_path_factory.mktemp("digits") / "tiles.zarr")
+
+
+@pytest.fixture
+def sheets(tmp_path: Path) -> Path:
+    """A folder of three small sheets of random pixels: 12 + 6 + 12 tiles of 8 x 8."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    for name, shape in (("s_2.png", (16, 24)), ("s_10.png", (32, 24)), ("s_1.png", (24, 32))):
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder

@@ -1,0 +1,103 @@
+"""Starting centroids: what a draw may depend on, and what it may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskkm import seeding
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def make_tiles(seed: int, n: int, distinct: int) -> NDArray[Any]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (distinct, 6), np.uint8)[rng.integers(0, distinct, n)]
+
+
+def test_few_tiles_are_all_in_the_sample() -> None:
+    assert seeding.sample_indices(1000, 5, seed=0).tolist() == list(range(1000))
+
+
+def test_many_tiles_are_sampled_uniformly_without_replacement() -> None:
+    indices = seeding.sample_indices(10**9, 5, seed=0)
+    assert len(np.unique(indices)) == len(indices) == 1 << 14
+    assert (np.diff(indices) > 0).all()
+    counts = np.bincount(indices // 10**8, minlength=10)
+    # Chi-squared with 9 degrees of freedom: 27.9 is its 99.9 % quantile.
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 27.9
+    assert len(seeding.sample_indices(10**6, 1000, seed=0)) == 64_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(9, 60),
+    distinct=st.integers(1, 60),
+    method=st.sampled_from(seeding.METHODS),
+)
+def test_the_first_k_of_a_longer_seeding_are_the_seeding_of_k(
+    seed: int, n: int, distinct: int, method: str
+) -> None:
+    sample = make_tiles(seed, n, distinct)
+    together = seeding.starts(sample, [2, 5, 9], 3, method, seed)
+    assert list(together) == [(k, r) for r in range(3) for k in (2, 5, 9)]
+    for (k, restart), start in together.items():
+        alone = seeding.starts(sample, [k], restart + 1, method, seed)[k, restart]
+        np.testing.assert_array_equal(start, alone)
+        # Every centroid is a tile, and none is drawn twice while there are others.
+        held = {tuple(tile) for tile in sample.tolist()}
+        drawn = {tuple(tile) for tile in start.tolist()}
+        assert drawn <= held
+        assert len(drawn) == min(k, len(held))
+
+
+def test_restarts_and_seeds_differ() -> None:
+    sample = make_tiles(0, 500, 500)
+    drawn = seeding.starts(sample, [4], 5, "k-means++", 0)
+    others = seeding.starts(sample, [4], 5, "k-means++", 1)
+    assert len({start.tobytes() for start in (*drawn.values(), *others.values())}) == 10
+
+
+def test_draws_do_not_depend_on_the_type_that_holds_the_tiles() -> None:
+    """float32 and float64 products are both exact, and so lead to the same draws."""
+    sample = make_tiles(0, 3000, 3000)
+    assert seeding._exact_type(sample) is np.float32
+    wide = sample.astype(np.uint16)
+    assert seeding._exact_type(wide) is np.float64
+    for restart in range(5):
+        np.testing.assert_array_equal(
+            seeding.kmeans_plusplus(sample, 20, np.random.default_rng(restart)),
+            seeding.kmeans_plusplus(wide, 20, np.random.default_rng(restart)),
+        )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kmeans_plusplus_finds_well_separated_clusters(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    centres = np.repeat([[0], [80], [160], [240]], 10, axis=1)
+    own = rng.integers(0, 4, 400)
+    sample = (centres[own] + rng.integers(0, 9, (400, 10))).astype(np.uint8)
+    chosen = seeding.kmeans_plusplus(sample, 4, np.random.default_rng(seed))
+    assert sorted(own[chosen]) == [0, 1, 2, 3]
+
+
+def test_a_draw_is_proportional_to_the_squared_distance() -> None:
+    # From 0, tiles 1, 2 and 3 lie at 1, 4 and 9: alone, they would be drawn in that ratio.
+    # The best of two draws leaves the least potential: from 2 that is 1 + 1, from 3 1 + 1 too.
+    sample = np.array([[0], [1], [2], [3]], np.uint8)
+    seconds = []
+    for seed in range(3000):
+        first, second = seeding.kmeans_plusplus(sample, 2, np.random.default_rng(seed))
+        if first == 0:
+            seconds.append(int(second))
+    share = np.bincount(seconds, minlength=4) / len(seconds)
+    # 1 leaves 1 + 4, so it is kept only if both draws are 1: (1/14)**2. Of 2 and 3, which leave
+    # 2 each, the first drawn is kept, or the only one: 4 to 9.
+    expected = np.array([0, 1 / 196, 195 / 196 * 4 / 13, 195 / 196 * 9 / 13])
+    np.testing.assert_allclose(share, expected, atol=0.05)

@@ -1,0 +1,216 @@
+"""The store and ingest: the very pixels, or a clear error."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+import daskkm
+from daskkm import tiles
+from daskkm.errors import SheetError, StoreError
+from daskkm.store import create_store
+
+
+def test_tiles_are_the_pixels_of_the_sheets_in_natural_order(sheets: Path, tmp_path: Path) -> None:
+    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+    assert [sheet.name for sheet in store.sheets] == ["s_1.png", "s_2.png", "s_10.png"]
+    pixels = [np.asarray(Image.open(sheets / sheet.name)) for sheet in store.sheets]
+    expected = np.concatenate([tiles.cut(sheet, (8, 8)) for sheet in pixels])
+    np.testing.assert_array_equal(store.tiles[:], expected)
+
+    X = store.features()
+    assert isinstance(X, da.Array)
+    assert (X.shape, X.dtype) == ((30, 64), np.uint8)
+    np.testing.assert_array_equal(X.compute(), expected.reshape(30, 64))
+
+    provenance = store.provenance()
+    for i, (sheet, row, col) in enumerate(zip(*provenance.values(), strict=True)):
+        found = pixels[sheet][row * 8 : row * 8 + 8, col * 8 : col * 8 + 8]
+        np.testing.assert_array_equal(found, expected[i])
+
+
+def test_many_chunks_hold_the_same_as_one(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = daskkm.ingest(sheets, tmp_path / "whole.zarr", tile=(8, 8))
+    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
+    monkeypatch.setattr("daskkm.store._PROVENANCE_CHUNK", 4)
+    parts = daskkm.ingest(sheets, tmp_path / "parts.zarr", tile=(8, 8))
+    assert parts.features().chunks[0] == (7, 7, 7, 7, 2)
+    np.testing.assert_array_equal(parts.tiles[:], whole.tiles[:])
+    np.testing.assert_array_equal(parts.features().compute(), whole.features().compute())
+    for name, values in whole.provenance().items():
+        np.testing.assert_array_equal(parts.provenance()[name], values)
+
+
+def test_rgb_sheets(tmp_path: Path) -> None:
+    folder = tmp_path / "rgb"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    store = daskkm.ingest(folder, tmp_path / "t.zarr", tile=(4, 4))
+    assert store.tile == (4, 4, 3)
+    assert store.tiles.metadata.dimension_names == ("tile", "y", "x", "band")  # type: ignore[union-attr]
+    np.testing.assert_array_equal(tiles.join(store.tiles[:], 3), pixels)
+
+
+def test_what_the_store_says_of_itself(sheets: Path, tmp_path: Path) -> None:
+    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+    said = json.loads((tmp_path / "t.zarr" / "zarr.json").read_text())
+    assert said["zarr_format"] == 3
+    ours = said["attributes"]["daskkm"]
+    assert ours["complete"] is True
+    assert ours["sheets"][0].keys() == {"name", "size", "sha256", "shape", "cropped"}
+    assert store.tiles.metadata.dimension_names == ("tile", "y", "x")  # type: ignore[union-attr]
+    for name in ("tiles", "sheet", "row", "col"):
+        array = json.loads((tmp_path / "t.zarr" / name / "zarr.json").read_text())
+        assert [codec["name"] for codec in array["codecs"]] == ["bytes", "crc32c"]
+
+
+def test_blank_tiles_are_written(tmp_path: Path) -> None:
+    """A chunk left out reads as zeros, and could not be told from one that was lost."""
+    (tmp_path / "blank").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "blank" / "a.png")
+    daskkm.ingest(tmp_path / "blank", tmp_path / "t.zarr", tile=(8, 8))
+    assert (tmp_path / "t.zarr" / "tiles" / "c" / "0" / "0" / "0").stat().st_size == 4 * 64 + 4
+
+
+def test_ragged_edges_are_cropped_with_one_warning(sheets: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"s_1\.png \(4 at the bottom, 2 at the right\), s_2\.png"):
+        store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(10, 10))
+    assert [sheet.cropped for sheet in store.sheets] == [(4, 2), (6, 4), (2, 4)]
+    assert daskkm.open_store(tmp_path / "t.zarr").sheets == store.sheets
+    assert len(store) == 6 + 2 + 6
+
+
+def test_a_store_of_the_same_sheets_is_left_alone(sheets: Path, tmp_path: Path) -> None:
+    store = tmp_path / "t.zarr"
+    daskkm.ingest(sheets, store, tile=(8, 8))
+    written = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    daskkm.ingest(sheets, store, tile=(8, 8))
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == written
+
+
+@pytest.mark.parametrize("change", ["edit", "remove", "rename", "tile"])
+def test_a_store_of_other_sheets_is_replaced(sheets: Path, tmp_path: Path, change: str) -> None:
+    before = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+    token = before.features().name
+    if change == "edit":
+        Image.new("L", (24, 32), 9).save(sheets / "s_10.png")
+    elif change == "remove":
+        (sheets / "s_10.png").unlink()
+    elif change == "rename":
+        (sheets / "s_10.png").rename(sheets / "s_3.png")
+    after = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(4, 4) if change == "tile" else (8, 8))
+    assert (after.sheets, after.tile) != (before.sheets, before.tile)
+    assert after.features().name != token
+    fresh = daskkm.ingest(sheets, tmp_path / "fresh.zarr", tile=after.tile[:2])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
+
+
+def test_an_ingest_that_fails_leaves_a_store_that_is_refused_then_mended(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, tile: tuple[int, int]) -> None:
+        msg = f"{path}: no more"
+        raise SheetError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiles, "read_sheet", fail)
+        with pytest.raises(SheetError, match="no more"):
+            daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+    with pytest.raises(StoreError, match="not complete; ingest the sheets again"):
+        daskkm.open_store(tmp_path / "t.zarr")
+    assert len(daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))) == 30
+
+
+def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path: Path) -> None:
+    store = tmp_path / "t.zarr"
+
+    def refused(match: str, tile: tuple[int, int] = (8, 8)) -> None:
+        with pytest.raises(SheetError, match=match):
+            daskkm.ingest(sheets, store, tile)
+        assert not store.exists()
+
+    refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
+    refused("0 x 8 pixels holds nothing", (0, 8))
+    Image.new("RGB", (8, 8)).save(sheets / "s_3.png")
+    refused(r"s_3\.png: it is RGB while the other sheets are greyscale")
+    (sheets / "s_3.png").write_text("text")
+    refused(r"s_3\.png: this is not an image")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "group"])
+def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "thesis.tex").write_text("precious")
+    else:
+        zarr.create_group(path).create_array("a", shape=(3,), dtype="u1")
+    before = sorted(path.rglob("*"))
+    with pytest.raises(StoreError, match="not a store of daskkm's"):
+        daskkm.ingest(sheets, path)
+    assert path.exists()
+    assert sorted(path.rglob("*")) == before
+
+
+def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no store; make one with"):
+        daskkm.open_store(tmp_path / "none.zarr")
+    zarr.create_group(tmp_path / "other.zarr")
+    with pytest.raises(StoreError, match="not a store that this version"):
+        daskkm.open_store(tmp_path / "other.zarr")
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match="metadata cannot be read"):
+        daskkm.open_store(tmp_path / "broken.zarr")
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file"):
+        daskkm.open_store(tmp_path / "file")
+
+
+def test_a_flipped_bit_is_an_error_that_says_where(sheets: Path, tmp_path: Path) -> None:
+    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+    chunk = tmp_path / "t.zarr" / "tiles" / "c" / "0" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 4
+    chunk.write_bytes(data)
+    with pytest.raises(StoreError, match=r"t\.zarr: tiles 0 to 29 cannot be read"):
+        store.features().compute()
+
+
+def test_the_writer_refuses_too_few_tiles(tmp_path: Path) -> None:
+    sheet = tiles.Sheet("a", 1, "", (8, 8), (0, 0))
+    with (
+        pytest.raises(StoreError, match="1 of 2 tiles"),
+        create_store(tmp_path / "t.zarr", 2, (8, 8), ()) as writer,
+    ):
+        writer.append(sheet, np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(StoreError, match="not complete"):
+        daskkm.open_store(tmp_path / "t.zarr")
+
+
+def test_the_sample_sheets(digits: daskkm.TileStore) -> None:
+    assert (len(digits), digits.tile, len(digits.sheets)) == (5610, (16, 16), 5)
+    assert {sheet.shape for sheet in digits.sheets} == {(544, 528)}
+    blank = ~digits.features().compute().any(axis=1)
+    where = digits.provenance()
+    assert blank.sum() == 5 * 22
+    assert set(where["col"][blank]) == {32}
+    assert set(where["row"][blank]) == set(range(12, 34))
+
+
+def test_no_warning_without_ragged_edges(sheets: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))

@@ -1,0 +1,99 @@
+"""Sheets and tiles: exact both ways, and clear about what cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from daskkm import tiles
+from daskkm.errors import SheetError
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    bands=st.sampled_from([(), (3,)]),
+    ragged=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+)
+def test_join_undoes_cut(
+    rows: int,
+    columns: int,
+    height: int,
+    width: int,
+    bands: tuple[int, ...],
+    ragged: tuple[int, int],
+) -> None:
+    shape = (rows * height + ragged[0] % height, columns * width + ragged[1] % width, *bands)
+    sheet = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    cut = tiles.cut(sheet, (height, width))
+    assert cut.shape == (rows * columns, height, width, *bands)
+    whole = sheet[: rows * height, : columns * width]
+    np.testing.assert_array_equal(tiles.join(cut, columns), whole)
+    # Row by row: the second tile is to the right of the first.
+    if columns > 1:
+        np.testing.assert_array_equal(cut[1], sheet[:height, width : 2 * width])
+
+
+def test_sheets_are_found_in_natural_order_and_nothing_else(tmp_path: Path) -> None:
+    wanted = ["a_2.png", "a_10.JPG", "b1.tif", "b01.tif", "b1c2.png", "b1c10.png"]
+    for name in [*wanted, "README.md", ".hidden.png", "notes.txt"]:
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    found = [path.name for path in tiles.find_sheets(tmp_path)]
+    assert found == ["a_2.png", "a_10.JPG", "b01.tif", "b1.tif", "b1c2.png", "b1c10.png"]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file.png"])
+def test_no_sheets(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.png").touch()
+    with pytest.raises(SheetError, match=name):
+        tiles.find_sheets(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_sheet_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
+    bands = (3,) if mode == "RGB" else ()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 33, *bands), np.uint8)
+    path = tmp_path / "sheet.png"
+    Image.fromarray(pixels).save(path)
+    sheet, read = tiles.read_sheet(path, (8, 16))
+    np.testing.assert_array_equal(read, pixels)
+    assert (sheet.name, sheet.size, sheet.shape) == ("sheet.png", path.stat().st_size, pixels.shape)
+    assert sheet.cropped == (4, 1)
+    assert tiles.sheet_shape(path) == pixels.shape
+    assert sheet.is_file(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not sheet.is_file(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_other_modes_are_refused_by_name(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "odd.tif"
+    Image.new(mode, (16, 16)).save(path)
+    with pytest.raises(SheetError, match=rf"odd\.tif: it has pixels of mode {mode}; convert it"):
+        tiles.sheet_shape(path)
+
+
+def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    frames = [Image.fromarray(pixels), Image.fromarray(pixels.T)]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "whole.png")
+    (tmp_path / "truncated.png").write_bytes((tmp_path / "whole.png").read_bytes()[:700])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("animated.gif", "truncated.png", "empty.png", "text.png", "folder.png"):
+        with pytest.raises(SheetError, match=name):
+            tiles.read_sheet(tmp_path / name, (16, 16))
+    with pytest.raises(SheetError, match=r"missing\.png"):
+        tiles.sheet_shape(tmp_path / "missing.png")
