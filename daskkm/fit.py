@@ -250,10 +250,12 @@ def as_tiles(X: Any) -> da.Array:
     TypeError
         If the dtype of X is not supported.
     """
-    tiles = X if isinstance(X, da.Array) else da.from_array(np.asarray(X), chunks=("auto", -1))
+    tiles = X if isinstance(X, da.Array) else np.asarray(X)
     if tiles.ndim != 2:
         msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
         raise FitError(msg)
+    if not isinstance(tiles, da.Array):
+        tiles = da.from_array(tiles, chunks=("auto", -1))
     kernel.check_dtype(tiles.dtype)
     if np.isnan(tiles.shape[0]):
         tiles = tiles.compute_chunk_sizes()
@@ -275,13 +277,11 @@ class _Reader:
 
     def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
         """Make a pass: the statistics of every centroid."""
-        statistics = blocks.statistics(self.tiles, stack, offsets).compute()
+        statistics = np.asarray(blocks.statistics(self.tiles, stack, offsets).compute())
         # Every tile is counted under every model, so one model's counts say what was read.
         self._count(int(statistics[: offsets[1], -2].sum()))
-        if not np.isfinite(statistics).all():
-            msg = "the tiles hold NaN, infinity or values too large to square; mend or mask them"
-            raise FitError(msg)
-        return np.asarray(statistics)
+        _check_finite(statistics)
+        return statistics
 
     def farthest(
         self, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
@@ -296,7 +296,9 @@ class _Reader:
         ends = np.cumsum(self.tiles.chunks[0])
         touched = np.unique(np.searchsorted(ends, indices, side="right"))
         self._count(int(np.asarray(self.tiles.chunks[0])[touched].sum()))
-        return np.asarray(self.tiles[indices].compute())
+        sample = np.asarray(self.tiles[indices].compute())
+        _check_finite(sample)
+        return sample
 
     def _count(self, n_tiles: int) -> None:
         self.passes += 1
@@ -317,6 +319,12 @@ def _check(n_tiles: int, ks: Sequence[int], *, n_init: int, max_iter: int, tol: 
     ):
         if not ok:
             raise FitError(msg)
+
+
+def _check_finite(values: NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
+        msg = "the tiles hold NaN, infinity or values too large to square; mend or mask them"
+        raise FitError(msg)
 
 
 def _starts(

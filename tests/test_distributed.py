@@ -1,0 +1,240 @@
+"""The same bits on every scheduler: threads, worker processes, and machines over sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import Queue
+from typing import IO, TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import psutil
+import pytest
+from bokeh.client import pull_session
+from distributed import Client, LocalCluster
+
+import daskkm
+from daskkm import scheduler
+from daskkm.errors import SchedulerError
+
+if TYPE_CHECKING:
+    from daskkm.fit import SweepResult
+    from daskkm.store import TileStore
+
+CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))
+SWEEP = {"ks": (3, 5), "n_init": 3, "random_state": 0}
+DEADLINE = 60
+
+
+@pytest.fixture(scope="module")
+def expected(digits: TileStore) -> SweepResult:
+    with dask.config.set(scheduler="sync"):
+        return daskkm.fit_sweep(digits.features(), **SWEEP)
+
+
+def assert_same_bits(result: SweepResult, expected: SweepResult, X: Any) -> None:
+    assert result.passes == expected.passes
+    assert result.bytes_read == expected.bytes_read
+    for k, model in expected.models.items():
+        other = result.models[k]
+        assert other.inertia_ == model.inertia_
+        assert other.n_iter_ == model.n_iter_
+        np.testing.assert_array_equal(other.cluster_centers_, model.cluster_centers_)
+        np.testing.assert_array_equal(other.counts_, model.counts_)
+        labels = other.predict(X).compute()
+        with dask.config.set(scheduler="sync"):
+            np.testing.assert_array_equal(labels, model.predict(X).compute())
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[None]:
+    with (
+        LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as c,
+        Client(c),
+    ):
+        yield
+
+
+@pytest.mark.parametrize("name", ["threads", "sync", "1 process", "3 processes"])
+def test_the_same_bits_on_every_scheduler_and_chunking(
+    digits: TileStore, expected: SweepResult, name: str
+) -> None:
+    with ExitStack() as stack:
+        if name.split()[0].isdecimal():
+            stack.enter_context(local_cluster(int(name.split()[0])))
+        else:
+            stack.enter_context(dask.config.set(scheduler=name))
+        for chunks in CHUNKINGS:
+            X = digits.features().rechunk((chunks, -1))
+            assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
+
+
+def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore) -> None:
+    with (
+        LocalCluster(1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        before = len(client.get_task_stream())
+        daskkm.fit_sweep(digits.features(), [2], n_init=1, max_iter=2, random_state=0)
+        assert len(client.get_task_stream()) > before
+        assert client.status == "running"
+
+
+class Process:
+    """A command of the machine, ended with the test, whose output can be awaited."""
+
+    def __init__(self, *args: str | Path, cwd: Path | None = None) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self.pid = self._popen.pid
+        self.lines: list[str] = []
+        self.output: list[str] = []
+        self._queue: Queue[str | None] = Queue()
+        streams = (self._popen.stderr, self.lines), (self._popen.stdout, self.output)
+        self._readers = [threading.Thread(target=self._read, args=pair) for pair in streams]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[str], lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
+                self._queue.put(lines[-1])
+        self._queue.put(None)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the first match in what the process prints from now on."""
+        while (line := self._queue.get(timeout=DEADLINE)) is not None:
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"{pattern!r} was not printed: {self.lines} {self.output}")
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self) -> int:
+        code = self._popen.wait(DEADLINE)
+        for reader in self._readers:
+            reader.join(DEADLINE)
+        return code
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._popen.poll() is None:
+            self._popen.terminate()
+        self.wait()
+
+
+@contextmanager
+def remote(folder: Path, workers: int) -> Iterator[tuple[str, Path]]:
+    """A scheduler and workers as users start them: processes of their own."""
+    file = folder / "scheduler.json"
+    dask_cli = ("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0")
+    with ExitStack() as stack:
+        main = stack.enter_context(
+            Process(*dask_cli, "--no-dashboard", "--scheduler-file", file, cwd=folder)
+        )
+        address = main.wait_for(r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)")[1]
+        main.wait_for("Registering Worker" if False else "Scheduler|Clear")
+        started = [
+            stack.enter_context(
+                Process(
+                    "-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1", cwd=folder
+                )
+            )
+            for _ in range(workers)
+        ]
+        for worker in started:
+            worker.wait_for(r"Registered to:|Starting established connection")
+        yield address, file
+
+
+def sweep(*args: str | Path, cwd: Path) -> Process:
+    return Process("-m", "daskkm.sweep", *args, cwd=cwd)
+
+
+def test_a_remote_scheduler_by_address_and_by_file(
+    digits: TileStore, expected: SweepResult, tmp_path: Path
+) -> None:
+    flags = ("--store", digits.path, "--k", "3,5", "--n-init", "3", "--seed", "0")
+    with remote(tmp_path, workers=2) as (address, file):
+        for i, name in enumerate((address, file)):
+            with sweep("--scheduler", name, "--out", f"out{i}", *flags, cwd=tmp_path) as run:
+                assert run.wait() == 0, run.lines
+        for chunks in CHUNKINGS:
+            X = digits.features().rechunk((chunks, -1))
+            with scheduler.connect(address):
+                assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
+    for i in range(2):
+        said = json.loads((tmp_path / f"out{i}" / "sweep.json").read_text())
+        assert said["passes"] == expected.passes
+        for model in said["models"]:
+            same = expected.models[model["k"]]
+            assert (model["inertia"], model["n_iter"]) == (same.inertia_, same.n_iter_)
+            assert model["sizes"] == same.counts_.tolist()
+
+
+def test_no_scheduler_and_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 0.5)
+    with (
+        pytest.raises(SchedulerError, match="no scheduler answers there"),
+        scheduler.connect("tcp://127.0.0.1:9"),
+    ):
+        pass
+    (tmp_path / "broken.json").write_text("{}")
+    with (
+        pytest.raises(SchedulerError, match=r"broken\.json: no scheduler answers there"),
+        scheduler.connect(str(tmp_path / "broken.json")),
+    ):
+        pass
+    with (
+        remote(tmp_path, workers=0) as (address, _),
+        pytest.raises(SchedulerError, match=f"{address}: the scheduler has no workers; start"),
+        scheduler.connect(address),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
+    digits: TileStore, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    # Port 0: whichever is free. Far more work than the test waits for; it is interrupted.
+    endless = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+    flags = ("--store", digits.path, "--dashboard-address", "127.0.0.1:0", *workers, *endless)
+    with sweep(*flags, cwd=tmp_path) as run:
+        link = run.wait_for(r"dashboard: (http://127\.0\.0\.1:\d+/status)")[1]
+        run.wait_for("pass 3:")
+        with urllib.request.urlopen(link, timeout=DEADLINE) as page:
+            assert page.status == 200
+            assert "bokeh" in page.read().decode()
+        session = pull_session(url=link)
+        plots = {root.name for root in session.document.roots}
+        session.close()
+        assert {"task_stream", "progress", "processing_tasks"} <= plots
+        for process in (psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)):
+            listening = [c for c in process.net_connections("tcp") if c.status == "LISTEN"]
+            assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1"}
+        run.send(signal.SIGINT)
+        assert run.wait() == 130
+        assert run.lines[-1] == "interrupted"
+        assert "Traceback" not in "\n".join(run.lines)

@@ -1,0 +1,241 @@
+"""The sweep: shared passes, counted, and one result whatever the chunks."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import daskkm
+from daskkm.fit import iter_passes
+from tests import reference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from daskkm.store import TileStore
+
+
+class CountingRows:
+    """Rows that count how often each is read."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self.rows = rows
+        self.reads = np.zeros(len(rows), int)
+        self.shape, self.dtype, self.ndim = rows.shape, rows.dtype, rows.ndim
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        with self._lock:
+            self.reads[key[0]] += 1
+        return self.rows[key]
+
+
+@pytest.fixture(scope="module")
+def rows(digits: TileStore) -> NDArray[np.uint8]:
+    return np.asarray(digits.features().compute())
+
+
+def counting(rows: NDArray[Any], chunk: int = 1000) -> tuple[CountingRows, da.Array]:
+    source = CountingRows(rows)
+    meta = np.empty((0, 0), rows.dtype)
+    return source, da.from_array(source, chunks=(chunk, -1), meta=meta, asarray=False)
+
+
+def test_a_sweep_reads_no_more_often_than_its_slowest_model(rows: NDArray[np.uint8]) -> None:
+    ks, n_init = range(3, 8), 4
+    source, X = counting(rows)
+    rounds = list(
+        iter_passes(X, ks, n_init=n_init, init="k-means++", max_iter=300, tol=1e-4, random_state=0)
+    )
+    steps = rounds[-1].steps
+    assert len(steps) == 5 * n_init
+    slowest = max(step.iteration for step in steps.values()) + 1  # the measure that ends it
+    assert set(source.reads) == {len(rounds) + 1}  # and the seeding
+    assert len(rounds) <= slowest
+    # One after another, the models would have read the tiles this often:
+    assert sum(step.iteration for step in steps.values()) > 5 * len(rounds)
+
+
+def test_passes_and_bytes_are_those_that_were_read(rows: NDArray[np.uint8]) -> None:
+    source, X = counting(rows)
+    result = daskkm.fit_sweep(X, [2, 3], n_init=2, random_state=0)
+    assert set(source.reads) == {result.passes}
+    assert result.bytes_read == source.reads.sum() * 256
+    # With relocations, and without a seeding.
+    source, X = counting(rows)
+    start = np.vstack([rows[:2], np.full((2, 256), 1e6)])
+    result = daskkm.fit_sweep(X, [4], init=start)
+    assert set(source.reads) == {result.passes}
+    assert result.bytes_read == source.reads.sum() * 256
+
+
+def test_seeding_reads_only_the_blocks_that_hold_the_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 8)
+    monkeypatch.setattr("daskkm.seeding._SAMPLE_PER_CENTROID", 1)
+    tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
+    source, X = counting(tiles, chunk=5)
+    result = daskkm.fit_sweep(X, [2], n_init=1, max_iter=1, random_state=0)
+    assert set(source.reads) == {result.passes - 1, result.passes}
+    assert (source.reads == result.passes).sum() <= 8 * 5
+    assert result.bytes_read == source.reads.sum() * 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cuts=st.lists(st.integers(0, 90), max_size=6),
+    dtype=st.sampled_from(["uint8", "int8", "uint16", "int16"]),
+    init=st.sampled_from(["k-means++", "random"]),
+)
+def test_any_chunking_gives_the_same_bits(
+    seed: int, cuts: list[int], dtype: str, init: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    distinct = rng.integers(limits.min, limits.max, (25, 3), endpoint=True).astype(dtype)
+    tiles = distinct[rng.integers(0, 25, 90)]
+    edges = [0, *sorted(cuts), 90]
+    settings = {"n_init": 2, "init": init, "random_state": seed}
+    whole = daskkm.fit_sweep(tiles, [1, 4, 9], **settings)
+    chunks = tuple(np.diff(edges).tolist())
+    parts = daskkm.fit_sweep(da.from_array(tiles, chunks=(chunks, (1, 2))), [9, 4, 1], **settings)
+    assert list(parts.models) == [1, 4, 9]
+    assert parts.passes == whole.passes
+    for k, model in whole.models.items():
+        assert parts.models[k].inertia_ == model.inertia_
+        assert parts.models[k].restart_ == model.restart_
+        np.testing.assert_array_equal(parts.models[k].cluster_centers_, model.cluster_centers_)
+        np.testing.assert_array_equal(parts.models[k].counts_, model.counts_)
+
+
+def test_what_is_returned_belongs_together(rows: NDArray[np.uint8]) -> None:
+    for max_iter, tol in ((300, 0), (300, 1e-2), (2, 0)):
+        result = daskkm.fit_sweep(rows, [5], n_init=2, max_iter=max_iter, tol=tol, random_state=0)
+        model = result.models[5]
+        labels = model.predict(rows)
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(np.bincount(labels, minlength=5), model.counts_)
+        far = ((rows - model.cluster_centers_[labels]) ** 2).sum()
+        assert model.inertia_ == pytest.approx(far, rel=1e-12)
+        assert model.converged_ == (max_iter == 300)
+        lazy = model.predict(da.from_array(rows, chunks=(1000, 100)))
+        assert isinstance(lazy, da.Array)
+        np.testing.assert_array_equal(lazy.compute(), labels)
+        np.testing.assert_array_equal(
+            labels, reference.labels(rows, model.cluster_centers_, np.array([0, 5]))[:, 0]
+        )
+
+
+def test_the_best_restart_is_returned_and_a_sweep_agrees_with_single_fits(
+    rows: NDArray[np.uint8],
+) -> None:
+    passes = iter_passes(
+        rows, [3, 6], n_init=5, init="k-means++", max_iter=300, tol=1e-4, random_state=7
+    )
+    *_, end = passes
+    result = daskkm.fit_sweep(rows, [3, 6], n_init=5, random_state=7)
+    for k, model in result.models.items():
+        restarts = [end.steps[k, r].inertia for r in range(5)]
+        assert model.inertia_ == min(restarts)
+        assert model.restart_ == restarts.index(min(restarts))
+        alone = daskkm.fit_sweep(rows, [k], n_init=5, random_state=7).models[k]
+        np.testing.assert_array_equal(alone.cluster_centers_, model.cluster_centers_)
+
+
+def test_the_digits_are_found(rows: NDArray[np.uint8], digits: TileStore) -> None:
+    """Five clusters of the sample sheets are the five digits."""
+    model = daskkm.fit_sweep(rows, [5], n_init=16, random_state=0).models[5]
+    sheet = digits.provenance()["sheet"]
+    found = np.zeros((5, 5), int)
+    np.add.at(found, (model.predict(rows), sheet), 1)
+    assert sorted(found.argmax(axis=1)) == [0, 1, 2, 3, 4]
+    assert found.max(axis=1).sum() > 0.75 * len(rows)
+
+
+def test_rounded_centroids_are_a_start_next_to_the_end(rows: NDArray[np.uint8]) -> None:
+    """As from the PNGs that a sweep writes."""
+    models = daskkm.fit_sweep(rows, [3, 5, 7], n_init=4, tol=0, random_state=0).models
+    starts = {k: np.floor(model.cluster_centers_) for k, model in models.items()}
+    again = daskkm.fit_sweep(rows, [3, 5, 7], init=starts, tol=0).models
+    for k, model in again.items():
+        assert model.n_iter_ <= 10
+        moved = np.sqrt(np.square(model.cluster_centers_ - starts[k]).mean(axis=1))
+        assert moved.max() < 0.9
+
+
+def test_seeds(rows: NDArray[np.uint8]) -> None:
+    def fit(seed: int | None) -> Any:
+        return daskkm.fit_sweep(rows[:500], [4], n_init=1, max_iter=2, random_state=seed)
+
+    assert fit(1).models[4].inertia_ == fit(1).models[4].inertia_
+    assert fit(1).models[4].inertia_ != fit(2).models[4].inertia_
+    unseeded = fit(None)
+    again = fit(unseeded.random_state)
+    assert again.models[4].inertia_ == unseeded.models[4].inertia_
+
+
+def test_unknown_chunks(rows: NDArray[np.uint8]) -> None:
+    X = da.from_array(rows, chunks=(1000, -1))
+    some = X[X[:, 100] > 10]
+    assert np.isnan(some.shape[0])
+    known = rows[rows[:, 100] > 10]
+    a, b = (daskkm.fit_sweep(x, [3], n_init=1, random_state=0).models[3] for x in (some, known))
+    assert a.inertia_ == b.inertia_
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])
+def test_float_tiles(rows: NDArray[np.uint8], scale: float) -> None:
+    model = daskkm.fit_sweep(rows * scale, [5], n_init=2, random_state=0).models[5]
+    exact = daskkm.fit_sweep(rows, [5], n_init=2, random_state=0).models[5]
+    np.testing.assert_allclose(model.cluster_centers_, exact.cluster_centers_ * scale, rtol=1e-9)
+    assert model.inertia_ == pytest.approx(exact.inertia_ * scale**2, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"ks": []}, "no k to fit"),
+        ({"ks": [3, 0]}, "k must be at least 1, not 0"),
+        ({"ks": [3, 11]}, "10 tiles, too few for k = 11"),
+        ({"n_init": 0}, "n_init must be at least 1"),
+        ({"max_iter": 0}, "max_iter must be at least 1"),
+        ({"tol": -1}, "tol must not be negative"),
+        ({"tol": np.nan}, "tol must not be negative"),
+        ({"init": "k-means--"}, "'k-means--' is not known; use one of k-means"),
+        (
+            {"init": np.zeros((2, 4))},
+            r"k = 3 have shape \(2, 4\); give finite numbers of shape \(3, 4",
+        ),
+        ({"init": np.full((3, 4), np.nan)}, "give finite numbers"),
+        ({"ks": [2, 3], "init": {2: np.zeros((2, 4))}}, r"k = 3 have shape \(0,\)"),
+        ({"X": np.zeros(10, np.uint8)}, r"X has shape \(10,\); give it as"),
+        ({"X": np.zeros((0, 4), np.uint8)}, "0 tiles"),
+        (
+            {"X": np.array([[0.0], [1], [np.nan], [3]]), "init": np.eye(3)[:, :1]},
+            "hold NaN, infinity",
+        ),
+        ({"X": np.array([[0.0], [1], [np.inf], [3]])}, "hold NaN, infinity"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], match: str) -> None:
+    call = {"X": np.arange(40, dtype=np.uint8).reshape(10, 4), "ks": [3], "random_state": 0}
+    with pytest.raises(daskkm.FitError, match=match):
+        daskkm.fit_sweep(**call | changes)
+
+
+def test_types_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(TypeError, match="int64 are not supported"):
+        daskkm.fit_sweep(np.zeros((10, 4), np.int64), [3])
+    with pytest.raises(OverflowError, match="use at most"):
+        daskkm.fit_sweep(da.zeros((10**9, 256), dtype=np.uint16, chunks=(10**6, -1)), [3])
+    model = daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [2], random_state=0).models[2]
+    with pytest.raises(daskkm.FitError, match="X has 3 features but the model was fitted on 4"):
+        model.predict(np.zeros((2, 3), np.uint8))
