@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import warnings
@@ -14,7 +15,10 @@ from daskkm.errors import DaskkmError
 if TYPE_CHECKING:
     from types import FrameType
 
-INTERRUPTED, TERMINATED = 130, 143
+_ENDINGS: dict[int, tuple[str, int]] = {
+    signal.SIGINT: ("interrupted", 130),
+    signal.SIGTERM: ("terminated", 143),
+}
 
 
 def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
@@ -26,24 +30,26 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     args : list of str, optional
         Those of the process if not given.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDINGS:
+        signal.signal(number, _end)
     warnings.showwarning = _show_warning
     try:
         command.main(args, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
     except DaskkmError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     sys.exit(0)
 
 
-def _terminate(_signum: int, _frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Unwind, so that workers are stopped, without what they say of being cut short."""
+    logging.disable()
+    said, status = _ENDINGS[number]
+    click.echo(said, err=True)
+    sys.exit(status)
 
 
 def _show_warning(

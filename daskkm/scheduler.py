@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,17 +129,28 @@ def connect(
 def _remote(name: str) -> Iterator[Client]:
     from distributed import Client
 
-    where = {"scheduler_file": name} if name.endswith(".json") else {"address": name}
+    address = _address_in(name) if name.endswith(".json") else name
     try:
-        client = Client(**where, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"{name}: no scheduler answers there ({error}); start one with: dask scheduler"
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        msg = f"{address}: no scheduler answers there ({error}); start one with: dask scheduler"
         raise SchedulerError(msg) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
         except TimeoutError as error:
-            address = client.scheduler.address
             msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
             raise SchedulerError(msg) from error
         yield client
+
+
+def _address_in(file: str) -> str:
+    """Return the address that a scheduler file holds."""
+    try:
+        return str(json.loads(Path(file).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = (
+            f"{file}: this is no scheduler file ({error}); "
+            f"make one with: dask scheduler --scheduler-file {file}"
+        )
+        raise SchedulerError(msg) from error

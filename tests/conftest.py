@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import daskkm
-from daskkm.store import TileStore
+
+if TYPE_CHECKING:
+    from daskkm.store import TileStore
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_inertia_never_rises_and_a_settled_model_is_a_fixed_point(
     start = np.random.default_rng(seed).normal(128, 60, (k, 3))
     last, rounds = Data(tiles).fit(start)
     course = [steps[0].inertia for steps in rounds]
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(course, course[1:], strict=False))
+    assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(course))
     again, _ = Data(tiles).fit(last[0].centroids)
     np.testing.assert_array_equal(again[0].centroids, last[0].centroids)
     assert again[0].inertia == last[0].inertia

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
@@ -16,6 +16,9 @@ import daskkm
 from daskkm import tiles
 from daskkm.errors import SheetError, StoreError
 from daskkm.store import create_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_tiles_are_the_pixels_of_the_sheets_in_natural_order(sheets: Path, tmp_path: Path) -> None:

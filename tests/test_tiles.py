@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +12,9 @@ from PIL import Image
 
 from daskkm import tiles
 from daskkm.errors import SheetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @given(
