@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import logging
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,19 +111,27 @@ def connect(
     layout = {"processes": False} if workers is None else {"host": "127.0.0.1"}
     host = dashboard_address.rpartition(":")[0]
     link = f"{{scheme}}://{host or '{host}'}:{{port}}/status"
-    with (
-        dask.config.set({"distributed.dashboard.link": link}),
-        LocalCluster(
-            n_workers=workers or 1,
-            threads_per_worker=threads_per_worker or max(1, CPU_COUNT // (workers or 1)),
-            memory_limit=memory_limit or "auto",
-            dashboard_address=dashboard_address,
-            worker_dashboard_address="127.0.0.1:0",  # else on all interfaces
-            **layout,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.dashboard.link": link}))
+        try:
+            cluster = LocalCluster(
+                n_workers=workers or 1,
+                threads_per_worker=threads_per_worker or max(1, CPU_COUNT // (workers or 1)),
+                memory_limit=memory_limit or "auto",
+                dashboard_address=dashboard_address,
+                worker_dashboard_address="127.0.0.1:0",  # else on all interfaces
+                # The error of a task that fails reaches the client; its log would be a second.
+                silence_logs=logging.CRITICAL,
+                **layout,
+            )
+        except (OSError, RuntimeError) as error:
+            msg = (
+                f"a local scheduler with its dashboard at {dashboard_address} cannot start "
+                f"({error}); choose another address with --dashboard-address"
+            )
+            raise SchedulerError(msg) from error
+        stack.enter_context(cluster)
+        yield stack.enter_context(Client(cluster))
 
 
 @contextmanager

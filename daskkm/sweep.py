@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,25 @@ def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> s
         return scheduler.check_name(value)
     except SchedulerError as error:
         raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        from dask.utils import parse_bytes
+
+        try:
+            parse_bytes(value)
+        except ValueError as error:
+            msg = f"{value!r} is not a size like 2GB"
+            raise click.BadParameter(msg, ctx, param) from error
+    return value
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r".*:\d+", value):
+        msg = f"{value!r} is not an address like 127.0.0.1:8787"
+        raise click.BadParameter(msg, ctx, param)
+    return value
 
 
 @click.command("sweep", context_settings={"show_default": True})
@@ -85,11 +105,13 @@ def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> s
 )
 @click.option(
     "--memory-limit",
+    callback=_memory,
     help="Memory of each local worker, as in 2GB.  [default: its share of the machine]",
 )
 @click.option(
     "--dashboard-address",
     default="127.0.0.1:8787",
+    callback=_address,
     help="Where a local scheduler's dashboard listens.",
 )
 def command(

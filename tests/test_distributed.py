@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from daskkm.store import TileStore
 
 CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))
-SWEEP = {"ks": (3, 5), "n_init": 3, "max_iter": 12, "random_state": 0}
+SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 3, "max_iter": 12, "random_state": 0}
 DEADLINE = 60
 
 
@@ -174,10 +174,19 @@ def sweep(*args: str | Path, cwd: Path) -> Process:
 def test_a_remote_scheduler_by_address_and_by_file(
     digits: TileStore, expected: SweepResult, tmp_path: Path
 ) -> None:
-    flags = ("--store", digits.path, "--k", "3,5", "--n-init", "3", "--max-iter", "12")
+    settings = ("--k", "3,5", "--n-init", "3", "--max-iter", "12")
     with remote(tmp_path, workers=2) as (address, file):
         for i, name in enumerate((address, file)):
-            with sweep("--scheduler", name, "--out", f"out{i}", *flags, cwd=tmp_path) as run:
+            with sweep(
+                "--scheduler",
+                name,
+                "--out",
+                f"out{i}",
+                "--store",
+                digits.path,
+                *settings,
+                cwd=tmp_path,
+            ) as run:
                 assert run.wait() == 0, run.lines
         for chunks in CHUNKINGS:
             X = digits.features().rechunk((chunks, -1))
@@ -231,7 +240,14 @@ def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
 ) -> None:
     # Port 0: whichever is free. Far more work than the test waits for; it is interrupted.
     endless = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
-    flags = ("--store", digits.path, "--dashboard-address", "127.0.0.1:0", *workers, *endless)
+    flags: tuple[str | Path, ...] = (
+        "--store",
+        digits.path,
+        "--dashboard-address",
+        "127.0.0.1:0",
+        *workers,
+        *endless,
+    )
     with sweep(*flags, cwd=tmp_path) as run:
         link = run.wait_for(r"dashboard: (http://127\.0\.0\.1:\d+/status)")[1]
         run.wait_for("pass 3:")

@@ -33,14 +33,14 @@ def make_tiles(rng: np.random.Generator, kind: str, n: int, d: int, dtype: str) 
     kind_of = np.dtype(dtype)
     values = extreme_values(rng, kind_of)
     if kind == "constant":
-        return np.repeat(rng.choice(values, (n, 1)), d, axis=1)
+        return np.asarray(np.repeat(rng.choice(values, (n, 1)), d, axis=1))
     if kind == "duplicates":
         return rng.choice(values, (3, d))[rng.integers(0, 3, n)]
     if kind == "binary":
         return rng.choice(values[[0, 3]], (n, d))
     if kind == "narrow":
         steps = rng.integers(0, 3, (n, d)).astype(kind_of)
-        return (values[0] + steps).astype(kind_of)
+        return np.asarray(values[0] + steps, kind_of)
     return rng.choice(values, (n, d))
 
 
@@ -59,8 +59,8 @@ def make_stack(
     if kind == "copies":
         return np.repeat(first[:1], total, axis=0)
     if kind == "neighbours":
-        return (first + second) / 2 * (1 + rng.integers(-2, 3, (total, d)) * 2.0**-52)
-    return first + rng.normal(0, 1, (total, d)) * (1 + np.abs(first).mean())
+        return np.asarray((first + second) / 2 * (1 + rng.integers(-2, 3, (total, d)) * 2.0**-52))
+    return first + rng.normal(0, 1 + float(np.abs(first).mean()), (total, d))
 
 
 @settings(max_examples=400, deadline=None)
@@ -118,7 +118,7 @@ def test_the_fast_path_decides_nearly_all_tiles() -> None:
     """A bound so wide that the reference always decides would pass every other test."""
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (2000, 256), np.uint8)
-    stack = rng.integers(0, 256, (5, 256)) * 1.0
+    stack = rng.integers(0, 256, (5, 256)).astype(np.float64)
     prepared = kernel._prepare(tiles.dtype, stack, np.array([0, 5]))
     norms = np.sqrt((tiles.astype(float) ** 2).sum(1))
     bound = prepared.slope[0] * norms + prepared.curve * norms**2 + prepared.floor[0]

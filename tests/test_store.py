@@ -61,7 +61,7 @@ def test_rgb_sheets(tmp_path: Path) -> None:
     store = daskkm.ingest(folder, tmp_path / "t.zarr", tile=(4, 4))
     assert store.tile == (4, 4, 3)
     assert store.tiles.metadata.dimension_names == ("tile", "y", "x", "band")  # type: ignore[union-attr]
-    np.testing.assert_array_equal(tiles.join(store.tiles[:], 3), pixels)
+    np.testing.assert_array_equal(tiles.join(np.asarray(store.tiles[:]), 3), pixels)
 
 
 def test_what_the_store_says_of_itself(sheets: Path, tmp_path: Path) -> None:

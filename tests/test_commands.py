@@ -1,0 +1,230 @@
+"""The commands as a user runs them: what they write, say, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+import daskkm
+from daskkm import cli
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from daskkm.store import TileStore
+
+
+def run(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *map(str, args)]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def sweep(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run("daskkm.sweep", "--scheduler", "threads", "--n-init", "2", *args, cwd=cwd)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder as the defaults expect it: with ``images`` in it."""
+    (tmp_path / "images").symlink_to(ROOT / "images")
+    return tmp_path
+
+
+def test_a_sweep_with_all_defaults(home: Path) -> None:
+    done = run("daskkm.sweep", cwd=home)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((home / "centroids" / "sweep.json").read_text())
+    assert said.keys() == {
+        *("store", "n_tiles", "n_features", "tile", "passes", "bytes_read", "settings", "models"),
+    }
+    assert (said["store"], said["n_tiles"], said["n_features"]) == ("store/tiles.zarr", 5610, 256)
+    assert said["tile"] == [16, 16]
+    assert said["bytes_read"] == said["passes"] * 5610 * 256
+    assert said["settings"] == {
+        "init": "k-means++", "n_init": 16, "max_iter": 100, "tol": 1e-4, "seed": 0,
+    }  # fmt: skip
+    store = daskkm.open_store(home / "store" / "tiles.zarr")
+    result = daskkm.fit_sweep(store.features(), range(3, 8), max_iter=100, random_state=0)
+    assert said["passes"] == result.passes
+    for k, entry in zip(range(3, 8), said["models"], strict=True):
+        model = result.models[k]
+        assert entry == {
+            "k": k,
+            "inertia": model.inertia_,
+            "n_iter": model.n_iter_,
+            "converged": True,
+            "restart": model.restart_,
+            "sizes": model.counts_.tolist(),
+        }
+        folder = home / "centroids" / str(k)
+        assert {path.name for path in folder.iterdir()} == {
+            f"centroid{i}.png" for i in range(1, k + 1)
+        }
+        for i, centroid in enumerate(model.cluster_centers_, 1):
+            with Image.open(folder / f"centroid{i}.png") as picture:
+                assert (picture.mode, picture.size) == ("L", (16, 16))
+                np.testing.assert_allclose(np.asarray(picture).ravel(), centroid, atol=0.5)
+    with Image.open(home / "centroids" / "contact_sheet.png") as picture:
+        assert min(picture.size) > 400
+    # On standard error where things are and a line a pass; on standard output the results.
+    errors = done.stderr.splitlines()
+    assert errors[0] == "store/tiles.zarr: 5610 tiles from 5 sheets"
+    assert errors[1].startswith("dashboard: http://127.0.0.1:")
+    assert len([line for line in errors if line.startswith("pass ")]) == said["passes"] - 1
+    assert errors[-1].startswith(f"pass {said['passes']}: 0 of 80 models moving")
+    table = done.stdout.splitlines()
+    assert [line.split()[0] for line in table[1:6]] == ["3", "4", "5", "6", "7"]
+    assert "look at centroids/contact_sheet.png" in table[6]
+
+
+def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "daskkm.sweep", "--scheduler", "threads", "--k", "2,3"]
+    with subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(main, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(main)
+    assert process.returncode == 0
+    assert b"\x1b[3A\x1b[J" in shown
+    end = shown.split(b"\x1b[J")[-1].decode().splitlines()
+    assert "0 of 32 models moving" in end[0]
+    assert [line.split()[:3] for line in end[1:]] == [["k", "=", "2"], ["k", "=", "3"]]
+    assert all(line.endswith("done") for line in end[1:])
+
+
+def test_a_changed_sheet_is_ingested_anew(sheets: Path, tmp_path: Path) -> None:
+    tile = ("--tile", "8")
+    assert run("daskkm.ingest", sheets, "--store", "s.zarr", *tile, cwd=tmp_path).returncode == 0
+    flags = ("--images", sheets, "--store", "s.zarr", "--k", "2")
+    done = sweep(*flags, cwd=tmp_path)
+    assert "s.zarr: 30 tiles from 3 sheets" in done.stderr
+    (sheets / "s_10.png").unlink()
+    # The tiles stay as large as the store's were.
+    assert "s.zarr: 18 tiles from 2 sheets" in sweep(*flags, cwd=tmp_path).stderr
+    assert daskkm.open_store(tmp_path / "s.zarr").tile == (8, 8)
+
+
+def test_a_store_named_alone_is_never_replaced(digits: TileStore, sheets: Path) -> None:
+    sheets.rename(sheets.parent / "images")
+    done = sweep("--store", digits.path, "--k", "2", cwd=sheets.parent)
+    assert done.returncode == 0
+    assert "5610 tiles from 5 sheets" in done.stderr
+
+
+def test_ingest_says_what_it_did_and_what_it_cropped(sheets: Path, tmp_path: Path) -> None:
+    done = run("daskkm.ingest", sheets, "--store", "s.zarr", "--tile", "10x8", cwd=tmp_path)
+    assert done.stdout == "s.zarr: 20 tiles of 10 x 8 from 3 sheets\n"
+    assert done.stderr.startswith(
+        "warning: pixels that fill no whole tile were cropped: s_1.png (4 "
+    )
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("daskkm")
+    for command in ([str(program)], [sys.executable, "-m", "daskkm"]):
+        shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+        assert "ingest" in shown.stdout
+        assert "sweep" in shown.stdout
+    done = run("daskkm", "ingest", sheets, "--store", "s.zarr", "--tile", "8", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "s.zarr: 30 tiles of 8 x 8 from 3 sheets\n")
+    version = run("daskkm", "--version", cwd=tmp_path)
+    assert version.stdout == f"daskkm, version {daskkm.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--k", "7-3"),
+        ("--k", "0"),
+        ("--k", "three"),
+        ("--k", ""),
+        ("--scheduler", "loca"),
+        ("--scheduler", "missing.json"),
+        ("--scheduler", "host:8786"),
+        ("--init", "best"),
+        ("--n-init", "0"),
+        ("--tol", "-1"),
+        ("--seed", "-1"),
+        ("--workers", "0"),
+        ("--memory-limit", "plenty"),
+        ("--dashboard-address", "everywhere"),
+        ("--no-such-flag",),
+        ("argument",),
+    ],
+)
+def test_wrong_usage_ends_with_2(home: Path, flags: tuple[str, ...]) -> None:
+    done = run("daskkm.sweep", *flags, cwd=home)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error: " in done.stderr
+    assert not (home / "centroids").exists()
+
+
+@pytest.mark.parametrize("tile", ["0", "x", "8x", "-8", "8x8x8"])
+def test_wrong_tiles(sheets: Path, tmp_path: Path, tile: str) -> None:
+    done = run("daskkm.ingest", sheets, "--store", "s.zarr", f"--tile={tile}", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def assert_fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.stderr.endswith(line + "\n")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line
+
+
+def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
+    (home / "empty").mkdir()
+    assert_fails(sweep("--images", "empty", cwd=home), "empty", "no sheets", "put image files")
+    assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
+    assert_fails(sweep("--k", "6000", cwd=home), "5610 tiles, too few for k = 6000")
+    done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
+    assert_fails(done, "images", "choose another place")
+    (sheets / "s_3.png").write_text("text")
+    assert_fails(run("daskkm.ingest", sheets, cwd=home), "s_3.png", "not an image")
+    (home / "file").touch()
+    assert_fails(sweep("--out", "file/out", cwd=home), "file", "choose another place")
+    assert_fails(sweep("--store", "file", cwd=home), "file")
+    assert_fails(sweep("--images", "images", "--store", "file/s.zarr", cwd=home), "file")
+
+
+def test_a_corrupt_chunk_fails_with_its_place(home: Path) -> None:
+    assert sweep("--k", "2", cwd=home).returncode == 0
+    chunk = home / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[1000] ^= 1
+    chunk.write_bytes(data)
+    for flags in (("--scheduler", "threads"), (), ("--workers", "1")):
+        done = run("daskkm.sweep", *flags, cwd=home)
+        assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
+
+
+@pytest.mark.parametrize("text", ["3-7", "3,4,5-7", "7,6,5,4,3", "3-5, 4-7", "3,4,5,6,7,7"])
+def test_lists_of_k(text: str) -> None:
+    assert cli.KList().convert(text, None, None) == (3, 4, 5, 6, 7)
+
+
+@pytest.mark.parametrize("text", ["", "-3", "3-", "a", "1-2-3", "3,,4", "5-4", "0-2", "²"])
+def test_what_is_no_list_of_k(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        cli.KList().convert(text, None, None)

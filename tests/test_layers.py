@@ -1,0 +1,108 @@
+"""Imports only go down a floor, and the commands import only what they use."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "daskkm"
+
+FLOORS = (
+    ("errors",),
+    ("kernel", "lloyd", "seeding", "tiles", "scheduler", "cli"),
+    ("store", "blocks", "results", "report"),
+    ("fit",),
+    ("progress", "ingest"),
+    ("sweep",),
+    ("__init__", "__main__"),
+)
+FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+
+# What the lower floors may know of the world, beside the standard library.
+MAY_IMPORT = {
+    "errors": set(),
+    "kernel": {"numpy", "numba"},
+    "lloyd": {"numpy"},
+    "seeding": {"numpy"},
+    "tiles": {"numpy", "PIL"},
+    "scheduler": {"dask", "distributed"},
+    "cli": {"click"},
+    "store": {"dask", "numpy", "zarr"},
+    "blocks": {"dask", "numpy"},
+    "results": {"numpy", "PIL"},
+    "report": {"numpy", "PIL"},
+    "fit": {"dask", "numpy"},
+    "progress": {"click"},
+    "ingest": {"click"},
+    "sweep": {"click", "dask"},
+    "__init__": set(),
+    "__main__": {"click"},
+}
+
+
+def imports(module: str) -> set[str]:
+    """Every module that is imported anywhere in a file, also for its types only."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            if node.module == "daskkm":
+                found |= {f"daskkm.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module or "")
+    return found
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", FLOOR)
+def test_imports_go_down(module: str) -> None:
+    for name in imports(module):
+        if name.startswith("daskkm."):
+            target = name.split(".")[1]
+            if target in FLOOR:  # __version__ and the like are no modules
+                assert FLOOR[target] < FLOOR[module], f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("module", FLOOR)
+def test_what_each_module_knows_of_the_world(module: str) -> None:
+    outside = {name.split(".")[0] for name in imports(module)} - {"daskkm"}
+    assert outside - set(sys.stdlib_module_names) == MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize(
+    ("statement", "forbidden"),
+    [
+        ("import daskkm", {"numpy", "dask", "zarr", "numba", "sklearn", "click", "PIL"}),
+        (
+            (
+                "import runpy, sys; sys.argv = ['sweep', '--help']; "
+                "runpy.run_module('daskkm.sweep', run_name='__main__')"
+            ),
+            {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
+        ),
+        ("from daskkm import fit_sweep", {"zarr", "distributed", "sklearn", "bokeh", "PIL"}),
+        ("from daskkm import open_store, ingest", {"numba", "distributed", "sklearn", "bokeh"}),
+    ],
+)
+def test_nothing_is_imported_that_is_not_used(statement: str, forbidden: set[str]) -> None:
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules))\n{statement}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not forbidden & set(run.stdout.split())
+
+
+def test_ingest_stays_a_function_whatever_is_imported() -> None:
+    code = (
+        "import daskkm, daskkm.ingest; from daskkm.ingest import command; import daskkm.sweep;"
+        "print(daskkm.ingest.__name__, callable(daskkm.ingest))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["ingest", "True"]
