@@ -78,7 +78,7 @@ class Progress:
 
 
 class _State(NamedTuple):
-    """Where the restarts of one k stand."""
+    """Where the restarts of one k stand: the best so far, and how many still move."""
 
     inertia: float
     iteration: int
@@ -90,7 +90,9 @@ def _states(done: Pass) -> dict[int, _State]:
     for (k, _), step in done.steps.items():
         restarts.setdefault(k, []).append(_State(step.inertia, step.iteration, not step.last))
     return {
-        k: min(states)._replace(moving=sum(state.moving for state in states))
+        k: min(states, key=lambda state: state.inertia)._replace(
+            moving=sum(state.moving for state in states)
+        )
         for k, states in restarts.items()
     }
 

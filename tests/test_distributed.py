@@ -176,7 +176,7 @@ def test_a_remote_scheduler_by_address_and_by_file(
 ) -> None:
     settings = ("--k", "3,5", "--n-init", "3", "--max-iter", "12")
     with remote(tmp_path, workers=2) as (address, file):
-        for i, name in enumerate((address, file)):
+        for i, name in enumerate((address, str(file))):
             with sweep(
                 "--scheduler",
                 name,

@@ -1,0 +1,77 @@
+"""Files and pictures: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import stat
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from daskkm import report, results
+from daskkm.errors import ResultsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_centroids_are_rounded_and_clipped_to_pixels(tmp_path: Path) -> None:
+    centroids = np.array([[0.4, 0.6, 254.6, 255.0], [-3.0, 300.0, 1.5, 2.5]])
+    pictures = results.to_pixels(centroids, (2, 2))
+    assert pictures.tolist() == [[[0, 1], [255, 255]], [[0, 255], [2, 2]]]
+    results.save_centroids(tmp_path, pictures)
+    assert sorted(path.name for path in (tmp_path / "2").iterdir()) == [
+        "centroid1.png",
+        "centroid2.png",
+    ]
+    with Image.open(tmp_path / "2" / "centroid2.png") as image:
+        assert np.asarray(image).tolist() == pictures[1].tolist()
+
+
+def test_rgb_centroids(tmp_path: Path) -> None:
+    pictures = results.to_pixels(np.arange(24.0).reshape(2, 12), (2, 2, 3))
+    results.save_centroids(tmp_path, pictures)
+    with Image.open(tmp_path / "2" / "centroid1.png") as image:
+        assert image.mode == "RGB"
+        assert np.asarray(image).tolist() == pictures[0].tolist()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    results.save_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        results.save_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~results._umask()
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for call in (
+        lambda: results.check_writable(tmp_path / "file"),
+        lambda: results.check_writable(tmp_path / "file" / "out"),
+        lambda: results.save_json(tmp_path / "none" / "sweep.json", {}),
+        lambda: results.save_centroids(tmp_path / "file", np.zeros((1, 2, 2), np.uint8)),
+    ):
+        with pytest.raises(ResultsError, match="cannot be written"):
+            call()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (3, 5), (200, 120), (8, 8, 3)])
+def test_the_contact_sheet_shows_every_centroid_biggest_first(shape: tuple[int, ...]) -> None:
+    values = {1: [50], 3: [60, 70, 80], 20: list(range(100, 120))}
+    centroids = {
+        k: np.stack([np.full(shape, value, np.uint8) for value in v]) for k, v in values.items()
+    }
+    counts = {1: [9], 3: [5, 7, 6], 20: list(range(20))}
+    sheet = np.asarray(report.contact_sheet(centroids, counts).convert("RGB"))
+    grey = sheet[(sheet == sheet[..., :1]).all(axis=-1)][:, 0]
+    found = np.bincount(grey, minlength=256)
+    area = shape[0] * shape[1] * max(1, 96 // shape[0]) ** 2
+    for v in values.values():
+        assert (found[v] >= area).all()
+    columns = [int(np.argwhere(sheet[..., 0] == value)[0, 1]) for value in (70, 80, 60)]
+    assert columns == sorted(columns)
