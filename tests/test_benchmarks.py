@@ -15,5 +15,5 @@ def test_kernel(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["centroids"] for row in rows] == [5, 25, 256]
     for row in rows:
         assert row["daskkm"] > 0
-        assert row["counts_off"] <= 600 // 100  # the same clusters, but for float32's ties
+        assert row["counts_off"] <= 2  # the same work: but for a tile that float32 misplaces
     assert "ratio" in capsys.readouterr().out

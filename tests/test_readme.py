@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 import pytest
 
-from daskkm import ingest as _  # noqa: F401
 from daskkm.__main__ import group
 from tests.conftest import ROOT
 
@@ -21,7 +20,11 @@ COMMANDS = {name: group.get_command(CONTEXT, name) for name in group.list_comman
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [code for name, code in found if name == language]
+
+
+LINES = [line for block in blocks("console") for line in block.splitlines()]
 
 
 def options(command: click.Command | None) -> dict[str, click.Option]:
@@ -52,9 +55,7 @@ def test_the_table_of_options_has_the_defaults() -> None:
             assert default.replace("one, in", "one worker in") in str(sweep[flag].help), flag
 
 
-@pytest.mark.parametrize(
-    "line", [line for block in blocks("console") for line in block.splitlines()]
-)
+@pytest.mark.parametrize("line", LINES)
 def test_every_command_line_is_one_that_exists(line: str) -> None:
     for part in line.split(" && "):
         words = part.split()
@@ -82,8 +83,6 @@ def test_the_output_that_is_shown_is_what_the_command_prints(tmp_path: Path) -> 
     assert printed[:-1] == shown[:-1]
     seconds = re.compile(r"[\d.]+ s;")
     assert seconds.sub("", printed[-1]) == seconds.sub("", shown[-1])
-    picture = (tmp_path / "centroids" / "contact_sheet.png").read_bytes()
-    assert picture  # pixels depend on the font that Pillow brings; the committed one is looked at
 
 
 def test_the_python_runs(tmp_path: Path) -> None:
@@ -111,5 +110,5 @@ def test_the_gate_runs_the_readmes_test_command() -> None:
         text=True,
         check=True,
     )
-    assert found.stdout.strip() in "".join(blocks("console")).splitlines()
+    assert found.stdout.strip() in LINES
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -50,14 +50,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for call in (
-        lambda: results.check_writable(tmp_path / "file"),
-        lambda: results.check_writable(tmp_path / "file" / "out"),
-        lambda: results.save_json(tmp_path / "none" / "sweep.json", {}),
-        lambda: results.save_centroids(tmp_path / "file", np.zeros((1, 2, 2), np.uint8)),
-    ):
-        with pytest.raises(ResultsError, match="cannot be written"):
-            call()
+    match = "cannot be written"
+    with pytest.raises(ResultsError, match=match):
+        results.check_writable(tmp_path / "file")
+    with pytest.raises(ResultsError, match=match):
+        results.check_writable(tmp_path / "file" / "out")
+    with pytest.raises(ResultsError, match=match):
+        results.save_json(tmp_path / "none" / "sweep.json", {})
+    with pytest.raises(ResultsError, match=match):
+        results.save_centroids(tmp_path / "file", np.zeros((1, 2, 2), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (3, 5), (200, 120), (8, 8, 3)])
