@@ -60,9 +60,9 @@ def seconds(work: Callable[[], Any]) -> float:
 def measure(X: NDArray[np.uint8], ks: Sequence[int], rounds: int) -> dict[str, Any]:
     """Time an iteration of all ks, ours and theirs in turn."""
     rng = np.random.default_rng(1)
-    # Midpoints of tiles, no two of them alike: equal centroids would be ties.
-    pairs = [X[rng.choice(len(X), (2, k), replace=False)].astype(np.float64) for k in ks]
-    stacks = [pair.mean(axis=0) for pair in pairs]
+    # No two centroids alike, which would be ties, and none without a tile, which would be moved.
+    distinct = np.unique(X[:10_000], axis=0).astype(np.float64)
+    stacks = [distinct[rng.choice(len(distinct), k, replace=False)] for k in ks]
     stack, offsets = np.concatenate(stacks), np.cumsum([0, *ks])
     ready = X.astype(np.float32)
     narrow = [centroids.astype(np.float32) for centroids in stacks]
@@ -73,7 +73,7 @@ def measure(X: NDArray[np.uint8], ks: Sequence[int], rounds: int) -> dict[str, A
     def theirs() -> list[Any]:
         return [peer_iteration(ready, centroids) for centroids in narrow]
 
-    # The same work: as many tiles in each cluster, but for float32's own ties.
+    # The same work: as many tiles in each cluster, but for those that float32 misplaces.
     counts = np.concatenate([weights for _, weights in theirs()])
     off = int(np.abs(ours()[:, -2] - counts).sum())
     times = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
