@@ -46,14 +46,24 @@ def statistics(X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp
     rows, columns = len(stack), X.shape[1] + 2
     parts = X.map_blocks(
         _one_statistics,
-        stack=dask.delayed(stack),
+        stack=_shared(stack),
         offsets=offsets,
         dtype=kind,
         chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
         new_axis=2,
         meta=np.empty((0, 0, 0), kind),
     )
-    return parts.sum(axis=0, split_every=_FAN_IN)
+    # The sum of an array, under a name that says on the dashboard what is summed.
+    return da.reduction(
+        parts,
+        np.sum,
+        np.sum,
+        axis=0,
+        split_every=_FAN_IN,
+        dtype=kind,
+        name="statistics",
+        meta=np.empty((0, 0), kind),
+    )
 
 
 def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
@@ -71,7 +81,8 @@ def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
     """
     return X.map_blocks(
         _one_labels,
-        centroids=dask.delayed(centroids),
+        token="labels",
+        centroids=_shared(centroids),
         dtype=np.int32,
         drop_axis=1,
         meta=np.empty(0, np.int32),
@@ -97,13 +108,18 @@ def farthest(
     Delayed list of Farthest
         One a model; farthest first, lowest global index on ties.
     """
-    shared = dask.delayed(stack)
+    shared = _shared(stack)
     blocks = X.to_delayed().ravel()
     found = [
         dask.delayed(_one_farthest)(block, shared, offsets, wanted, first)
         for block, first in zip(blocks, np.cumsum([0, *X.chunks[0][:-1]]), strict=True)
     ]
     return dask.delayed(_merge_farthest)(found, wanted)
+
+
+def _shared(stack: NDArray[np.float64]) -> Delayed:
+    """Make the stack a task, under a name that says so on the dashboard."""
+    return dask.delayed(stack, name=f"stack-{dask.base.tokenize(stack)}")
 
 
 def _one_statistics(
