@@ -81,7 +81,7 @@ def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
     """
     return X.map_blocks(
         _one_labels,
-        token="labels",
+        token="labels",  # noqa: S106 (the name of the tasks)
         centroids=_shared(centroids),
         dtype=np.int32,
         drop_axis=1,
