@@ -223,6 +223,8 @@ def test_no_scheduler_and_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pass
 
 
+# Python 3.12 and 3.13 say so of how bokeh's client makes its loop.
+@pytest.mark.filterwarnings("ignore:There is no current event loop:DeprecationWarning")
 @pytest.mark.parametrize(
     ("workers", "ending", "said", "status"),
     [
