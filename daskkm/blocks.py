@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 _FAN_IN = 8
 
 
-def statistics(X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> da.Array:
+def statistics(
+    X: da.Array,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    origin: NDArray[np.float64] | None = None,
+) -> da.Array:
     """Return the statistics of every centroid over all tiles, lazily.
 
     Parameters
@@ -36,6 +41,7 @@ def statistics(X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp
         Tiles, in one chunk along the features.
     stack : ndarray of shape (sum of k, d), float64
     offsets : ndarray of shape (n_models + 1,), intp
+    origin : ndarray of shape (d,), float64, optional
         As for `daskkm.kernel.block_statistics`.
 
     Returns
@@ -48,6 +54,7 @@ def statistics(X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp
         _one_statistics,
         stack=_shared(stack),
         offsets=offsets,
+        origin=origin,
         dtype=kind,
         chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
         new_axis=2,
@@ -114,7 +121,12 @@ def farthest(
         dask.delayed(_one_farthest)(block, shared, offsets, wanted, first)
         for block, first in zip(blocks, np.cumsum([0, *X.chunks[0][:-1]]), strict=True)
     ]
-    return dask.delayed(_merge_farthest)(found, wanted)
+    while len(found) > 1:
+        found = [
+            dask.delayed(_merge_farthest)(found[i : i + _FAN_IN], wanted)
+            for i in range(0, len(found), _FAN_IN)
+        ]
+    return found[0]
 
 
 def _shared(stack: NDArray[np.float64]) -> Delayed:
@@ -123,9 +135,12 @@ def _shared(stack: NDArray[np.float64]) -> Delayed:
 
 
 def _one_statistics(
-    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+    tiles: NDArray[Any],
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    origin: NDArray[np.float64] | None,
 ) -> NDArray[Any]:
-    return kernel.block_statistics(tiles, stack, offsets)[None]
+    return kernel.block_statistics(tiles, stack, offsets, origin)[None]
 
 
 def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -142,9 +157,12 @@ def _one_farthest(
     """Return a block's farthest tiles, model by model; `first` is its first global index."""
     found = []
     for (lo, hi), m in zip(pairwise(offsets), wanted, strict=True):
-        centroids, most = stack[lo:hi], m and len(tiles)
-        own = _one_labels(tiles[:most], centroids)
-        distances = kernel.squared_distances(tiles[:most], centroids, own)
+        if not m:  # of no tile
+            found.append(Farthest(np.empty(0), np.empty(0, int), tiles[:0], np.empty(0, np.int32)))
+            continue
+        centroids = stack[lo:hi]
+        own = _one_labels(tiles, centroids)
+        distances = kernel.squared_distances(tiles, centroids, own)
         off = np.flatnonzero(distances)
         found.append(Farthest(distances[off], first + off, tiles[off], own[off]).most(m))
     return found

@@ -71,6 +71,8 @@ class FittedModel:
             If X does not have d features.
         TypeError
             If the dtype of X is not supported.
+        ValueError
+            If float tiles are not finite: for a dask array, when it is computed.
         """
         tiles = as_tiles(X)
         if tiles.shape[1] != self.cluster_centers_.shape[1]:
@@ -165,8 +167,9 @@ def fit_sweep(
     Raises
     ------
     FitError
-        If a parameter is out of range, there are fewer tiles than clusters, or tiles are
-        not finite.
+        If a parameter is out of range, or there are fewer tiles than clusters.
+    ValueError
+        If float tiles are not finite, or too large to square.
     TypeError
         If the dtype of X is not supported.
     OverflowError
@@ -210,25 +213,31 @@ def iter_passes(
 
     Raises
     ------
-    FitError, TypeError
+    FitError, ValueError, TypeError, OverflowError
         As `fit_sweep`.
     """
+    ks, n_init, max_iter, seed = _checked(ks, n_init, max_iter, tol, random_state)
     tiles = _Reader(as_tiles(X))
-    ks = sorted(set(ks))
-    _check(tiles.shape[0], ks, n_init=n_init, max_iter=max_iter, tol=tol)
+    _check_size(tiles.shape[0], ks)
     kernel.check_exact(*tiles.shape, tiles.tiles.dtype)
-    seed = secrets.randbits(32) if random_state is None else random_state
     started = time.perf_counter()
     starts = _starts(tiles, ks, n_init, init, seed)
+    if tiles.tiles.dtype.kind == "f":
+        # Amid the tiles, and not to be dragged away by a start that is far off.
+        tiles.origin = np.median(np.concatenate(list(starts.values())), axis=0)
     names = list(starts)
     steps: dict[tuple[int, int], Step] = {}
     for done in lloyd.iterate(
-        list(starts.values()), tiles.measure, tiles.farthest, max_iter=max_iter, tol=tol
+        list(starts.values()),
+        tiles.measure,
+        tiles.farthest,
+        max_iter=max_iter,
+        tol=tol,
+        origin=0 if tiles.origin is None else tiles.origin,
     ):
         steps |= {names[i]: step for i, step in done.items()}
-        now = time.perf_counter()
-        yield Pass(tiles.passes, now - started, dict(steps))
-        started = now
+        yield Pass(tiles.passes, time.perf_counter() - started, dict(steps))
+        started = time.perf_counter()
     return SweepResult(_best(steps), tiles.passes, tiles.bytes_read, seed)
 
 
@@ -246,20 +255,21 @@ def as_tiles(X: Any) -> da.Array:
     Raises
     ------
     FitError
-        If X is not two-dimensional.
+        If X is not two-dimensional, or masked.
     TypeError
         If the dtype of X is not supported.
     """
+    if np.ma.isMaskedArray(X):
+        msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
+        raise FitError(msg)
     tiles = X if isinstance(X, da.Array) else np.asarray(X)
-    if tiles.ndim != 2:
+    if tiles.ndim != 2 or not tiles.shape[1]:
         msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
         raise FitError(msg)
-    if not isinstance(tiles, da.Array):
-        tiles = da.from_array(tiles, chunks=("auto", -1))
     kernel.check_dtype(tiles.dtype)
-    if np.isnan(tiles.shape[0]):
-        tiles = tiles.compute_chunk_sizes()
-    return tiles.rechunk({1: -1})
+    if not isinstance(tiles, da.Array):
+        return da.from_array(tiles, chunks=("auto", -1))
+    return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
 
 
 @dataclass
@@ -267,8 +277,15 @@ class _Reader:
     """Reads the tiles, and counts what it reads."""
 
     tiles: da.Array
-    passes: int = 0
+    origin: NDArray[np.float64] | None = None
+    passes: int = field(default=0, init=False)
     bytes_read: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.tiles.shape[0]):  # as after a selection: only reading tells
+            # On a copy: the sizes are written into the array itself.
+            self.tiles = self.tiles.copy().compute_chunk_sizes()
+            self._count(self.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -277,7 +294,9 @@ class _Reader:
 
     def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
         """Make a pass: the statistics of every centroid."""
-        statistics = np.asarray(blocks.statistics(self.tiles, stack, offsets).compute())
+        statistics = np.asarray(
+            blocks.statistics(self.tiles, stack, offsets, self.origin).compute()
+        )
         # Every tile is counted under every model, so one model's counts say what was read.
         self._count(int(statistics[: offsets[1], -2].sum()))
         _check_finite(statistics)
@@ -305,25 +324,39 @@ class _Reader:
         self.bytes_read += n_tiles * self.shape[1] * self.tiles.dtype.itemsize
 
 
-def _check(n_tiles: int, ks: Sequence[int], *, n_init: int, max_iter: int, tol: float) -> None:
-    for ok, msg in (
-        (len(ks) > 0, "there is no k to fit; give at least one"),
-        (all(k >= 1 for k in ks), f"k must be at least 1, not {min(ks, default=0)}"),
-        (n_init >= 1, f"n_init must be at least 1, not {n_init}"),
-        (max_iter >= 1, f"max_iter must be at least 1, not {max_iter}"),
-        (tol >= 0, f"tol must not be negative, as {tol} is"),
-        (
-            n_tiles >= max(ks, default=0),
-            f"there are {n_tiles} tiles, too few for k = {max(ks, default=0)}; lower k",
-        ),
-    ):
-        if not ok:
+def _checked(
+    ks: Sequence[int], n_init: int, max_iter: int, tol: float, random_state: int | None
+) -> tuple[list[int], int, int, int]:
+    """Return the settings as Python's integers, and a seed, or say what is wrong with them."""
+    if not np.iterable(ks):
+        msg = f"ks is {ks!r}; give a sequence of numbers of clusters, such as [{ks!r}]"
+        raise FitError(msg)
+    seed = secrets.randbits(32) if random_state is None else random_state
+    numbers: dict[str, Any] = {f"ks[{i}]": k for i, k in enumerate(ks)}
+    if not numbers:
+        msg = "ks is empty; give at least one number of clusters"
+        raise FitError(msg)
+    numbers |= {"n_init": n_init, "max_iter": max_iter, "random_state": seed}
+    for name, number in numbers.items():
+        least = 0 if name == "random_state" else 1
+        if not isinstance(number, (int, np.integer)) or number < least:
+            msg = f"{name} is {number!r}; give an integer of at least {least}"
             raise FitError(msg)
+    if not tol >= 0:
+        msg = f"tol is {tol!r}; give a number of at least 0"
+        raise FitError(msg)
+    return sorted({int(k) for k in ks}), int(n_init), int(max_iter), int(seed)
+
+
+def _check_size(n_tiles: int, ks: Sequence[int]) -> None:
+    if n_tiles < ks[-1]:
+        msg = f"there are {n_tiles} tiles, too few for k = {ks[-1]}; lower k"
+        raise FitError(msg)
 
 
 def _check_finite(values: NDArray[Any]) -> None:
     if not np.isfinite(values).all():
-        msg = "the tiles hold NaN, infinity or values too large to square; mend or mask them"
+        msg = "the tiles hold NaN, infinity or values too large to square; mend them"
         raise FitError(msg)
 
 
@@ -335,20 +368,31 @@ def _starts(
         if init not in seeding.METHODS:
             msg = f"init {init!r} is not known; use one of {', '.join(seeding.METHODS)} or an array"
             raise FitError(msg)
-        sample = tiles.take(seeding.sample_indices(tiles.shape[0], max(ks), seed))
-        return seeding.starts(sample, ks, n_init, init, seed)
-    given = init if isinstance(init, Mapping) else dict.fromkeys(ks, init)
-    starts = {}
-    for k in ks:
-        start = np.asarray(given.get(k, ()), np.float64)
-        if start.shape != (k, tiles.shape[1]) or not np.isfinite(start).all():
+        sample = tiles.take(seeding.sample_indices(tiles.shape[0], seed))
+        if len(sample) < ks[-1]:
             msg = (
-                f"the starting centroids for k = {k} have shape {start.shape}; "
-                f"give finite numbers of shape {(k, tiles.shape[1])}"
+                f"starts are drawn from {len(sample)} tiles, too few for k = {ks[-1]}; give arrays"
             )
             raise FitError(msg)
-        starts[k, 0] = start
-    return starts
+        return seeding.starts(sample, ks, n_init, init, seed)
+    given = init if isinstance(init, Mapping) else dict.fromkeys(ks, init)
+    return {(k, 0): _start(given.get(k), (k, tiles.shape[1])) for k in ks}
+
+
+def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return starting centroids that were given, as an array of their own."""
+    try:
+        start = np.array(given, np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        msg = f"the starting centroids for k = {shape[0]} are no array of numbers ({error})"
+        raise FitError(msg) from error
+    if start.shape != shape or not np.isfinite(start).all():
+        msg = (
+            f"the starting centroids for k = {shape[0]} have shape {start.shape}; "
+            f"give finite numbers of shape {shape}"
+        )
+        raise FitError(msg)
+    return start
 
 
 def _best(steps: dict[tuple[int, int], Step]) -> dict[int, FittedModel]:

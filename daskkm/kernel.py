@@ -8,10 +8,10 @@ the tiles that need it. For all others the fast path is proved to agree:
 * Scores drop what all centroids of a model share. With mu the mean of a model's
   centroids, ``|x - c|^2 = (|x|^2 - 2 x.mu) + (|c|^2 - 2 x.(c - mu))`` and only the second
   bracket depends on c. Centring makes the products, and so their rounding errors, small.
-* The products are summed in float32 (float64 for float64 tiles) in whatever order the
-  compiler likes; ``|fl(x.w) - x.w| <= gamma_d |x| |w|`` holds for every order, with or
-  without FMA (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section
-  3.1, with Cauchy-Schwarz).
+* The products are summed in float32 (float64 for 16-bit and float64 tiles, whose offsets
+  would drown in float32's error) in whatever order the compiler likes;
+  ``|fl(x.w) - x.w| <= gamma_d |x| |w|`` holds for every order, with or without FMA (Higham,
+  Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1, with Cauchy-Schwarz).
 * A tile whose best score leads the second by more than twice the bound, the reference's
   own rounding included, has the reference's label. Otherwise the reference decides among
   the centroids inside the bound.
@@ -66,16 +66,22 @@ def label_block(
     TypeError
         If the dtype of the tiles is not one of those above.
     ValueError
-        If the shapes do not fit together.
+        If the shapes do not fit together, or float tiles are not finite.
     """
-    tiles = _checked(tiles, stack, offsets)
+    tiles, stack = _checked(tiles, stack, offsets)
+    if tiles.dtype.kind == "f" and not np.isfinite(tiles).all():
+        msg = "the tiles hold NaN or infinity; mend them"
+        raise ValueError(msg)
     labels = np.empty((len(tiles), len(offsets) - 1), np.int32)
     _label(tiles, _prepare(tiles.dtype, stack, offsets), _norm_dtype(tiles)(0), labels)
     return labels
 
 
 def block_statistics(
-    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+    tiles: NDArray[Any],
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    origin: NDArray[np.float64] | None = None,
 ) -> NDArray[Any]:
     """Reduce a block to the statistics of every centroid of a stack.
 
@@ -83,6 +89,9 @@ def block_statistics(
     ----------
     tiles, stack, offsets
         As for `label_block`.
+    origin : ndarray of shape (d,), float64, optional
+        For float tiles only: what is subtracted from each tile before it is added. Somewhere
+        amid the tiles, it keeps sums of squares from cancelling.
 
     Returns
     -------
@@ -97,17 +106,35 @@ def block_statistics(
     OverflowError
         If sums of squares of 16-bit tiles could exceed int64.
     """
-    tiles = _checked(tiles, stack, offsets)
+    if tiles.dtype.kind == "f":
+        return _float_statistics(tiles, stack, offsets, 0.0 if origin is None else origin)
+    tiles, stack = _checked(tiles, stack, offsets)
     n, d = tiles.shape
     check_exact(n, d, tiles.dtype)
-    total = np.float64 if tiles.dtype.kind == "f" else np.int64
-    statistics = np.zeros((len(stack), d + 2), total)
+    statistics = np.zeros((len(stack), d + 2), np.int64)
     # Half the width is twice the lanes, so block sums are int32 where they fit.
-    narrow = tiles.dtype.kind != "f" and n * _peak(tiles.dtype) < 2**31
-    sums = np.zeros((len(stack), d), np.int32 if narrow else total)
+    fits = n * _peak(tiles.dtype) < 2**31
+    sums = np.zeros((len(stack), d), np.int32 if fits else np.int64)
     prepared = _prepare(tiles.dtype, stack, offsets)
     _reduce(tiles, prepared, _norm_dtype(tiles)(0), sums, statistics)
     statistics[:, :d] = sums
+    return statistics
+
+
+def _float_statistics(
+    tiles: NDArray[Any],
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    origin: NDArray[np.float64] | float,
+) -> NDArray[np.float64]:
+    """Label float tiles as they are, and add them up about the origin."""
+    labels = label_block(tiles, stack, offsets)
+    centred = _read_only(tiles - origin).astype(np.float64, copy=False)
+    statistics = np.zeros((len(stack), tiles.shape[1] + 2))
+    sums, norms = np.zeros_like(stack), np.empty(len(tiles))
+    _square(centred, norms)
+    _add(centred, norms, labels, offsets, sums, statistics)
+    statistics[:, :-2] = sums
     return statistics
 
 
@@ -128,7 +155,7 @@ def squared_distances(
     ndarray of shape (n,), float64
     """
     distances = np.empty(len(tiles))
-    _squared_distances(_read_only(tiles), centroids, labels, distances)
+    _squared_distances(_read_only(tiles), _read_only(centroids), labels, distances)
     return distances
 
 
@@ -173,7 +200,8 @@ def _prepare(
     dtype: np.dtype[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> _Prepared:
     d = stack.shape[1]
-    product = np.finfo(np.float64 if dtype == np.float64 else np.float32)
+    narrow = dtype.itemsize == 1 or dtype == np.float32
+    product = np.finfo(np.float32 if narrow else np.float64)
     # A sum of d products, the weight's own rounding (a difference, a cast), the final sum.
     gamma, gamma_64 = _gamma(d + 4, float(product.eps) / 2), _gamma(d + 4, 2.0**-53)
     twice = 2 * 1.01  # two scores are compared; 1 % is far more than the bound's own rounding
@@ -231,7 +259,10 @@ def _multiply(tiles: Any, weights: Any, products: Any) -> None:
     """Write tiles @ weights.T, two tiles by four centroids at a time, widened in register.
 
     Eight sums share each load. Centroids are the outer loop, so that a large stack
-    streams through cache once a panel and not once a tile.
+    streams through cache once a panel and not once a tile. Measured against OpenBLAS's sgemm
+    on tiles widened beforehand (256 features, one core of an AVX-512 machine): 59 to 29, 68 to
+    53 and 69 to 54 billion multiply-adds a second at 25, 256 and 4,096 centroids, so there is
+    no size at which BLAS is called instead.
     """
     n, d = tiles.shape
     k = len(weights)
@@ -359,7 +390,8 @@ def _norm_dtype(tiles: NDArray[Any]) -> type[np.generic]:
 
 def _checked(
     tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
-) -> NDArray[Any]:
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return tiles and stack as the compiled functions take them, if they fit together."""
     check_dtype(tiles.dtype)
     if tiles.ndim != 2 or stack.ndim != 2 or tiles.shape[1] != stack.shape[1]:
         msg = f"tiles of shape {tiles.shape} do not fit centroids of shape {stack.shape}"
@@ -367,11 +399,11 @@ def _checked(
     if offsets[0] != 0 or offsets[-1] != len(stack) or np.any(np.diff(offsets) < 1):
         msg = f"offsets {offsets.tolist()} do not divide {len(stack)} centroids into models"
         raise ValueError(msg)
-    return _read_only(tiles)
+    return _read_only(tiles), _read_only(stack)
 
 
-def _read_only(tiles: NDArray[Any]) -> NDArray[Any]:
-    """Return a contiguous, read-only view, so that numba compiles one version and not two."""
-    tiles = np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")).view()
-    tiles.flags.writeable = False
-    return tiles
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous, read-only view, so that numba compiles one version and not four."""
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view()
+    array.flags.writeable = False
+    return array

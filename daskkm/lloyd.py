@@ -9,7 +9,7 @@ the meaning of `tol`, of `n_iter` and the relocation of empty clusters are sciki
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,7 +62,8 @@ class Step:
     shift : float
         Sum of the squared distances by which the last update moved the centroids.
     converged : bool
-        Whether the update moved them by no more than `tol`, or the clusters settled.
+        Whether the last update moved them by no more than `tol`; by nothing at all, if the
+        clusters settled.
     last : bool
         Whether the model is done: centroids, counts, inertia and iteration are its result.
     """
@@ -83,6 +84,7 @@ def iterate(
     *,
     max_iter: int,
     tol: float,
+    origin: NDArray[np.float64] | int = 0,
 ) -> Iterator[dict[int, Step]]:
     """Run Lloyd's iterations for all models, one pass over the data a round.
 
@@ -104,6 +106,8 @@ def iterate(
         Most updates of a model.
     tol : float
         A model has converged when ``sum_j |shift_j|**2 <= tol * mean(var(tiles, axis=0))``.
+    origin : ndarray of shape (d,), float64, optional
+        The origin about which `measure` takes statistics.
 
     Yields
     ------
@@ -119,9 +123,9 @@ def iterate(
         parts = [statistics[lo:hi] for lo, hi in pairwise(offsets)]
         if tolerance is None:
             tolerance = tol * mean_variance(parts[0])
-        updates = _refill(stack, offsets, parts, list(models.values()), find_farthest)
+        updates = _refill(stack, offsets, parts, list(models.values()), find_farthest, origin)
         steps = {
-            i: models[i].advance(measured, update, tolerance, max_iter)
+            i: models[i].advance(measured, update, origin, tolerance, max_iter)
             for i, measured, update in zip(models, parts, updates, strict=True)
         }
         yield steps
@@ -137,27 +141,30 @@ class _Model:
     shift: float = np.inf
     converged: bool = False
     stopped: bool = False
-    previous: NDArray[Any] | None = field(default=None, repr=False)
 
     def advance(
-        self, measured: NDArray[Any], update: NDArray[Any], tolerance: float, max_iter: int
+        self,
+        measured: NDArray[Any],
+        update: NDArray[Any],
+        origin: NDArray[np.float64] | int,
+        tolerance: float,
+        max_iter: int,
     ) -> Step:
         """Move the centroids to the means of `update` and say what happened."""
         centroids, last = self.centroids, self.stopped
         if not self.stopped:
-            self.centroids = means(update)
+            self.centroids = means(update) + origin
             self.iteration += 1
             self.shift = float(np.square(self.centroids - centroids).sum())
-            settled = self.previous is not None and np.array_equal(measured, self.previous)
-            self.converged = settled or self.shift <= tolerance
+            # Settled clusters give the same means again, to the bit: a shift of exactly 0.
+            self.converged = self.shift <= tolerance
             self.stopped = self.converged or self.iteration >= max_iter
-            self.previous = measured
             last = self.stopped and np.array_equal(self.centroids, centroids)
         return Step(
             iteration=self.iteration,
             centroids=centroids,
             counts=measured[:, -2].astype(np.int64),
-            inertia=inertia(measured, centroids),
+            inertia=inertia(measured, centroids - origin),
             shift=self.shift,
             converged=self.converged,
             last=last,
@@ -194,6 +201,7 @@ def inertia(statistics: NDArray[Any], centroids: NDArray[np.float64]) -> float:
     statistics : ndarray of shape (k, d + 2), int64 or float64
         Sums S, counts n and sums of squared norms Q of the tiles of each cluster.
     centroids : ndarray of shape (k, d), float64
+        About the same origin as the statistics.
 
     Returns
     -------
@@ -238,6 +246,7 @@ def _refill(
     parts: list[NDArray[Any]],
     models: list[_Model],
     find_farthest: FindFarthest,
+    origin: NDArray[np.float64] | int,
 ) -> list[NDArray[Any]]:
     """Give each empty cluster a tile: the statistics from which the models are updated.
 
@@ -251,12 +260,14 @@ def _refill(
         return parts
     farthest = find_farthest(stack, offsets, wanted)
     return [
-        relocate(part, far) if n else part
+        relocate(part, far, origin) if n else part
         for part, far, n in zip(parts, farthest, wanted, strict=True)
     ]
 
 
-def relocate(statistics: NDArray[Any], farthest: Farthest) -> NDArray[Any]:
+def relocate(
+    statistics: NDArray[Any], farthest: Farthest, origin: NDArray[np.float64] | int = 0
+) -> NDArray[Any]:
     """Move the farthest tiles out of their clusters and into the empty ones.
 
     Parameters
@@ -264,6 +275,8 @@ def relocate(statistics: NDArray[Any], farthest: Farthest) -> NDArray[Any]:
     statistics : ndarray of shape (k, d + 2), int64 or float64
     farthest : Farthest
         One tile for each empty cluster, in their order; fewer leave the rest empty.
+    origin : ndarray of shape (d,), float64, optional
+        The origin of the statistics.
 
     Returns
     -------
@@ -274,7 +287,7 @@ def relocate(statistics: NDArray[Any], farthest: Farthest) -> NDArray[Any]:
     empty = np.flatnonzero(statistics[:, -2] == 0)
     # strict=False: there are fewer tiles than empty clusters when no more lie off a centroid.
     for cluster, tile, label in zip(empty, farthest.tiles, farthest.labels, strict=False):
-        wide = tile.astype(statistics.dtype)
+        wide = tile.astype(statistics.dtype) - origin
         row = np.concatenate([wide, [1, wide @ wide]]).astype(statistics.dtype)
         moved[label] -= row
         moved[cluster] = row

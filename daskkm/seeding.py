@@ -13,40 +13,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
 METHODS = ("k-means++", "random")
 
-# Tiles in the sample. k-means++ on 16 Ki tiles of the reference digits is as good a start as
-# on all of them; 64 a centroid keep that so for large k.
-_SAMPLE = 1 << 14
-_SAMPLE_PER_CENTROID = 64
+# Tiles in the sample, whatever k: a sample that grew with k would change the starts of a
+# smaller k that is fitted beside it.
+_SAMPLE = 1 << 15
 
 # One stream of random numbers for each purpose: a new one must not disturb the others.
 _STREAM_SAMPLE, _STREAM_START = range(2)
 
 
-def sample_indices(n_tiles: int, k: int, seed: int) -> NDArray[np.int64]:
+def sample_indices(n_tiles: int, seed: int) -> NDArray[np.int64]:
     """Draw the global indices of the tiles to seed from: all of them, if they are few.
 
     Parameters
     ----------
     n_tiles : int
-    k : int
-        The largest number of centroids to be drawn.
     seed : int
 
     Returns
     -------
     ndarray of shape (m,), int64, ascending
+        Uniform, without replacement; m is at most 32,768.
     """
-    size = max(_SAMPLE, _SAMPLE_PER_CENTROID * k)
-    if n_tiles <= size:
+    if n_tiles <= _SAMPLE:
         return np.arange(n_tiles)
     rng = np.random.default_rng([seed, _STREAM_SAMPLE])
-    return np.sort(rng.choice(n_tiles, size, replace=False, shuffle=False))
+    return np.sort(rng.choice(n_tiles, _SAMPLE, replace=False, shuffle=False))
 
 
 def starts(
@@ -69,56 +66,64 @@ def starts(
     dict of (k, restart) to ndarray of shape (k, d), float64
     """
     draw = {"k-means++": kmeans_plusplus, "random": random_tiles}[method]
+    rngs = [np.random.default_rng([seed, _STREAM_START, restart]) for restart in range(n_init)]
     drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
-    for restart in range(n_init):
-        rng = np.random.default_rng([seed, _STREAM_START, restart])
-        longest = sample[draw(sample, max(ks), rng)].astype(np.float64)
+    for restart, rows in enumerate(draw(sample, max(ks), rngs)):
+        longest = sample[rows].astype(np.float64)
         drawn |= {(k, restart): longest[:k] for k in ks}
     return drawn
 
 
-def random_tiles(sample: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def random_tiles(
+    sample: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
+) -> Iterator[NDArray[np.intp]]:
     """Draw k tiles at random, no two alike as long as the sample has k that differ.
 
     Parameters
     ----------
     sample : ndarray of shape (m, d)
     k : int
-    rng : numpy.random.Generator
+    rngs : sequence of numpy.random.Generator
+        One for each draw.
 
-    Returns
-    -------
+    Yields
+    ------
     ndarray of shape (k,), intp
         Rows of the sample.
     """
-    order = rng.permutation(len(sample))
-    seen: set[bytes] = set()
-    fresh: list[int] = []
-    repeats: list[int] = []
-    for row in order:
-        content = sample[row].tobytes()
-        (repeats if content in seen else fresh).append(row)
-        seen.add(content)
-        if len(fresh) == k:
-            break
-    return np.array((fresh + repeats)[:k], np.intp)
+    for rng in rngs:
+        seen: set[bytes] = set()
+        fresh: list[int] = []
+        repeats: list[int] = []
+        for row in rng.permutation(len(sample)):
+            content = (sample[row] + 0).tobytes()  # -0.0 and 0.0 are alike
+            (repeats if content in seen else fresh).append(row)
+            seen.add(content)
+            if len(fresh) == k:
+                break
+        yield np.array((fresh + repeats)[:k], np.intp)
 
 
-def kmeans_plusplus(sample: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def kmeans_plusplus(
+    sample: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
+) -> Iterator[NDArray[np.intp]]:
     """Draw k tiles by greedy k-means++.
 
-    Each next tile is the best, by the potential it would leave, of ``2 + log(i)`` drawn with
-    probability proportional to their squared distance to the i chosen so far.
+    The first is drawn uniformly. With i chosen, ``2 + int(log(i + 1))`` candidates are drawn
+    with probability proportional to their squared distance to the nearest of the chosen, and
+    the one that would leave the least potential is kept.
 
     Parameters
     ----------
     sample : ndarray of shape (m, d)
-        For integer tiles all arithmetic is exact, so the draws are the same on any machine.
+        For integer tiles the distances are exact and summed in a fixed order, so the draws
+        are the same on any machine.
     k : int
-    rng : numpy.random.Generator
+    rngs : sequence of numpy.random.Generator
+        One for each draw.
 
-    Returns
-    -------
+    Yields
+    ------
     ndarray of shape (k,), intp
         Rows of the sample.
 
@@ -128,20 +133,23 @@ def kmeans_plusplus(sample: NDArray[Any], k: int, rng: np.random.Generator) -> N
     the greedy variant is that of section 5.
     """
     tiles = sample.astype(_exact_type(sample))
+    if sample.dtype.kind == "f":
+        tiles -= tiles.mean(axis=0)  # or the distances of tiles far from 0 would cancel
     norms = np.square(tiles).sum(axis=1, dtype=np.float64)
-    chosen = [int(rng.integers(len(tiles)))]
-    nearest = _squared_distances(tiles, norms, chosen)[:, 0]
-    while len(chosen) < k:
-        draws = rng.random(2 + int(np.log(len(chosen) + 1)))
-        cumulative = np.cumsum(nearest)
-        # side="right" never lands on a tile at distance 0 while any other is left.
-        candidates = np.searchsorted(cumulative, draws * cumulative[-1], side="right")
-        candidates = np.minimum(candidates, len(tiles) - 1)
-        left = np.minimum(_squared_distances(tiles, norms, candidates), nearest[:, None])
-        best = int(np.argmin(left.sum(axis=0)))
-        chosen.append(int(candidates[best]))
-        nearest = left[:, best]
-    return np.array(chosen, np.intp)
+    for rng in rngs:
+        chosen = [int(rng.integers(len(tiles)))]
+        nearest = _squared_distances(tiles, norms, chosen)[:, 0]
+        while len(chosen) < k:
+            draws = rng.random(2 + int(np.log(len(chosen) + 1)))
+            cumulative = np.cumsum(nearest)
+            # side="right" never lands on a tile at distance 0 while any other is left.
+            candidates = np.searchsorted(cumulative, draws * cumulative[-1], side="right")
+            candidates = np.minimum(candidates, len(tiles) - 1)
+            left = np.minimum(_squared_distances(tiles, norms, candidates), nearest[:, None])
+            best = int(np.argmin(left.sum(axis=0)))
+            chosen.append(int(candidates[best]))
+            nearest = left[:, best]
+        yield np.array(chosen, np.intp)
 
 
 def _squared_distances(

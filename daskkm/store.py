@@ -2,12 +2,16 @@
 
 Chunks are uncompressed (compressed ones read at a fifth of the speed from local disks),
 4 MiB, whole tiles, each with a CRC-32C; every write covers whole chunks. The attribute
-``complete`` is written last: a store without it is never read.
+``complete`` is written last: a store without it is never read. A chunk that is missing, short
+or damaged is an error and never zeros.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +27,7 @@ from daskkm.errors import StoreError
 from daskkm.tiles import Sheet, grid
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Iterator
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -66,20 +70,23 @@ class TileStore:
     def features(self) -> da.Array:
         """Return the tiles as rows of features, lazily.
 
+        Computing it raises StoreError if a chunk is missing or damaged.
+
         Returns
         -------
         dask array of shape (n_tiles, n_features), uint8
             One block a chunk of the store.
         """
-        rows = _Rows(self.path, self.tiles)
-        return da.from_array(
-            rows,
-            chunks=(self.tiles.chunks[0], -1),
-            name=f"tiles-{tokenize(str(self.path), self.sheets, self.tile)}",
+        n, rows = len(self), self.tiles.chunks[0]
+        d = math.prod(self.tile)
+        return da.map_blocks(
+            _read_rows,
+            path=self.path,
+            tiles=self.tiles,
+            chunks=((rows,) * (n // rows) + ((n % rows,) if n % rows else ()), (d,)),
+            dtype=self.tiles.dtype,
             meta=np.empty((0, 0), self.tiles.dtype),
-            asarray=False,
-            # As a task of its own the reader would cost every pass a round trip to a worker.
-            inline_array=True,
+            name=f"tiles-{tokenize(str(self.path), self.sheets, self.tile)}",
         )
 
     def provenance(self) -> dict[str, NDArray[np.int32]]:
@@ -89,47 +96,79 @@ class TileStore:
         -------
         dict of str to ndarray of shape (n_tiles,), int32
             ``sheet`` (place in `sheets`), ``row`` and ``col`` (in tiles, within the sheet).
+
+        Raises
+        ------
+        StoreError
+            If a chunk is missing or damaged.
         """
-        return {name: np.asarray(_array(self.path, self._group, name)[:]) for name in _PROVENANCE}
+        arrays = {name: _array(self.path, self._group, name) for name in _PROVENANCE}
+        return {name: _read(self.path, array, 0, len(self)) for name, array in arrays.items()}
 
 
 _PROVENANCE = ("sheet", "row", "col")
 
 
-class _Rows:
-    """The tiles of a store as a two-dimensional array, for dask to slice."""
+def _read_rows(path: Path, tiles: zarr.Array[Any], block_id: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read a block: the tiles of one chunk, as rows."""
+    rows = tiles.chunks[0]
+    first = block_id[0] * rows
+    block = _read(path, tiles, first, min(first + rows, tiles.shape[0]))
+    return block.reshape(len(block), -1)
 
-    def __init__(self, path: Path, tiles: zarr.Array[Any]) -> None:
-        self._path, self._tiles = path, tiles
-        self.shape = (tiles.shape[0], int(np.prod(tiles.shape[1:])))
-        self.dtype = tiles.dtype
-        self.ndim = 2
 
-    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
-        rows, columns = key
-        try:
-            tiles = np.asarray(self._tiles[rows])
-        except Exception as error:  # zarr's errors are of many types, and none says where
-            msg = (
-                f"{self._path}: tiles {rows.start} to {rows.stop - 1} cannot be read ({error}); "
-                "restore the store or ingest the sheets again"
-            )
-            raise StoreError(msg) from error
-        return tiles.reshape(len(tiles), -1)[:, columns]
+def _read(path: Path, array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
+    """Read rows first … last - 1 of an array, or say which of them cannot be read."""
+    try:
+        _check_chunks(path, array, first, last)
+        return np.asarray(array[first:last])
+    except Exception as error:  # zarr's errors are of many types, and none says where
+        what = "tiles" if array.path == "tiles" else f"{array.path} of tiles"
+        msg = (
+            f"{path}: {what} {first} to {last - 1} cannot be read ({error}); "
+            "restore the store or ingest the sheets again"
+        )
+        raise StoreError(msg) from error
+
+
+def _check_chunks(path: Path, array: zarr.Array[Any], first: int, last: int) -> None:
+    """Raise if a chunk is missing or short: zarr reads one that is not there as zeros."""
+    rows = array.chunks[0]
+    # All chunks are of one size, the last one padded; then comes a checksum of 4 bytes.
+    whole = math.prod(array.chunks) * array.dtype.itemsize + 4
+    for i in range(first // rows, -(-last // rows)):
+        key = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
+        size = (path / array.path / key).stat().st_size
+        if size != whole:
+            msg = f"chunk {key} has {size} bytes, not {whole}"
+            raise ValueError(msg)
 
 
 class StoreWriter:
     """A store being written: tiles are appended in order, a whole chunk a write.
 
-    A context manager: leaving it without an error completes the store.
+    It is written beside its place, under a name of its own, and takes its place, and that of
+    a store that was there, when it is complete: so nothing is lost when writing fails. A
+    context manager: leaving it without an error completes the store.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, arrays: dict[str, zarr.Array[Any]]) -> None:
-        self._path, self._group, self._arrays = path, group, arrays
-        self._tiles = arrays["tiles"]
+    def __init__(self, path: Path, n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]):
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._tile = tile
         self._sheets: list[Sheet] = []
         self._waiting: list[NDArray[np.uint8]] = []
         self._written = 0
+        with _write_errors_named(path):
+            self._group = zarr.create_group(self._partial, zarr_format=3, overwrite=True)
+            self._group.attrs["daskkm"] = {"format": FORMAT, "complete": False}
+            shape = (n_tiles, *tile, *bands)
+            dimensions = ("tile", "y", "x", "band")[: len(shape)]
+            self._tiles = _create(self._group, "tiles", shape, "uint8", dimensions)
+            self._provenance = {
+                name: _create(self._group, name, (n_tiles,), "int32", ("tile",))
+                for name in _PROVENANCE
+            }
 
     def __enter__(self) -> Self:
         return self
@@ -140,8 +179,13 @@ class StoreWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self._finish()
+        try:
+            if kind is None:
+                with _write_errors_named(self._path):
+                    self._finish()
+                    _replace(self._path, self._partial)
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
 
     def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
         """Add the tiles of the next sheet.
@@ -157,7 +201,8 @@ class StoreWriter:
         if sum(map(len, self._waiting)) >= chunk:
             joined = np.concatenate(self._waiting)
             whole = len(joined) - len(joined) % chunk
-            self._write(joined[:whole])
+            with _write_errors_named(self._path):
+                self._write(joined[:whole])
             self._waiting = [joined[whole:]]
 
     def _write(self, tiles: NDArray[np.uint8]) -> None:
@@ -175,18 +220,16 @@ class StoreWriter:
             raise StoreError(msg)
         for first in range(0, self._written, _PROVENANCE_CHUNK):
             last = min(first + _PROVENANCE_CHUNK, self._written)
-            tile = self._tiles.shape[1:3]
-            for name, values in _provenance(self._sheets, tile, first, last).items():
-                self._arrays[name][first:last] = values
-        attributes = _attributes(self._group)
-        attributes |= {"sheets": [asdict(sheet) for sheet in self._sheets], "complete": True}
-        self._group.attrs["daskkm"] = attributes
+            for name, values in _provenance(self._sheets, self._tile, first, last).items():
+                self._provenance[name][first:last] = values
+        sheets = [asdict(sheet) for sheet in self._sheets]
+        self._group.attrs["daskkm"] = {"format": FORMAT, "complete": True, "sheets": sheets}
 
 
 def create_store(
     path: str | os.PathLike[str], n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]
 ) -> StoreWriter:
-    """Create a store for n_tiles tiles, in the place of one that may be there.
+    """Begin a store for n_tiles tiles, to take the place of one that may be there.
 
     Parameters
     ----------
@@ -204,22 +247,14 @@ def create_store(
     Raises
     ------
     StoreError
-        If something is there that is not a store, or the folder cannot be written.
+        If something is there that is not a store, or the folder cannot be written. Its methods
+        raise it too, when writing fails.
     """
-    path = Path(path)
-    try:
-        _remove_old(path)
-        group = zarr.create_group(path, zarr_format=3)
-        group.attrs["daskkm"] = {"format": FORMAT, "complete": False}
-        shape = (n_tiles, *tile, *bands)
-        dimensions = ("tile", "y", "x", "band")[: len(shape)]
-        arrays = {"tiles": _create(group, "tiles", shape, "uint8", dimensions)}
-        for name in _PROVENANCE:
-            arrays[name] = _create(group, name, (n_tiles,), "int32", ("tile",))
-    except OSError as error:
-        msg = f"{path}: the store cannot be written ({error}); choose another place for it"
-        raise StoreError(msg) from error
-    return StoreWriter(path, group, arrays)
+    path = Path(path).resolve()  # through a link: the store it leads to is replaced, not the link
+    if _taken(path):
+        msg = f"{path}: something is there that is not a store of daskkm's; choose another place"
+        raise StoreError(msg)
+    return StoreWriter(path, n_tiles, tile, bands)
 
 
 def open_store(path: str | os.PathLike[str]) -> TileStore:
@@ -242,7 +277,8 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     path = Path(path).absolute()
     group = _open_group(path)
     if group is None:
-        msg = f"{path}: there is no store; make one with: python -m daskkm.ingest"
+        what = "what is there is no store" if path.exists() else "there is no store"
+        msg = f"{path}: {what}; make one with: python -m daskkm.ingest IMAGES --store PATH"
         raise StoreError(msg)
     attributes = _attributes(group)
     if attributes.get("format") != FORMAT:
@@ -263,21 +299,47 @@ def _open_group(path: Path) -> zarr.Group | None:
     except (GroupNotFoundError, FileNotFoundError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        msg = f"{path}: the store's metadata cannot be read ({error}); ingest the sheets again"
+        msg = (
+            f"{path}: the metadata cannot be read ({error}); remove it and ingest the sheets again"
+        )
         raise StoreError(msg) from error
 
 
-def _remove_old(path: Path) -> None:
-    """Make room for a store, but never at the cost of anything else."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
+def _taken(path: Path) -> bool:
+    """Tell whether something is there that must not be replaced: all but a store like ours."""
+    if not path.exists():
+        return False
+    if not path.is_dir():
+        return True
+    names = {entry.name for entry in path.iterdir()}
+    if not names:
+        return False
     group = _open_group(path)
-    if group is None or "daskkm" not in group.attrs:
-        msg = f"{path}: something is there that is not a store of daskkm's; choose another place"
-        raise StoreError(msg)
-    # First the mark: a store half removed must not look whole.
-    zarr.open_group(path, mode="r+").attrs["daskkm"] = {"format": FORMAT, "complete": False}
-    shutil.rmtree(path)
+    return (
+        group is None
+        or _attributes(group).get("format") != FORMAT
+        or not names <= {"zarr.json", "tiles", *_PROVENANCE}
+    )
+
+
+def _replace(path: Path, partial: Path) -> None:
+    """Put a complete store in its place. The one that was there goes only when that is done."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = path.with_name(f"{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old)
+
+
+@contextmanager
+def _write_errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = f"{path}: the store cannot be written ({error}); make room or choose another place"
+        raise StoreError(msg) from error
 
 
 def _create(
@@ -305,7 +367,11 @@ def _attributes(group: zarr.Group) -> dict[str, Any]:
 
 
 def _array(path: Path, group: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = group.get(name)
+    try:
+        array = group.get(name)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        msg = f"{path}: the metadata of {name} cannot be read ({error}); ingest the sheets again"
+        raise StoreError(msg) from error
     if not isinstance(array, zarr.Array):
         msg = f"{path}: the store has no array {name!r}; ingest the sheets again"
         raise StoreError(msg)

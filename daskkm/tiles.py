@@ -60,10 +60,11 @@ class Sheet:
 
     def is_file(self, path: Path) -> bool:
         """Tell whether a file is this sheet still, byte for byte."""
-        if path.name != self.name or path.stat().st_size != self.size:
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        with _errors_named(path):
+            if path.name != self.name or path.stat().st_size != self.size:
+                return False
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
 def find_sheets(folder: Path) -> list[Path]:
@@ -162,7 +163,9 @@ def _errors_named(path: Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         msg = f"{path}: this is not an image that can be read; replace or remove the file"
         raise SheetError(msg) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except SheetError:
+        raise
+    except Exception as error:  # broken files make Pillow's plugins raise whatever they meet
         msg = f"{path}: the image cannot be read ({error}); replace or remove the file"
         raise SheetError(msg) from error
 

@@ -79,7 +79,6 @@ def test_seeding_reads_only_the_blocks_that_hold_the_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("daskkm.seeding._SAMPLE", 8)
-    monkeypatch.setattr("daskkm.seeding._SAMPLE_PER_CENTROID", 1)
     tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
     source, X = counting(tiles, chunk=5)
     result = daskkm.fit_sweep(X, [2], n_init=1, max_iter=1, random_state=0)
@@ -187,8 +186,13 @@ def test_unknown_chunks(rows: NDArray[Any]) -> None:
     some = X[X[:, 100] > 10]
     assert np.isnan(some.shape[0])
     known = rows[rows[:, 100] > 10]
-    a, b = (daskkm.fit_sweep(x, [3], n_init=1, random_state=0).models[3] for x in (some, known))
-    assert a.inertia_ == b.inertia_
+    a, b = (daskkm.fit_sweep(x, [3], n_init=1, random_state=0) for x in (some, known))
+    assert a.models[3].inertia_ == b.models[3].inertia_
+    assert a.passes == b.passes + 1  # the one that found the sizes
+    assert np.isnan(some.shape[0]), "the caller's array was changed"
+    labels = b.models[3].predict(some)
+    assert np.isnan(labels.shape[0]), "the sizes were computed though they are not needed"
+    np.testing.assert_array_equal(labels.compute(), b.models[3].predict(known))
 
 
 @pytest.mark.parametrize("scale", [1, 1e-3])
@@ -199,40 +203,75 @@ def test_float_tiles(rows: NDArray[Any], scale: float) -> None:
     assert model.inertia_ == pytest.approx(exact.inertia_ * scale**2, rel=1e-9)
 
 
+@pytest.mark.parametrize("offset", [0, 1e6, 1e9])
+def test_float_tiles_far_from_zero(offset: float) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 10, (5, 8))
+    tiles = centres[rng.integers(0, 5, 2000)] + np.round(rng.normal(0, 1, (2000, 8)), 3)
+    model = daskkm.fit_sweep(tiles + offset, [5], n_init=4, random_state=0).models[5]
+    own = model.cluster_centers_[model.predict(tiles + offset)]
+    assert model.inertia_ == pytest.approx(np.square(tiles + offset - own).sum(), rel=1e-6)
+    exact = daskkm.fit_sweep(tiles, [5], n_init=4, random_state=0).models[5]
+    assert model.inertia_ == pytest.approx(exact.inertia_, rel=1e-5)
+
+
+def test_a_start_is_copied() -> None:
+    tiles = np.array([[0], [2], [10], [12]], np.uint8)
+    start = np.array([[1.0], [11.0]])
+    model = daskkm.fit_sweep(tiles, [2], init=start).models[2]
+    np.testing.assert_array_equal(model.cluster_centers_, start)
+    assert not np.shares_memory(model.cluster_centers_, start)
+
+
+def test_a_model_that_converged_is_a_fixed_point_after_a_relocation_too() -> None:
+    tiles = np.array([[14], [1], [14], [7], [5], [0]], np.uint8)
+    model = daskkm.fit_sweep(tiles, [3], init=np.array([[1], [21], [21]]), tol=0).models[3]
+    assert model.converged_
+    again = daskkm.fit_sweep(tiles, [3], init=model.cluster_centers_, tol=0).models[3]
+    assert again.n_iter_ == 1
+    np.testing.assert_array_equal(again.cluster_centers_, model.cluster_centers_)
+
+
+def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
+    model = daskkm.fit_sweep(np.eye(4), [2], random_state=0).models[2]
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        model.predict(np.full((2, 4), np.nan))
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"ks": []}, "no k to fit"),
-        ({"ks": [3, 0]}, "k must be at least 1, not 0"),
+        ({"ks": []}, "ks is empty"),
+        ({"ks": 3}, r"ks is 3; give a sequence of numbers of clusters, such as \[3\]"),
+        ({"ks": [3, 0]}, r"ks\[1\] is 0; give an integer of at least 1"),
+        ({"ks": [2.0]}, r"ks\[0\] is 2.0; give an integer"),
         ({"ks": [3, 11]}, "10 tiles, too few for k = 11"),
-        ({"n_init": 0}, "n_init must be at least 1"),
-        ({"max_iter": 0}, "max_iter must be at least 1"),
-        ({"tol": -1}, "tol must not be negative"),
-        ({"tol": np.nan}, "tol must not be negative"),
+        ({"n_init": 0}, "n_init is 0; give an integer of at least 1"),
+        ({"n_init": "auto"}, "n_init is 'auto'; give an integer"),
+        ({"max_iter": 0}, "max_iter is 0"),
+        ({"random_state": -1}, "random_state is -1; give an integer of at least 0"),
+        ({"random_state": np.random.default_rng(0)}, "random_state is Generator"),
+        ({"tol": -1}, "tol is -1; give a number of at least 0"),
+        ({"tol": np.nan}, "tol is nan"),
         ({"init": "k-means--"}, "'k-means--' is not known; use one of k-means"),
-        (
-            {"init": np.zeros((2, 4))},
-            r"k = 3 have shape \(2, 4\); give finite numbers of shape \(3, 4",
-        ),
+        ({"init": np.zeros((2, 4))}, r"k = 3 have shape \(2, 4\); give finite .* shape \(3, 4\)"),
         ({"init": np.full((3, 4), np.nan)}, "give finite numbers"),
-        ({"ks": [2, 3], "init": {2: np.zeros((2, 4))}}, r"k = 3 have shape \(0,\)"),
+        ({"init": [[1], [2, 3], [4]]}, "k = 3 are no array of numbers"),
+        ({"ks": [2, 3], "init": {2: np.zeros((2, 4))}}, r"k = 3 have shape \(\)"),
         ({"X": np.zeros(10, np.uint8)}, r"X has shape \(10,\); give it as"),
         ({"X": np.zeros((0, 4), np.uint8)}, "0 tiles"),
-        (
-            {"X": np.array([[0.0], [1], [np.nan], [3]]), "init": np.eye(3)[:, :1]},
-            "hold NaN, infinity",
-        ),
-        ({"X": np.array([[0.0], [1], [np.inf], [3]])}, "hold NaN, infinity"),
+        ({"X": np.zeros((10, 0), np.uint8)}, r"X has shape \(10, 0\)"),
+        ({"X": np.ma.masked_equal(np.eye(4), 0)}, "masked array"),
+        ({"X": np.array([[0.0], [1], [np.nan], [3]]), "init": np.eye(3)[:, :1]}, "hold NaN"),
+        ({"X": np.array([[0.0], [1], [np.inf], [3]])}, "hold NaN"),
+        ({"X": np.array([[0.0], [1], [1e200], [3]]), "init": np.eye(3)[:, :1]}, "too large to"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], match: str) -> None:
-    call: dict[str, Any] = {
-        "X": np.arange(40, dtype=np.uint8).reshape(10, 4),
-        "ks": [3],
-        "random_state": 0,
-    }
-    with pytest.raises(daskkm.FitError, match=match):
-        daskkm.fit_sweep(**call | changes)
+    call: dict[str, Any] = {"X": np.arange(40, dtype=np.uint8).reshape(10, 4), "ks": [3]}
+    with pytest.raises(ValueError, match=match) as error:
+        daskkm.fit_sweep(**call | {"random_state": 0} | changes)
+    assert isinstance(error.value, daskkm.FitError) or "hold NaN" in match
 
 
 def test_types_that_do_not_fit_are_refused() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -114,24 +117,67 @@ def test_a_store_of_other_sheets_is_replaced(sheets: Path, tmp_path: Path, chang
     after = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(4, 4) if change == "tile" else (8, 8))
     assert (after.sheets, after.tile) != (before.sheets, before.tile)
     assert after.features().name != token
-    fresh = daskkm.ingest(sheets, tmp_path / "fresh.zarr", tile=after.tile[:2])  # type: ignore[arg-type]
+    fresh = daskkm.ingest(sheets, tmp_path / "fresh.zarr", tile=after.tile[:2])
     np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
 
 
-def test_an_ingest_that_fails_leaves_a_store_that_is_refused_then_mended(
-    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(path: Path, tile: tuple[int, int]) -> None:
-        msg = f"{path}: no more"
-        raise SheetError(msg)
+def test_an_ingest_that_fails_leaves_what_was_there(sheets: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.zarr"
+    before = daskkm.ingest(sheets, path, tile=(8, 8)).features().compute()
+    whole = (sheets / "s_10.png").read_bytes()
+    (sheets / "s_10.png").write_bytes(whole[:500])  # its header is sound
+    for place in (path, tmp_path / "new.zarr"):
+        with pytest.raises(SheetError, match=r"s_10\.png"):
+            daskkm.ingest(sheets, place, tile=(8, 8))
+    np.testing.assert_array_equal(daskkm.open_store(path).features().compute(), before)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["sheets", "t.zarr"]
+    (sheets / "s_10.png").write_bytes(whole)
+    assert len(daskkm.ingest(sheets, tmp_path / "new.zarr", tile=(8, 8))) == 30
 
-    with monkeypatch.context() as patch:
-        patch.setattr(tiles, "read_sheet", fail)
-        with pytest.raises(SheetError, match="no more"):
-            daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+
+def test_a_store_that_is_not_complete_is_refused(sheets: Path, tmp_path: Path) -> None:
+    daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+    group = zarr.open_group(tmp_path / "t.zarr", mode="r+")
+    group.attrs["daskkm"] = {"format": 1, "complete": False}
     with pytest.raises(StoreError, match="not complete; ingest the sheets again"):
         daskkm.open_store(tmp_path / "t.zarr")
     assert len(daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))) == 30
+
+
+def test_a_full_disk_is_an_error_that_says_so(sheets: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys, daskkm; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500));"
+        "daskkm.ingest(sys.argv[1], sys.argv[2], tile=(8, 8))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(sheets), str(tmp_path / "t.zarr")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.search(r"StoreError: .*t\.zarr: the store cannot be written .*make room", run.stderr)
+    assert not (tmp_path / "t.zarr").exists()
+
+
+def test_through_a_link_the_store_is_replaced_and_not_the_link(
+    sheets: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "disk.zarr")
+    daskkm.ingest(sheets, tmp_path / "link.zarr", tile=(8, 8))
+    (sheets / "s_10.png").unlink()
+    assert len(daskkm.ingest(sheets, tmp_path / "link.zarr", tile=(8, 8))) == 18
+    assert (tmp_path / "link.zarr").is_symlink()
+    assert len(daskkm.open_store(tmp_path / "disk.zarr")) == 18
+
+
+@pytest.mark.parametrize(
+    "key",
+    [5, -1, (5, 6), slice(5, 5), slice(None, None, -3), ([3, 29, 3],), (slice(2, 9), slice(1, 4))],
+)
+def test_features_are_indexed_as_numpy_does(sheets: Path, tmp_path: Path, key: Any) -> None:
+    X = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8)).features()
+    np.testing.assert_array_equal(X[key].compute(), X.compute()[key])
 
 
 def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path: Path) -> None:
@@ -150,7 +196,7 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
     refused(r"s_3\.png: this is not an image")
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "group"])
+@pytest.mark.parametrize("kind", ["file", "folder", "group", "newer", "more"])
 def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "precious"
     if kind == "file":
@@ -158,8 +204,13 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
     elif kind == "folder":
         path.mkdir()
         (path / "thesis.tex").write_text("precious")
-    else:
+    elif kind == "group":
         zarr.create_group(path).create_array("a", shape=(3,), dtype="u1")
+    elif kind == "newer":
+        zarr.create_group(path).attrs["daskkm"] = {"format": 2, "complete": True}
+    else:
+        daskkm.ingest(sheets, path, tile=(8, 8))
+        (path / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
     with pytest.raises(StoreError, match="not a store of daskkm's"):
         daskkm.ingest(sheets, path)
@@ -168,7 +219,7 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
 
 
 def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no store; make one with"):
+    with pytest.raises(StoreError, match=r"none\.zarr: there is no store; make one"):
         daskkm.open_store(tmp_path / "none.zarr")
     zarr.create_group(tmp_path / "other.zarr")
     with pytest.raises(StoreError, match="not a store that this version"):
@@ -182,14 +233,28 @@ def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
         daskkm.open_store(tmp_path / "file")
 
 
-def test_a_flipped_bit_is_an_error_that_says_where(sheets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "missing"])
+@pytest.mark.parametrize("name", ["tiles", "sheet", "row", "col"])
+def test_a_damaged_chunk_is_an_error_that_says_where(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
+) -> None:
+    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
+    monkeypatch.setattr("daskkm.store._PROVENANCE_CHUNK", 7)
     store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
-    chunk = tmp_path / "t.zarr" / "tiles" / "c" / "0" / "0" / "0"
+    chunk = tmp_path / "t.zarr" / name / "c" / "2" / ("0/0" if name == "tiles" else "")
     data = bytearray(chunk.read_bytes())
-    data[100] ^= 4
-    chunk.write_bytes(data)
-    with pytest.raises(StoreError, match=r"t\.zarr: tiles 0 to 29 cannot be read"):
-        store.features().compute()
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        data[10] ^= 4
+        chunk.write_bytes({"flipped": data, "short": data[:-1], "empty": b""}[damage])
+    if name == "tiles":
+        with pytest.raises(StoreError, match=r"t\.zarr: tiles 14 to 20 cannot be read .*restore"):
+            store.features().compute()
+        np.testing.assert_array_equal(store.features()[:14].compute().shape, (14, 64))
+    else:
+        with pytest.raises(StoreError, match=rf"t\.zarr: {name} of tiles 0 to 29 cannot be read"):
+            store.provenance()
 
 
 def test_the_writer_refuses_too_few_tiles(tmp_path: Path) -> None:
@@ -199,8 +264,7 @@ def test_the_writer_refuses_too_few_tiles(tmp_path: Path) -> None:
         create_store(tmp_path / "t.zarr", 2, (8, 8), ()) as writer,
     ):
         writer.append(sheet, np.zeros((1, 8, 8), np.uint8))
-    with pytest.raises(StoreError, match="not complete"):
-        daskkm.open_store(tmp_path / "t.zarr")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_sample_sheets(digits: daskkm.TileStore) -> None:
