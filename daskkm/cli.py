@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -46,9 +47,11 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     """Unwind, so that workers are stopped, without what they say of being cut short."""
+    for other in _ENDINGS:  # once is enough: a second one must not cut the first one's work short
+        signal.signal(other, signal.SIG_IGN)
     logging.disable()
     said, status = _ENDINGS[number]
-    click.echo(said, err=True)
+    os.write(2, f"{said}\n".encode())  # what was interrupted may hold the stream's lock
     sys.exit(status)
 
 
@@ -61,6 +64,9 @@ def _show_warning(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+_MOST = 100_000
 
 
 class KList(click.ParamType[tuple[int, ...]]):
@@ -82,6 +88,8 @@ class KList(click.ParamType[tuple[int, ...]]):
             numbers = range(int(lo), int(hi or lo) + 1)
             if not numbers or not int(lo):
                 self.fail(f"{part!r} holds no k of 1 or more", param, ctx)
+            if numbers[-1] > _MOST:
+                self.fail(f"{part!r} goes beyond the most that makes sense, {_MOST}", param, ctx)
             ks.update(numbers)
         return tuple(sorted(ks))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def ingest(
     images: str | os.PathLike[str],
     store: str | os.PathLike[str],
-    tile: Sequence[int] = (16, 16),
+    tile: int | Sequence[int] = (16, 16),
 ) -> TileStore:
     """Cut the sheets of a folder into tiles and write them to a store.
 
@@ -38,8 +38,8 @@ def ingest(
         Folder of 8-bit sheets, all greyscale or all RGB.
     store : path-like
         Where the Zarr group goes.
-    tile : (int, int), default (16, 16)
-        Height and width of a tile in pixels.
+    tile : int or (int, int), default (16, 16)
+        Height and width of a tile in pixels; a number stands for both.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def ingest(
     StoreError
         If the store cannot be written, or something else is in its place.
     """
-    tile = (int(tile[0]), int(tile[1]))
+    tile = (tile, tile) if isinstance(tile, int) else (int(tile[0]), int(tile[1]))
     if min(tile) < 1:
         msg = f"a tile of {tile[0]} x {tile[1]} pixels holds nothing; give at least 1 x 1"
         raise SheetError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -15,17 +16,19 @@ from PIL import Image
 from daskkm.errors import ResultsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, ks: Iterable[int]) -> None:
     """Make the folder for results, and find out now whether it can be written.
 
     Parameters
     ----------
     out : Path
+    ks : iterable of int
+        The numbers of clusters for which there will be results.
 
     Raises
     ------
@@ -36,6 +39,9 @@ def check_writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+        for folder in (out / str(k) for k in ks):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{folder.name} in it is not a folder")
 
 
 def save_centroids(out: Path, pictures: NDArray[np.uint8]) -> None:

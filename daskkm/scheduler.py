@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import signal
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +76,7 @@ def connect(
         Worker processes of a local scheduler. By default there is one worker and it lives in
         this process.
     threads_per_worker : int, optional
-        By default as many as share out the cores.
+        Of a local scheduler's workers, or of "threads". By default they share out the cores.
     memory_limit : str, optional
         Of each local worker, as in "2GB".
     dashboard_address : str
@@ -87,62 +89,93 @@ def connect(
     Raises
     ------
     SchedulerError
-        If it cannot be reached, has no workers, or cannot be started.
+        If it cannot be reached, has no workers, cannot be started, or is lost while in use.
     """
     import dask
     from dask.system import CPU_COUNT
 
     check_name(name)
     if name == "threads":
-        threads = (workers or 1) * (threads_per_worker or 0) or workers or CPU_COUNT
-        with dask.config.set(scheduler="threads", num_workers=threads):
+        with dask.config.set(scheduler="threads", num_workers=threads_per_worker or CPU_COUNT):
             yield None
         return
+    with ExitStack() as stack:
+        # The stack of centroids travels in the graph; dask would warn of it at 10 MB.
+        warn = {"distributed.admin.large-graph-warning-threshold": "1GB"}
+        stack.enter_context(dask.config.set(warn))
+        if name == "local":
+            share = max(1, CPU_COUNT // (workers or 1))
+            threads = threads_per_worker or share
+            client = _local(stack, workers, threads, memory_limit or "auto", dashboard_address)
+        else:
+            client = stack.enter_context(_remote(name))
+        with _errors_named(name):
+            yield client
 
+
+def _local(
+    stack: ExitStack, workers: int | None, threads: int, memory_limit: str, dashboard_address: str
+) -> Client:
+    """Start a scheduler and workers on this machine, to be stopped with the exit stack."""
+    import dask
     from distributed import Client, LocalCluster
 
-    if name != "local":
-        with _remote(name) as client:
-            yield client
-        return
     # Threads of this process keep all cores busy, as the kernel and the reads release the GIL,
     # and they are ready sooner: the sweep of the 5,610 reference digits takes 3.6 s this way and
     # 5.3 s with two worker processes, which must each import everything (2 cores).
     layout = {"processes": False} if workers is None else {"host": "127.0.0.1"}
     host = dashboard_address.rpartition(":")[0]
     link = f"{{scheme}}://{host or '{host}'}:{{port}}/status"
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.dashboard.link": link}))
-        try:
+    stack.enter_context(dask.config.set({"distributed.dashboard.link": link}))
+    try:
+        with _interrupts_kept_from_children():
             cluster = LocalCluster(
                 n_workers=workers or 1,
-                threads_per_worker=threads_per_worker or max(1, CPU_COUNT // (workers or 1)),
-                memory_limit=memory_limit or "auto",
+                threads_per_worker=threads,
+                memory_limit=memory_limit,
                 dashboard_address=dashboard_address,
                 worker_dashboard_address="127.0.0.1:0",  # else on all interfaces
                 # The error of a task that fails reaches the client; its log would be a second.
                 silence_logs=logging.CRITICAL,
                 **layout,
             )
-        except (OSError, RuntimeError) as error:
-            msg = (
-                f"a local scheduler with its dashboard at {dashboard_address} cannot start "
-                f"({error}); choose another address with --dashboard-address"
-            )
-            raise SchedulerError(msg) from error
-        stack.enter_context(cluster)
-        yield stack.enter_context(Client(cluster))
+    except (OSError, RuntimeError) as error:
+        msg = (
+            f"a local scheduler with its dashboard at {dashboard_address} cannot start "
+            f"({error}); choose another address with --dashboard-address"
+        )
+        raise SchedulerError(msg) from error
+    stack.enter_context(cluster)
+    client: Client = stack.enter_context(Client(cluster))
+    return client
+
+
+@contextmanager
+def _interrupts_kept_from_children() -> Iterator[None]:
+    """Start processes that a Ctrl-C does not reach: a terminal sends it to all of a group.
+
+    They are stopped by their parent. One that comes meanwhile is only delayed.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
 def _remote(name: str) -> Iterator[Client]:
+    """Connect to a scheduler that someone else started."""
     from distributed import Client
 
     address = _address_in(name) if name.endswith(".json") else name
     try:
+        # distributed bounds the connection but not what it then waits to hear: ask first.
+        asyncio.run(asyncio.wait_for(_identify(address), _CONNECT_SECONDS))
         client = Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        msg = f"{address}: no scheduler answers there ({error}); start one with: dask scheduler"
+    except (OSError, TimeoutError, TypeError, ValueError) as error:
+        why = str(error) or f"waited {_CONNECT_SECONDS} s"
+        msg = f"{address}: no scheduler answers there ({why}); start one with: dask scheduler"
         raise SchedulerError(msg) from error
     with client:
         try:
@@ -151,6 +184,31 @@ def _remote(name: str) -> Iterator[Client]:
             msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
             raise SchedulerError(msg) from error
         yield client
+
+
+async def _identify(address: str) -> None:
+    from distributed import rpc
+    from distributed.security import Security
+
+    arguments = Security().get_connection_args("client")
+    async with rpc(address, connection_args=arguments) as scheduler:
+        await scheduler.identity()
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Turn the ways in which distributed gives up into one that says where."""
+    from distributed import CancelledError, KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except (CancelledError, CommClosedError) as error:
+        msg = f"{name}: the connection to the scheduler was lost; start it and run again"
+        raise SchedulerError(msg) from error
+    except KilledWorker as error:
+        msg = f"{name}: workers died of the same task again and again; give them more memory"
+        raise SchedulerError(msg) from error
 
 
 def _address_in(file: str) -> str:

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
-from daskkm.errors import SchedulerError, StoreError
+from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
     from daskkm.fit import SweepResult
     from daskkm.store import TileStore
+
+
+_LEAST_MEMORY = 200_000_000
+
+# Options that only a scheduler which is started here can follow.
+_FOR_LOCAL = ("workers", "threads_per_worker", "memory_limit", "dashboard_address")
 
 
 def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -30,15 +36,18 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         from dask.utils import parse_bytes
 
         try:
-            parse_bytes(value)
-        except ValueError as error:
-            msg = f"{value!r} is not a size like 2GB"
-            raise click.BadParameter(msg, ctx, param) from error
+            enough = parse_bytes(value) >= _LEAST_MEMORY
+        except ValueError:
+            enough = False
+        if not enough:
+            msg = f"{value!r} is not a size like 2GB, of at least 200MB, which a worker needs"
+            raise click.BadParameter(msg, ctx, param)
     return value
 
 
 def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not re.fullmatch(r".*:\d+", value):
+    port = re.fullmatch(r".*:(\d{1,5})", value)
+    if not port or int(port[1]) > 65535:
         msg = f"{value!r} is not an address like 127.0.0.1:8787"
         raise click.BadParameter(msg, ctx, param)
     return value
@@ -135,7 +144,8 @@ def command(
     from daskkm.fit import iter_passes
 
     started = time.perf_counter()
-    results.check_writable(out)
+    _check_local_options(scheduler_name)
+    results.check_writable(out, ks)
     store = _open_or_ingest(images, store_path)
     click.echo(f"{store_path}: {len(store)} tiles from {len(store.sheets)} sheets", err=True)
     with scheduler.connect(scheduler_name, **local) as client:
@@ -166,16 +176,22 @@ def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
     from daskkm.ingest import ingest
     from daskkm.store import open_store
 
-    if not store_path.exists():
-        return ingest(images, store_path)
     # A store named on its own must not be replaced by whatever lies in ./images.
-    if not images.exists() or (_given("store_path") and not _given("images")):
+    alone = _given("store_path") or not images.exists()
+    if store_path.exists() and alone and not _given("images"):
         return open_store(store_path)
-    try:
-        height, width = open_store(store_path).tile[:2]
-    except StoreError:
-        return ingest(images, store_path)  # mends one that is incomplete, or says what is wrong
-    return ingest(images, store_path, (height, width))
+    tile = open_store(store_path).tile[:2] if store_path.exists() else (16, 16)
+    return ingest(images, store_path, tile)
+
+
+def _check_local_options(scheduler_name: str) -> None:
+    """Refuse options that the scheduler would not follow."""
+    follows = {"local": _FOR_LOCAL, "threads": ("threads_per_worker",)}.get(scheduler_name, ())
+    for name in _FOR_LOCAL:
+        if _given(name) and name not in follows:
+            flag = f"--{name.replace('_', '-')}"
+            msg = f"{flag} has no use with --scheduler {scheduler_name}"
+            raise click.UsageError(msg)
 
 
 def _given(name: str) -> bool:

@@ -52,9 +52,12 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     match = "cannot be written"
     with pytest.raises(ResultsError, match=match):
-        results.check_writable(tmp_path / "file")
+        results.check_writable(tmp_path / "file", [])
     with pytest.raises(ResultsError, match=match):
-        results.check_writable(tmp_path / "file" / "out")
+        results.check_writable(tmp_path / "file" / "out", [])
+    (tmp_path / "3").touch()
+    with pytest.raises(ResultsError, match="3 in it is not a folder"):
+        results.check_writable(tmp_path, [2, 3])
     with pytest.raises(ResultsError, match=match):
         results.save_json(tmp_path / "none" / "sweep.json", {})
     with pytest.raises(ResultsError, match=match):

@@ -247,7 +247,7 @@ def test_a_damaged_chunk_is_an_error_that_says_where(
         chunk.unlink()
     else:
         data[10] ^= 4
-        chunk.write_bytes({"flipped": data, "short": data[:-1], "empty": b""}[damage])
+        chunk.write_bytes(bytes({"flipped": data, "short": data[:-1], "empty": b""}[damage]))
     if name == "tiles":
         with pytest.raises(StoreError, match=r"t\.zarr: tiles 14 to 20 cannot be read .*restore"):
             store.features().compute()
