@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import signal
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,7 @@ def _local(
     link = f"{{scheme}}://{host or '{host}'}:{{port}}/status"
     stack.enter_context(dask.config.set({"distributed.dashboard.link": link}))
     try:
-        with _interrupts_kept_from_children():
+        with nullcontext() if workers is None else _interrupts_ignored():
             cluster = LocalCluster(
                 n_workers=workers or 1,
                 threads_per_worker=threads,
@@ -151,16 +151,16 @@ def _local(
 
 
 @contextmanager
-def _interrupts_kept_from_children() -> Iterator[None]:
+def _interrupts_ignored() -> Iterator[None]:
     """Start processes that a Ctrl-C does not reach: a terminal sends it to all of a group.
 
-    They are stopped by their parent. One that comes meanwhile is only delayed.
+    They inherit that it is ignored, and their parent stops them.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -177,6 +177,8 @@ def _remote(name: str) -> Iterator[Client]:
         why = str(error) or f"waited {_CONNECT_SECONDS} s"
         msg = f"{address}: no scheduler answers there ({why}); start one with: dask scheduler"
         raise SchedulerError(msg) from error
+    # A connection that is lost is said once, by the error that it becomes.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
         try:
             client.wait_for_workers(1, timeout=_WORKERS_SECONDS)

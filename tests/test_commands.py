@@ -164,7 +164,13 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("--seed", "-1"),
         ("--workers", "0"),
         ("--memory-limit", "plenty"),
+        ("--memory-limit", "50MB"),
+        ("--memory-limit=-5GB",),
         ("--dashboard-address", "everywhere"),
+        ("--dashboard-address", "127.0.0.1:99999"),
+        ("--scheduler", "tcp://127.0.0.1:9", "--workers", "3"),
+        ("--scheduler", "threads", "--memory-limit", "2GB"),
+        ("--k", "3-7000000000"),
         ("--no-such-flag",),
         ("argument",),
     ],
@@ -198,6 +204,9 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     assert_fails(sweep("--images", "empty", cwd=home), "empty", "no sheets", "put image files")
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
     assert_fails(sweep("--k", "6000", cwd=home), "5610 tiles, too few for k = 6000")
+    # A store is there by now, but not of what was asked for.
+    assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
+    assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "no store")
     done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
     assert_fails(done, "images", "choose another place")
     (sheets / "s_3.png").write_text("text")
@@ -208,15 +217,21 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     assert_fails(sweep("--images", "images", "--store", "file/s.zarr", cwd=home), "file")
 
 
-def test_a_corrupt_chunk_fails_with_its_place(home: Path) -> None:
-    assert sweep("--k", "2", cwd=home).returncode == 0
+@pytest.mark.parametrize("flags", [("--scheduler", "threads"), (), ("--workers", "1")])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_chunk_fails_with_its_place(
+    home: Path, flags: tuple[str, ...], damage: str
+) -> None:
+    assert sweep("--k", "2", "--max-iter", "1", cwd=home).returncode == 0
     chunk = home / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0"
-    data = bytearray(chunk.read_bytes())
-    data[1000] ^= 1
-    chunk.write_bytes(data)
-    for flags in (("--scheduler", "threads"), (), ("--workers", "1")):
-        done = run("daskkm.sweep", *flags, cwd=home)
-        assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
+    if damage == "flipped":
+        data = bytearray(chunk.read_bytes())
+        data[1000] ^= 1
+        chunk.write_bytes(data)
+    else:
+        chunk.unlink()
+    done = run("daskkm.sweep", *flags, cwd=home)
+    assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
 
 
 @pytest.mark.parametrize("text", ["3-7", "3,4,5-7", "7,6,5,4,3", "3-5, 4-7", "3,4,5,6,7,7"])

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from queue import Queue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import dask
 import numpy as np
@@ -101,6 +102,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self.pid = self._popen.pid
@@ -127,7 +129,8 @@ class Process:
         raise AssertionError(f"{pattern!r} was not printed: {self.lines} {self.output}")
 
     def send(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
+        """Send a signal as a terminal does: to the process and all that it started."""
+        os.killpg(self.pid, number)
 
     def wait(self) -> int:
         code = self._popen.wait(DEADLINE)
@@ -144,8 +147,14 @@ class Process:
         self.wait()
 
 
+class Remote(NamedTuple):
+    address: str
+    file: Path
+    scheduler: Process
+
+
 @contextmanager
-def remote(folder: Path, workers: int) -> Iterator[tuple[str, Path]]:
+def remote(folder: Path, workers: int) -> Iterator[Remote]:
     """A scheduler and workers as users start them: processes of their own."""
     file = folder / "scheduler.json"
     dask_cli = ("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0")
@@ -164,7 +173,7 @@ def remote(folder: Path, workers: int) -> Iterator[tuple[str, Path]]:
         ]
         for worker in started:
             worker.wait_for("Registered to:")
-        yield address, file
+        yield Remote(address, file, main)
 
 
 def sweep(*args: str | Path, cwd: Path) -> Process:
@@ -175,7 +184,7 @@ def test_a_remote_scheduler_by_address_and_by_file(
     digits: TileStore, expected: SweepResult, tmp_path: Path
 ) -> None:
     settings = ("--k", "3,5", "--n-init", "3", "--max-iter", "12")
-    with remote(tmp_path, workers=2) as (address, file):
+    with remote(tmp_path, workers=2) as (address, file, _):
         for i, name in enumerate((address, str(file))):
             with sweep(
                 "--scheduler",
@@ -209,6 +218,17 @@ def test_no_scheduler_and_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         scheduler.connect("tcp://127.0.0.1:9"),
     ):
         pass
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(SchedulerError, match=r"no scheduler answers there \(waited 1 s\)"),
+        scheduler.connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}"),
+    ):
+        pass
+    with (
+        pytest.raises(SchedulerError, match=r"no scheduler answers there .*TLS"),
+        scheduler.connect("tls://127.0.0.1:9"),
+    ):
+        pass
     (tmp_path / "broken.json").write_text("{}")
     with (
         pytest.raises(SchedulerError, match=r"broken\.json: this is no scheduler file"),
@@ -216,11 +236,26 @@ def test_no_scheduler_and_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ):
         pass
     with (
-        remote(tmp_path, workers=0) as (address, _),
+        remote(tmp_path, workers=0) as (address, _, _),
         pytest.raises(SchedulerError, match=f"{address}: the scheduler has no workers; start"),
         scheduler.connect(address),
     ):
         pass
+
+
+def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
+    digits: TileStore, tmp_path: Path
+) -> None:
+    endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+    with remote(tmp_path, workers=1) as (address, _, main):
+        flags = ("--scheduler", address, "--store", digits.path)
+        with sweep(*flags, *endless, cwd=tmp_path) as run:
+            run.wait_for("pass 3:")
+            main.send(signal.SIGKILL)
+            assert run.wait() == 1
+    others = [line for line in run.lines if not line.startswith("pass ")]
+    assert others[-1].startswith(f"error: {address}: the connection to the scheduler was lost")
+    assert "Traceback" not in "".join(others), others
 
 
 # Python 3.12 and 3.13 say so of how bokeh's client makes its loop.
@@ -228,8 +263,8 @@ def test_no_scheduler_and_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("workers", "ending", "said", "status"),
     [
-        ((), signal.SIGINT, "interrupted", 130),
-        (("--workers", "2"), signal.SIGTERM, "terminated", 143),
+        ((), signal.SIGTERM, "terminated", 143),
+        (("--workers", "2"), signal.SIGINT, "interrupted", 130),
     ],
 )
 def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
