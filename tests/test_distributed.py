@@ -28,7 +28,8 @@ from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from itertools import cycle
+from pathlib import Path
 
     from daskkm.fit import SweepResult
     from daskkm.store import TileStore
@@ -197,9 +198,9 @@ def test_a_remote_scheduler_by_address_and_by_file(
                 cwd=tmp_path,
             ) as run:
                 assert run.wait() == 0, run.lines
-        for chunks in CHUNKINGS:
+        for chunks, name in zip(CHUNKINGS, cycle((address, str(file)))):
             X = digits.features().rechunk((chunks, -1))
-            with scheduler.connect(address):
+            with scheduler.connect(name):
                 assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
     for i in range(2):
         said = json.loads((tmp_path / f"out{i}" / "sweep.json").read_text())
