@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from queue import Queue
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -28,8 +29,7 @@ from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from itertools import cycle
-from pathlib import Path
+    from pathlib import Path
 
     from daskkm.fit import SweepResult
     from daskkm.store import TileStore
