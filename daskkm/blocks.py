@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FAN_IN = 8
+_ROUNDING = 1e-10  # of a mean of many floats, relative
 
 
 def statistics(
@@ -101,7 +102,7 @@ def farthest(
 ) -> Delayed:
     """Return for each model the tiles farthest from their own centroid, lazily.
 
-    Tiles that lie on their centroid are never among them.
+    Tiles that lie on their centroid, floats within rounding, are never among them.
 
     Parameters
     ----------
@@ -163,9 +164,19 @@ def _one_farthest(
         centroids = stack[lo:hi]
         own = _one_labels(tiles, centroids)
         distances = kernel.squared_distances(tiles, centroids, own)
-        off = np.flatnonzero(distances)
+        off = np.flatnonzero(distances > _on_centroid(tiles))
         found.append(Farthest(distances[off], first + off, tiles[off], own[off]).most(m))
     return found
+
+
+def _on_centroid(tiles: NDArray[Any]) -> NDArray[np.float64] | float:
+    """Return the squared distance up to which a tile lies on its centroid.
+
+    The mean of equal floats need not be that float: relocated, such tiles would go on to be.
+    """
+    if tiles.dtype.kind != "f":
+        return 0.0
+    return np.asarray(_ROUNDING**2 * np.square(tiles, dtype=np.float64).sum(axis=1))
 
 
 def _merge_farthest(found: list[list[Farthest]], wanted: Sequence[int]) -> list[Farthest]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from daskkm.lloyd import Step
 
     Init = str | ArrayLike | Mapping[int, ArrayLike]
+
+
+# Tiles enough to find out about where float tiles lie.
+_FEW = 1000
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class Pass:
 
 def fit_sweep(
     X: Any,
-    ks: Sequence[int],
+    ks: Iterable[int],
     *,
     n_init: int = 16,
     init: Init = "k-means++",
@@ -146,7 +151,7 @@ def fit_sweep(
     ----------
     X : dask array or ndarray of shape (n, d)
         Tiles: uint8, int8, uint16, int16, float32 or float64.
-    ks : sequence of int
+    ks : iterable of int
         Numbers of clusters.
     n_init : int, default 16
         Restarts of each k; the one of least inertia is returned (the first of equals).
@@ -195,7 +200,7 @@ def fit_sweep(
 
 def iter_passes(
     X: Any,
-    ks: Sequence[int],
+    ks: Iterable[int],
     *,
     n_init: int,
     init: Init,
@@ -223,8 +228,7 @@ def iter_passes(
     started = time.perf_counter()
     starts = _starts(tiles, ks, n_init, init, seed)
     if tiles.tiles.dtype.kind == "f":
-        # Amid the tiles, and not to be dragged away by a start that is far off.
-        tiles.origin = np.median(np.concatenate(list(starts.values())), axis=0)
+        tiles.origin = np.median(tiles.take(np.arange(min(tiles.shape[0], _FEW))), axis=0)
     names = list(starts)
     steps: dict[tuple[int, int], Step] = {}
     for done in lloyd.iterate(
@@ -259,7 +263,7 @@ def as_tiles(X: Any) -> da.Array:
     TypeError
         If the dtype of X is not supported.
     """
-    if np.ma.isMaskedArray(X):
+    if np.ma.isMaskedArray(getattr(X, "_meta", X)):
         msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
         raise FitError(msg)
     tiles = X if isinstance(X, da.Array) else np.asarray(X)
@@ -325,12 +329,13 @@ class _Reader:
 
 
 def _checked(
-    ks: Sequence[int], n_init: int, max_iter: int, tol: float, random_state: int | None
+    ks: Iterable[int], n_init: int, max_iter: int, tol: float, random_state: int | None
 ) -> tuple[list[int], int, int, int]:
     """Return the settings as Python's integers, and a seed, or say what is wrong with them."""
     if not np.iterable(ks):
         msg = f"ks is {ks!r}; give a sequence of numbers of clusters, such as [{ks!r}]"
         raise FitError(msg)
+    ks = list(ks)
     seed = secrets.randbits(32) if random_state is None else random_state
     numbers: dict[str, Any] = {f"ks[{i}]": k for i, k in enumerate(ks)}
     if not numbers:
@@ -342,8 +347,8 @@ def _checked(
         if not isinstance(number, (int, np.integer)) or number < least:
             msg = f"{name} is {number!r}; give an integer of at least {least}"
             raise FitError(msg)
-    if not tol >= 0:
-        msg = f"tol is {tol!r}; give a number of at least 0"
+    if not isinstance(tol, Real) or not 0 <= tol < np.inf:
+        msg = f"tol is {tol!r}; give a finite number of at least 0"
         raise FitError(msg)
     return sorted({int(k) for k in ks}), int(n_init), int(max_iter), int(seed)
 

@@ -82,6 +82,7 @@ def _if_up_to_date(
     """Return the store if it holds these sheets, cut into such tiles; else None."""
     try:
         present = open_store(store)
+        present.check()
     except StoreError:
         return None
     same = len(paths) == len(present.sheets) and all(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import signal
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 10
 _WORKERS_SECONDS = 30
+_CLOSE_SECONDS = 3
 
 
 def check_name(name: str) -> str:
@@ -99,6 +100,9 @@ def connect(
         with dask.config.set(scheduler="threads", num_workers=threads_per_worker or CPU_COUNT):
             yield None
         return
+    # First of all: its defaults would go with a setting that was made before them.
+    import distributed  # noqa: F401
+
     with ExitStack() as stack:
         # The stack of centroids travels in the graph; dask would warn of it at 10 MB.
         warn = {"distributed.admin.large-graph-warning-threshold": "1GB"}
@@ -159,8 +163,11 @@ def _interrupts_ignored() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
-    finally:
+    except Exception:
         signal.signal(signal.SIGINT, before)
+        raise
+    # Not when the process is ending: what ends it has its own mind about a second signal.
+    signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -179,13 +186,15 @@ def _remote(name: str) -> Iterator[Client]:
         raise SchedulerError(msg) from error
     # A connection that is lost is said once, by the error that it becomes.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
-        except TimeoutError as error:
-            msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
-            raise SchedulerError(msg) from error
+    try:
+        client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
         yield client
+    except TimeoutError as error:
+        msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
+        raise SchedulerError(msg) from error
+    finally:
+        with suppress(TimeoutError, OSError):  # a scheduler that hangs must not keep us
+            client.close(timeout=_CLOSE_SECONDS)
 
 
 async def _identify(address: str) -> None:

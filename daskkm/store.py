@@ -89,6 +89,18 @@ class TileStore:
             name=f"tiles-{tokenize(str(self.path), self.sheets, self.tile)}",
         )
 
+    def check(self) -> None:
+        """Find out whether all chunks are there and whole, without reading them.
+
+        Raises
+        ------
+        StoreError
+            If a chunk is missing or short.
+        """
+        for name in ("tiles", *_PROVENANCE):
+            with _read_errors_named(self.path, name, 0, len(self)):
+                _check_chunks(self.path, _array(self.path, self._group, name), 0, len(self))
+
     def provenance(self) -> dict[str, NDArray[np.int32]]:
         """Read where each tile came from.
 
@@ -119,14 +131,20 @@ def _read_rows(path: Path, tiles: zarr.Array[Any], block_id: tuple[int, int]) ->
 
 def _read(path: Path, array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     """Read rows first … last - 1 of an array, or say which of them cannot be read."""
-    try:
+    with _read_errors_named(path, array.path, first, last):
         _check_chunks(path, array, first, last)
         return np.asarray(array[first:last])
+
+
+@contextmanager
+def _read_errors_named(path: Path, name: str, first: int, last: int) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # zarr's errors are of many types, and none says where
-        what = "tiles" if array.path == "tiles" else f"{array.path} of tiles"
+        what = "tiles" if name == "tiles" else f"{name} of tiles"
         msg = (
             f"{path}: {what} {first} to {last - 1} cannot be read ({error}); "
-            "restore the store or ingest the sheets again"
+            "restore the store, or remove it and ingest the sheets again"
         )
         raise StoreError(msg) from error
 
@@ -159,18 +177,15 @@ class StoreWriter:
         self._sheets: list[Sheet] = []
         self._waiting: list[NDArray[np.uint8]] = []
         self._written = 0
-        with _write_errors_named(path):
-            self._group = zarr.create_group(self._partial, zarr_format=3, overwrite=True)
-            self._group.attrs["daskkm"] = {"format": FORMAT, "complete": False}
-            shape = (n_tiles, *tile, *bands)
-            dimensions = ("tile", "y", "x", "band")[: len(shape)]
-            self._tiles = _create(self._group, "tiles", shape, "uint8", dimensions)
-            self._provenance = {
-                name: _create(self._group, name, (n_tiles,), "int32", ("tile",))
-                for name in _PROVENANCE
-            }
+        self._shape = (n_tiles, *tile, *bands)
 
     def __enter__(self) -> Self:
+        try:
+            with _write_errors_named(self._path):
+                self._begin()
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
@@ -185,6 +200,23 @@ class StoreWriter:
                     self._finish()
                     _replace(self._path, self._partial)
         finally:
+            self._discard()
+
+    def _begin(self) -> None:
+        self._group = zarr.create_group(self._partial, zarr_format=3, overwrite=True)
+        self._group.attrs["daskkm"] = {"format": FORMAT, "complete": False}
+        dimensions = ("tile", "y", "x", "band")[: len(self._shape)]
+        self._tiles = _create(self._group, "tiles", self._shape, "uint8", dimensions)
+        self._provenance = {
+            name: _create(self._group, name, self._shape[:1], "int32", ("tile",))
+            for name in _PROVENANCE
+        }
+
+    def _discard(self) -> None:
+        """Remove what was not completed. After an interrupt zarr's threads may still write."""
+        for _ in range(100):
+            if not self._partial.exists():
+                return
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
@@ -250,10 +282,12 @@ def create_store(
         If something is there that is not a store, or the folder cannot be written. Its methods
         raise it too, when writing fails.
     """
-    path = Path(path).resolve()  # through a link: the store it leads to is replaced, not the link
-    if _taken(path):
-        msg = f"{path}: something is there that is not a store of daskkm's; choose another place"
-        raise StoreError(msg)
+    try:
+        path = Path(path).resolve()  # the store that a link leads to is replaced, not the link
+        _check_free(path)
+    except (OSError, RuntimeError) as error:
+        msg = f"{path}: a store cannot be put there ({error}); choose another place"
+        raise StoreError(msg) from error
     return StoreWriter(path, n_tiles, tile, bands)
 
 
@@ -284,7 +318,8 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     if attributes.get("format") != FORMAT:
         msg = (
             f"{path}: this is not a store that this version of daskkm reads "
-            f"(format {attributes.get('format')}, not {FORMAT}); ingest the sheets again"
+            f"(format {attributes.get('format')}, not {FORMAT}); use the version that made it, "
+            "or remove it and ingest the sheets again"
         )
         raise StoreError(msg)
     if not attributes.get("complete"):
@@ -305,32 +340,42 @@ def _open_group(path: Path) -> zarr.Group | None:
         raise StoreError(msg) from error
 
 
-def _taken(path: Path) -> bool:
-    """Tell whether something is there that must not be replaced: all but a store like ours."""
-    if not path.exists():
-        return False
-    if not path.is_dir():
-        return True
-    names = {entry.name for entry in path.iterdir()}
-    if not names:
-        return False
-    group = _open_group(path)
-    return (
-        group is None
-        or _attributes(group).get("format") != FORMAT
-        or not names <= {"zarr.json", "tiles", *_PROVENANCE}
-    )
+def _check_free(path: Path) -> None:
+    """Raise StoreError if a store put there would replace anything but a store like it."""
+    found = None
+    if path.is_mount() or path == Path.cwd():
+        found = "it is a mount point or the folder you are in"
+    elif path.is_dir():
+        names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+        if foreign := sorted(names - {"zarr.json", "tiles", *_PROVENANCE}):
+            found = f"it holds {foreign[0]}"
+        elif names:
+            group = _open_group(path)
+            if group is None or _attributes(group).get("format") != FORMAT:
+                found = "it is of another format"
+    elif path.exists():
+        found = "it is a file"
+    if found:
+        msg = (
+            f"{path}: this is not a store of daskkm's to be replaced ({found}); "
+            "choose another place"
+        )
+        raise StoreError(msg)
 
 
 def _replace(path: Path, partial: Path) -> None:
     """Put a complete store in its place. The one that was there goes only when that is done."""
-    if not path.exists():
-        partial.rename(path)
-        return
+    _check_free(path)  # again: much may have happened while the tiles were written
     old = path.with_name(f"{path.name}.{os.getpid()}.old")
-    path.rename(old)
-    partial.rename(path)
-    shutil.rmtree(old)
+    try:
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

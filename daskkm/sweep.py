@@ -37,7 +37,7 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
         try:
             enough = parse_bytes(value) >= _LEAST_MEMORY
-        except ValueError:
+        except (ValueError, OverflowError):
             enough = False
         if not enough:
             msg = f"{value!r} is not a size like 2GB, of at least 200MB, which a worker needs"
@@ -178,9 +178,11 @@ def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
 
     # A store named on its own must not be replaced by whatever lies in ./images.
     alone = _given("store_path") or not images.exists()
-    if store_path.exists() and alone and not _given("images"):
+    empty = store_path.is_dir() and not any(store_path.iterdir())
+    present = store_path.exists() and not empty
+    if present and alone and not _given("images"):
         return open_store(store_path)
-    tile = open_store(store_path).tile[:2] if store_path.exists() else (16, 16)
+    tile = open_store(store_path).tile[:2] if present else (16, 16)
     return ingest(images, store_path, tile)
 
 

@@ -93,6 +93,16 @@ def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore)
         assert client.status == "running"
 
 
+def test_connecting_leaves_distributeds_settings_as_they_are() -> None:
+    code = (
+        "import dask; from daskkm.scheduler import connect\n"
+        "for _ in range(2):\n"
+        "    with connect('local', dashboard_address='127.0.0.1:0'): pass\n"
+        "assert dask.config.get('distributed.comm')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 class Process:
     """A command of the machine, ended with the test, whose output can be awaited."""
 

@@ -215,6 +215,32 @@ def test_float_tiles_far_from_zero(offset: float) -> None:
     assert model.inertia_ == pytest.approx(exact.inertia_, rel=1e-5)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("far", [1e6, 1e9])
+def test_float_tiles_with_a_start_far_off(k: int, far: float) -> None:
+    tiles = np.random.default_rng(0).standard_normal((1000, 2))
+    start = np.full((k, 2), far) + np.arange(k)[:, None]
+    model = daskkm.fit_sweep(tiles, [k], init=start, tol=0).models[k]
+    own = model.cluster_centers_[model.predict(tiles)]
+    assert model.inertia_ == pytest.approx(np.square(tiles - own).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_floats_settle_though_rounding_leaves_tiles_off_their_mean(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    distinct = rng.normal(0, 1, (3, 2))
+    tiles = distinct[rng.integers(0, 3, 50)]
+    model = daskkm.fit_sweep(tiles, [5], init=rng.normal(0, 1, (5, 2)), tol=0).models[5]
+    assert model.converged_
+    assert model.inertia_ < 1e-12
+
+
+def test_ks_may_be_any_iterable() -> None:
+    tiles = np.arange(12, dtype=np.uint8).reshape(6, 2)
+    result = daskkm.fit_sweep(tiles, (k for k in np.array([3, 2])), n_init=1, random_state=0)
+    assert [(k, type(k)) for k in result.models] == [(2, int), (3, int)]
+
+
 def test_a_start_is_copied() -> None:
     tiles = np.array([[0], [2], [10], [12]], np.uint8)
     start = np.array([[1.0], [11.0]])
@@ -251,8 +277,10 @@ def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
         ({"max_iter": 0}, "max_iter is 0"),
         ({"random_state": -1}, "random_state is -1; give an integer of at least 0"),
         ({"random_state": np.random.default_rng(0)}, "random_state is Generator"),
-        ({"tol": -1}, "tol is -1; give a number of at least 0"),
+        ({"tol": -1}, "tol is -1; give a finite number"),
         ({"tol": np.nan}, "tol is nan"),
+        ({"tol": np.inf}, "tol is inf"),
+        ({"tol": "tight"}, "tol is 'tight'"),
         ({"init": "k-means--"}, "'k-means--' is not known; use one of k-means"),
         ({"init": np.zeros((2, 4))}, r"k = 3 have shape \(2, 4\); give finite .* shape \(3, 4\)"),
         ({"init": np.full((3, 4), np.nan)}, "give finite numbers"),
@@ -262,6 +290,7 @@ def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
         ({"X": np.zeros((0, 4), np.uint8)}, "0 tiles"),
         ({"X": np.zeros((10, 0), np.uint8)}, r"X has shape \(10, 0\)"),
         ({"X": np.ma.masked_equal(np.eye(4), 0)}, "masked array"),
+        ({"X": da.from_array(np.ma.masked_equal(np.eye(4), 0))}, "masked array"),
         ({"X": np.array([[0.0], [1], [np.nan], [3]]), "init": np.eye(3)[:, :1]}, "hold NaN"),
         ({"X": np.array([[0.0], [1], [np.inf], [3]])}, "hold NaN"),
         ({"X": np.array([[0.0], [1], [1e200], [3]]), "init": np.eye(3)[:, :1]}, "too large to"),

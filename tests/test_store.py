@@ -212,7 +212,7 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
         daskkm.ingest(sheets, path, tile=(8, 8))
         (path / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
-    with pytest.raises(StoreError, match="not a store of daskkm's"):
+    with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
         daskkm.ingest(sheets, path)
     assert path.exists()
     assert sorted(path.rglob("*")) == before
@@ -255,6 +255,46 @@ def test_a_damaged_chunk_is_an_error_that_says_where(
     else:
         with pytest.raises(StoreError, match=rf"t\.zarr: {name} of tiles 0 to 29 cannot be read"):
             store.provenance()
+
+
+def test_ingesting_again_mends_a_store_that_lost_a_chunk(sheets: Path, tmp_path: Path) -> None:
+    before = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8).features().compute()
+    (tmp_path / "t.zarr" / "row" / "c" / "0").unlink()
+    (tmp_path / "t.zarr" / "tiles" / "c" / "0" / "0" / "0").write_bytes(b"")
+    (tmp_path / "t.zarr" / ".DS_Store").touch()
+    after = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+    np.testing.assert_array_equal(after.features().compute(), before)
+    assert after.provenance()["row"].shape == (30,)
+
+
+def test_what_appears_while_tiles_are_written_is_not_removed(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.zarr"
+    path.mkdir()
+    read = tiles.read_sheet
+
+    def meanwhile(sheet: Path, tile: tuple[int, int]) -> Any:
+        (path / "thesis.tex").write_text("precious")
+        return read(sheet, tile)
+
+    monkeypatch.setattr(tiles, "read_sheet", meanwhile)
+    with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
+        daskkm.ingest(sheets, path, tile=8)
+    assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["sheets", "t.zarr"]
+
+
+def test_the_folder_one_is_in_is_no_place_for_a_store(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StoreError, match="the folder you are in"):
+        daskkm.ingest(sheets, ".", tile=8)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StoreError, match="choose another place"):
+        daskkm.ingest(sheets, tmp_path / "loop", tile=8)
 
 
 def test_the_writer_refuses_too_few_tiles(tmp_path: Path) -> None:
