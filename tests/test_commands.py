@@ -207,7 +207,7 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     assert_fails(sweep("--k", "6000", cwd=home), "5610 tiles, too few for k = 6000")
     # A store is there by now, but not of what was asked for.
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
-    assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "no store")
+    assert_fails(sweep("--images", "images", "--store", "images", cwd=home), "images", "no store")
     done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
     assert_fails(done, "images", "choose another place")
     (sheets / "s_3.png").write_text("text")
@@ -231,8 +231,12 @@ def test_a_damaged_chunk_fails_with_its_place(
         chunk.write_bytes(data)
     else:
         chunk.unlink()
-    done = run("daskkm.sweep", *flags, cwd=home)
+    # Named alone, the store is used as it is. With its sheets it is mended, if that can be seen.
+    done = run("daskkm.sweep", "--store", "store/tiles.zarr", *flags, cwd=home)
     assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
+    if damage == "missing":
+        assert sweep("--k", "2", "--max-iter", "1", cwd=home).returncode == 0
+        assert chunk.exists()
 
 
 @pytest.mark.parametrize("text", ["3-7", "3,4,5-7", "7,6,5,4,3", "3-5, 4-7", "3,4,5,6,7,7"])
