@@ -125,8 +125,8 @@ def _local(
     from distributed import Client, LocalCluster
 
     # Threads of this process keep all cores busy, as the kernel and the reads release the GIL,
-    # and they are ready sooner: the sweep of the 5,610 reference digits takes 3.6 s this way and
-    # 5.3 s with two worker processes, which must each import everything (2 cores).
+    # and they are ready sooner: a whole sweep of 5,610 digits takes 5.3 s this way and 8.5 s with
+    # two worker processes, which must each import everything (medians of runs in turn, 2 cores).
     layout = {"processes": False} if workers is None else {"host": "127.0.0.1"}
     host = dashboard_address.rpartition(":")[0]
     link = f"{{scheme}}://{host or '{host}'}:{{port}}/status"
