@@ -129,7 +129,7 @@ def _float_statistics(
 ) -> NDArray[np.float64]:
     """Label float tiles as they are, and add them up about the origin."""
     labels = label_block(tiles, stack, offsets)
-    centred = _read_only(tiles - origin).astype(np.float64, copy=False)
+    centred = _read_only((tiles - origin).astype(np.float64, copy=False))
     statistics = np.zeros((len(stack), tiles.shape[1] + 2))
     sums, norms = np.zeros_like(stack), np.empty(len(tiles))
     _square(centred, norms)

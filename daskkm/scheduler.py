@@ -187,11 +187,12 @@ def _remote(name: str) -> Iterator[Client]:
     # A connection that is lost is said once, by the error that it becomes.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
-        client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+        except TimeoutError as error:
+            msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
+            raise SchedulerError(msg) from error
         yield client
-    except TimeoutError as error:
-        msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
-        raise SchedulerError(msg) from error
     finally:
         with suppress(TimeoutError, OSError):  # a scheduler that hangs must not keep us
             client.close(timeout=_CLOSE_SECONDS)
