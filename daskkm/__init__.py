@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         SheetError,
         StoreError,
     )
-    from daskkm.fit import FittedModel, SweepResult, fit_sweep
+    from daskkm.fit import SweepResult, fit_sweep
     from daskkm.ingest import ingest
+    from daskkm.model import FittedModel
     from daskkm.store import TileStore, open_store
 
 __version__ = version("daskkm")
@@ -29,7 +30,7 @@ __version__ = version("daskkm")
 _HOME = {
     "DaskkmError": "errors",
     "FitError": "errors",
-    "FittedModel": "fit",
+    "FittedModel": "model",
     "ResultsError": "errors",
     "SchedulerError": "errors",
     "SheetError": "errors",

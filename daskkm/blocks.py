@@ -16,6 +16,7 @@ import dask.array as da
 import numpy as np
 
 from daskkm import kernel
+from daskkm.errors import FitError
 from daskkm.lloyd import Farthest
 
 if TYPE_CHECKING:
@@ -26,6 +27,46 @@ if TYPE_CHECKING:
 
 _FAN_IN = 8
 _ROUNDING = 1e-10  # of a mean of many floats, relative
+
+
+def as_tiles(X: Any) -> da.Array:
+    """Return X as a dask array with one chunk along the features.
+
+    Parameters
+    ----------
+    X : TileStore, or array of shape (n, d)
+        An array is one of dask's, NumPy's or Zarr's, or anything else with a shape, a dtype,
+        slices and, if it has them, ``chunks``.
+
+    Returns
+    -------
+    dask array of shape (n, d)
+
+    Raises
+    ------
+    FitError
+        If X is not two-dimensional, or masked.
+    TypeError
+        If the dtype of X is not supported.
+    """
+    if np.ma.isMaskedArray(getattr(X, "_meta", X)):
+        msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
+        raise FitError(msg)
+    if hasattr(X, "features"):  # a TileStore, which this module need not know
+        X = X.features()
+    tiles = X if hasattr(X, "chunks") else np.asarray(X)
+    if tiles.ndim != 2 or not tiles.shape[1]:
+        msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
+        raise FitError(msg)
+    kernel.check_dtype(tiles.dtype)
+    if not isinstance(tiles, da.Array):
+        tiles = da.from_array(tiles, chunks=getattr(X, "chunks", None) or ("auto", -1))
+    return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
+
+
+def tile_shape(X: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
+    return X.tile if hasattr(X, "features") else None
 
 
 def statistics(

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from daskkm import blocks, kernel, lloyd, seeding
+from daskkm.blocks import as_tiles, tile_shape
 from daskkm.errors import FitError
+from daskkm.model import FittedModel
 
 if TYPE_CHECKING:
+    import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.lloyd import Step
@@ -28,66 +30,6 @@ if TYPE_CHECKING:
 
 # Tiles enough to find out about where float tiles lie.
 _FEW = 1000
-
-
-@dataclass(frozen=True)
-class FittedModel:
-    """The best of the restarts of one k.
-
-    Centroids, counts, inertia and labels belong to one another: the labels that `predict`
-    gives the fitted tiles are those that the counts count and the inertia sums.
-
-    Attributes
-    ----------
-    cluster_centers_ : ndarray of shape (k, d), float64
-    counts_ : ndarray of shape (k,), int64
-        Tiles a cluster.
-    inertia_ : float
-        Sum of squared distances of the tiles to their centroid.
-    n_iter_ : int
-        Updates of the centroids.
-    converged_ : bool
-        Whether it stopped by itself, not by `max_iter`.
-    restart_ : int
-        Which of the restarts it was, from 0.
-    """
-
-    cluster_centers_: NDArray[np.float64]
-    counts_: NDArray[np.int64]
-    inertia_: float
-    n_iter_: int
-    converged_: bool
-    restart_: int
-
-    def predict(self, X: Any) -> Any:
-        """Return the label of the nearest centroid for every tile.
-
-        Parameters
-        ----------
-        X : dask array or ndarray of shape (n, d)
-
-        Returns
-        -------
-        dask array (lazy) or ndarray, as X was, of shape (n,), int32
-
-        Raises
-        ------
-        FitError
-            If X does not have d features.
-        TypeError
-            If the dtype of X is not supported.
-        ValueError
-            If float tiles are not finite: for a dask array, when it is computed.
-        """
-        tiles = as_tiles(X)
-        if tiles.shape[1] != self.cluster_centers_.shape[1]:
-            msg = (
-                f"X has {tiles.shape[1]} features but the model was fitted on "
-                f"{self.cluster_centers_.shape[1]}; give it tiles of the same shape"
-            )
-            raise FitError(msg)
-        labels = blocks.labels(tiles, self.cluster_centers_)
-        return labels if isinstance(X, da.Array) else labels.compute()
 
 
 @dataclass(frozen=True)
@@ -149,7 +91,7 @@ def fit_sweep(
 
     Parameters
     ----------
-    X : dask array or ndarray of shape (n, d)
+    X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
         Tiles: uint8, int8, uint16, int16, float32 or float64.
     ks : iterable of int
         Numbers of clusters.
@@ -242,38 +184,8 @@ def iter_passes(
         steps |= {names[i]: step for i, step in done.items()}
         yield Pass(tiles.passes, time.perf_counter() - started, dict(steps))
         started = time.perf_counter()
-    return SweepResult(_best(steps), tiles.passes, tiles.bytes_read, seed)
-
-
-def as_tiles(X: Any) -> da.Array:
-    """Return X as a dask array with one chunk along the features.
-
-    Parameters
-    ----------
-    X : dask array or ndarray of shape (n, d)
-
-    Returns
-    -------
-    dask array of shape (n, d)
-
-    Raises
-    ------
-    FitError
-        If X is not two-dimensional, or masked.
-    TypeError
-        If the dtype of X is not supported.
-    """
-    if np.ma.isMaskedArray(getattr(X, "_meta", X)):
-        msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
-        raise FitError(msg)
-    tiles = X if isinstance(X, da.Array) else np.asarray(X)
-    if tiles.ndim != 2 or not tiles.shape[1]:
-        msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
-        raise FitError(msg)
-    kernel.check_dtype(tiles.dtype)
-    if not isinstance(tiles, da.Array):
-        return da.from_array(tiles, chunks=("auto", -1))
-    return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
+    models = _best(steps, tiles.tiles.dtype, tile_shape(X))
+    return SweepResult(models, tiles.passes, tiles.bytes_read, seed)
 
 
 @dataclass
@@ -400,12 +312,21 @@ def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float6
     return start
 
 
-def _best(steps: dict[tuple[int, int], Step]) -> dict[int, FittedModel]:
+def _best(
+    steps: dict[tuple[int, int], Step], dtype: np.dtype[Any], tile: tuple[int, ...] | None
+) -> dict[int, FittedModel]:
     """Return the restart of least inertia for each k, the first of equals."""
     best: dict[int, FittedModel] = {}
     for (k, restart), step in steps.items():
         if k not in best or step.inertia < best[k].inertia_:
             best[k] = FittedModel(
-                step.centroids, step.counts, step.inertia, step.iteration, step.converged, restart
+                cluster_centers_=step.centroids,
+                counts_=step.counts,
+                inertia_=step.inertia,
+                n_iter_=step.iteration,
+                converged_=step.converged,
+                restart_=restart,
+                dtype=dtype,
+                tile=tile,
             )
     return dict(sorted(best.items()))

@@ -11,7 +11,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from daskkm.fit import FittedModel, Pass, SweepResult
+    from daskkm.fit import Pass, SweepResult
+    from daskkm.model import FittedModel
 
 _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
