@@ -9,23 +9,29 @@ The stack is a task of its own, so that it reaches each worker once and not with
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 import dask.array as da
 import numpy as np
 
-from daskkm import kernel
+from daskkm import kernel, seeding
 from daskkm.errors import FitError
 from daskkm.lloyd import Farthest
+from daskkm.seeding import Drawn, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dask.delayed import Delayed
     from numpy.typing import NDArray
 
+    from daskkm.seeding import Trial
+
+_Found = TypeVar("_Found", Drawn, Farthest)
+
 _FAN_IN = 8
+_BLOCK_BYTES = 4 << 20  # of arrays that have no chunks of their own: those of a store
 _ROUNDING = 1e-10  # of a mean of many floats, relative
 
 
@@ -54,13 +60,15 @@ def as_tiles(X: Any) -> da.Array:
         raise FitError(msg)
     if hasattr(X, "features"):  # a TileStore, which this module need not know
         X = X.features()
-    tiles = X if hasattr(X, "chunks") else np.asarray(X)
+    tiles = X if hasattr(X, "chunks") else np.asarray(X)  # a Zarr array is not read yet
     if tiles.ndim != 2 or not tiles.shape[1]:
         msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
         raise FitError(msg)
     kernel.check_dtype(tiles.dtype)
     if not isinstance(tiles, da.Array):
-        tiles = da.from_array(tiles, chunks=getattr(X, "chunks", None) or ("auto", -1))
+        rows = max(1, _BLOCK_BYTES // (tiles.shape[1] * tiles.dtype.itemsize))
+        # name=False: a name made from the content would cost a read of it.
+        tiles = da.from_array(tiles, chunks=getattr(X, "chunks", None) or (rows, -1), name=False)
     return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
 
 
@@ -73,7 +81,9 @@ def statistics(
     X: da.Array,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
+    *,
     origin: NDArray[np.float64] | None = None,
+    weights: da.Array | None = None,
 ) -> da.Array:
     """Return the statistics of every centroid over all tiles, lazily.
 
@@ -85,15 +95,18 @@ def statistics(
     offsets : ndarray of shape (n_models + 1,), intp
     origin : ndarray of shape (d,), float64, optional
         As for `daskkm.kernel.block_statistics`.
+    weights : dask array of shape (n,), int64 or float64, optional
+        In the chunks of the tiles.
 
     Returns
     -------
-    dask array of shape (sum of k, d + 2), int64 (float64 for float tiles)
+    dask array of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
     """
-    kind = np.dtype(np.float64 if X.dtype.kind == "f" else np.int64)
+    kind = kernel.statistics_dtype(X.dtype, None if weights is None else weights.dtype)
     rows, columns = len(stack), X.shape[1] + 2
-    parts = X.map_blocks(
+    parts = da.map_blocks(
         _one_statistics,
+        *_with(X, weights),
         stack=_shared(stack),
         offsets=offsets,
         origin=origin,
@@ -138,37 +151,197 @@ def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
     )
 
 
-def farthest(
-    X: da.Array, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
-) -> Delayed:
-    """Return for each model the tiles farthest from their own centroid, lazily.
-
-    Tiles that lie on their centroid, floats within rounding, are never among them.
+def distances(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
+    """Return the Euclidean distance of every tile to every centroid, lazily.
 
     Parameters
     ----------
-    X, stack, offsets
+    X : dask array of shape (n, d)
+        Tiles, in one chunk along the features.
+    centroids : ndarray of shape (k, d), float64
+
+    Returns
+    -------
+    dask array of shape (n, k), float64
+    """
+    return X.map_blocks(
+        _one_distances,
+        token="distances",  # noqa: S106 (the name of the tasks)
+        centroids=_shared(centroids),
+        dtype=np.float64,
+        chunks=(X.chunks[0], (len(centroids),)),
+        meta=np.empty((0, 0)),
+    )
+
+
+def farthest(
+    X: da.Array,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    wanted: Sequence[int],
+    *,
+    weights: da.Array | None = None,
+) -> Delayed:
+    """Return for each model the tiles farthest from their own centroid, lazily.
+
+    Tiles that lie on their centroid, floats within rounding, are never among them, nor are
+    those without weight.
+
+    Parameters
+    ----------
+    X, stack, offsets, weights
         As for `statistics`.
     wanted : sequence of int
         How many tiles each model asks for.
 
     Returns
     -------
-    Delayed list of Farthest
+    Delayed tuple of Farthest
         One a model; farthest first, lowest global index on ties.
     """
-    shared = _shared(stack)
-    blocks = X.to_delayed().ravel()
-    found = [
-        dask.delayed(_one_farthest)(block, shared, offsets, wanted, first)
-        for block, first in zip(blocks, np.cumsum([0, *X.chunks[0][:-1]]), strict=True)
-    ]
-    while len(found) > 1:
-        found = [
-            dask.delayed(_merge_farthest)(found[i : i + _FAN_IN], wanted)
-            for i in range(0, len(found), _FAN_IN)
+
+    def merge(found: list[tuple[Farthest, ...]]) -> tuple[Farthest, ...]:
+        """Join what the blocks found, and keep the farthest for each model."""
+        return tuple(
+            _joined(blocks).most(m)
+            for blocks, m in zip(zip(*found, strict=True), wanted, strict=True)
+        )
+
+    return _gathered(
+        _one_farthest, X, weights, merge, stack=_shared(stack), offsets=offsets, wanted=wanted
+    )
+
+
+def trials(
+    X: da.Array,
+    trials: Sequence[Trial],
+    n_draws: int,
+    seed: int,
+    step: int,
+    *,
+    weights: da.Array | None = None,
+) -> Delayed:
+    """Try candidates for the next centroid of each seeding, and draw the next ones, lazily.
+
+    Parameters
+    ----------
+    X, weights
+        As for `statistics`.
+    trials : sequence of Trial
+        One a seeding.
+    n_draws : int
+        How many tiles to draw, without replacement, each with probability proportional to its
+        weight times its squared distance to the nearest of the centroids.
+    seed, step : int
+        What the draws depend on, beside the place of the seeding and of the tiles.
+
+    Returns
+    -------
+    Delayed tuple of Outcome
+        One a seeding.
+    """
+
+    def merge(outcomes: list[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
+        """Add up what the candidates leave, and keep the first of the draws."""
+        return tuple(
+            Outcome(
+                [sum(of_one) for of_one in zip(*(o.potentials for o in blocks), strict=True)],
+                [
+                    _joined(of_one).first(n_draws)
+                    for of_one in zip(*(o.drawn for o in blocks), strict=True)
+                ],
+            )
+            for blocks in zip(*outcomes, strict=True)
+        )
+
+    return _gathered(
+        _one_trials,
+        X,
+        weights,
+        merge,
+        trials=dask.delayed(list(trials), pure=True, traverse=False),
+        n_draws=n_draws,
+        seed=seed,
+        step=step,
+    )
+
+
+def drawn(weights: da.Array, n: int, seed: int) -> Delayed:
+    """Draw n tiles with probability proportional to their weight, lazily, from that alone.
+
+    Parameters
+    ----------
+    weights : dask array of shape (n_tiles,), int64 or float64
+    n, seed : int
+
+    Returns
+    -------
+    Delayed list of int
+        Their global indices; independent draws.
+    """
+
+    def merge(found: list[list[Drawn]]) -> list[Drawn]:
+        return [
+            Drawn(*map(np.concatenate, zip(*of_one, strict=True))).first(1)
+            for of_one in zip(*found, strict=True)
         ]
-    return found[0]
+
+    return _gathered(_one_drawn, weights[:, None], None, merge, n=n, seed=seed)
+
+
+def _with(X: da.Array, weights: da.Array | None) -> list[da.Array]:
+    """Return what goes to `map_blocks` with the tiles."""
+    return [X] if weights is None else [X, weights[:, None]]
+
+
+def _gathered(
+    function: Callable[..., Any],
+    X: da.Array,
+    weights: da.Array | None,
+    merge: Callable[[list[Any]], Any],
+    **arguments: Any,
+) -> Delayed:
+    """Return what a function finds in the blocks, merged by a tree, lazily.
+
+    The function takes a block, the global index of its first tile, then the weights if there
+    are any. What it returns may be any object: only dask's tree of reductions, which is quick
+    to build for thousands of blocks, takes it for an array.
+    """
+    firsts = np.cumsum([0, *X.chunks[0][:-1]])[:, None]
+    tiles, *rest = _with(X, weights)
+    parts = da.map_blocks(
+        function,
+        tiles,
+        da.from_array(firsts, chunks=1, name=f"firsts-{dask.base.tokenize(X.chunks)}"),
+        *rest,
+        **arguments,
+        dtype=object,
+        chunks=((1,) * X.numblocks[0],),
+        drop_axis=1,
+        meta=np.empty(0, object),
+    )
+
+    def merged(found: Any, **_: Any) -> Any:
+        return merge(found) if isinstance(found, list) else found
+
+    whole = da.reduction(
+        parts,
+        lambda found, **_: found,
+        merged,
+        axis=0,
+        split_every=_FAN_IN,
+        concatenate=False,
+        dtype=object,
+        name=function.__name__.removeprefix("_one_"),
+        meta=np.empty((), object),
+    )
+    delayed: Delayed = whole.to_delayed().item()
+    return delayed
+
+
+def _joined(found: Sequence[_Found]) -> _Found:
+    """Join what was found in several blocks, field by field."""
+    return type(found[0])._make(map(np.concatenate, zip(*found, strict=True)))
 
 
 def _shared(stack: NDArray[np.float64]) -> Delayed:
@@ -178,36 +351,48 @@ def _shared(stack: NDArray[np.float64]) -> Delayed:
 
 def _one_statistics(
     tiles: NDArray[Any],
+    weights: NDArray[Any] | None = None,
+    *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     origin: NDArray[np.float64] | None,
 ) -> NDArray[Any]:
-    return kernel.block_statistics(tiles, stack, offsets, origin)[None]
+    weights = None if weights is None else weights[:, 0]
+    return kernel.block_statistics(tiles, stack, offsets, origin, weights)[None]
 
 
 def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.int32]:
     return kernel.label_block(tiles, centroids, np.array([0, len(centroids)]))[:, 0]
 
 
+def _one_distances(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(kernel.distances_to_all(tiles, centroids))
+
+
 def _one_farthest(
     tiles: NDArray[Any],
+    first: NDArray[np.int64],
+    weights: NDArray[Any] | None = None,
+    *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     wanted: Sequence[int],
-    first: int,
-) -> list[Farthest]:
-    """Return a block's farthest tiles, model by model; `first` is its first global index."""
+) -> tuple[Farthest, ...]:
+    """Return a block's farthest tiles, model by model."""
+    weights = np.ones(len(tiles), np.int64) if weights is None else weights[:, 0]
     found = []
     for (lo, hi), m in zip(pairwise(offsets), wanted, strict=True):
-        if not m:  # of no tile
-            found.append(Farthest(np.empty(0), np.empty(0, int), tiles[:0], np.empty(0, np.int32)))
-            continue
         centroids = stack[lo:hi]
-        own = _one_labels(tiles, centroids)
-        distances = kernel.squared_distances(tiles, centroids, own)
-        off = np.flatnonzero(distances > _on_centroid(tiles))
-        found.append(Farthest(distances[off], first + off, tiles[off], own[off]).most(m))
-    return found
+        # The labels of no tile cost nothing.
+        own = _one_labels(tiles if m else tiles[:0], centroids)
+        distances = kernel.squared_distances(tiles[: len(own)], centroids, own)
+        off = np.flatnonzero(
+            (distances > _on_centroid(tiles[: len(own)])) & (weights[: len(own)] > 0)
+        )
+        found.append(
+            Farthest(distances[off], first[0, 0] + off, tiles[off], own[off], weights[off]).most(m)
+        )
+    return tuple(found)
 
 
 def _on_centroid(tiles: NDArray[Any]) -> NDArray[np.float64] | float:
@@ -220,9 +405,39 @@ def _on_centroid(tiles: NDArray[Any]) -> NDArray[np.float64] | float:
     return np.asarray(_ROUNDING**2 * np.square(tiles, dtype=np.float64).sum(axis=1))
 
 
-def _merge_farthest(found: list[list[Farthest]], wanted: Sequence[int]) -> list[Farthest]:
-    """Join what the blocks found, and keep the farthest for each model."""
+def _one_drawn(
+    weights: NDArray[Any], first: NDArray[np.int64], *, n: int, seed: int
+) -> list[Drawn]:
+    start = int(first[0, 0])
     return [
-        Farthest(*map(np.concatenate, zip(*blocks, strict=True))).most(m)
-        for blocks, m in zip(zip(*found, strict=True), wanted, strict=True)
+        Drawn.race(
+            weights, start, seeding.arrivals(seed, i, 0, start, len(weights)), weights[:, 0], 1
+        )
+        for i in range(n)
     ]
+
+
+def _one_trials(
+    tiles: NDArray[Any],
+    first: NDArray[np.int64],
+    weights: NDArray[Any] | None = None,
+    *,
+    trials: Sequence[Trial],
+    n_draws: int,
+    seed: int,
+    step: int,
+) -> tuple[Outcome, ...]:
+    """Return what the candidates of each seeding leave of a block, and draw from it."""
+    kind = kernel.statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
+    outcomes = []
+    for place, (chosen, candidates) in enumerate(trials):
+        left = kernel.distances_to_all(tiles, candidates)
+        if len(chosen):
+            own = _one_labels(tiles, chosen)
+            left = np.minimum(left, kernel.squared_distances(tiles, chosen, own)[:, None])
+        if weights is not None:
+            left *= weights
+        arrivals = seeding.arrivals(seed, place, step, int(first[0, 0]), len(tiles))
+        drawn = [Drawn.race(tiles, int(first[0, 0]), arrivals, mass, n_draws) for mass in left.T]
+        outcomes.append(Outcome(left.astype(kind).sum(axis=0).tolist(), drawn))
+    return tuple(outcomes)

@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import dask
+import dask.array as da
 import numpy as np
 
-from daskkm import blocks, kernel, lloyd, seeding
-from daskkm.blocks import as_tiles, tile_shape
+from daskkm import lloyd, seeding
+from daskkm.blocks import tile_shape
 from daskkm.errors import FitError
 from daskkm.model import FittedModel
+from daskkm.reader import Reader
 
 if TYPE_CHECKING:
-    import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.lloyd import Step
 
-    Init = str | ArrayLike | Mapping[int, ArrayLike]
+    Init = str | ArrayLike | Mapping[int, ArrayLike] | Callable[..., ArrayLike]
 
 
 # Tiles enough to find out about where float tiles lie.
 _FEW = 1000
+
+# How far the candidates of k-means|| are clustered: only starts are wanted.
+_POOL_ITER, _POOL_TOL = 30, 1e-3
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def fit_sweep(
     max_iter: int = 300,
     tol: float = 1e-4,
     random_state: int | None = None,
+    sample_weight: ArrayLike | da.Array | None = None,
 ) -> SweepResult:
     """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
 
@@ -97,8 +103,11 @@ def fit_sweep(
         Numbers of clusters.
     n_init : int, default 16
         Restarts of each k; the one of least inertia is returned (the first of equals).
-    init : {"k-means++", "random"}, array of shape (k, d), or mapping of k to such arrays
-        Where to start. With arrays there is one restart and `n_init` is ignored.
+    init : {"k-means++", "k-means||", "random"}, array of shape (k, d), mapping of k to such \
+            arrays, or callable
+        Where to start. With arrays there is one restart and `n_init` is ignored. A callable
+        gives the array of a restart: ``init(X, k, random_state)``, the last a
+        numpy.random.RandomState. See Notes.
     max_iter : int, default 300
         Most iterations of a model.
     tol : float, default 1e-4
@@ -106,6 +115,9 @@ def fit_sweep(
         this times the mean variance of the features; 0 runs until the clusters settle.
     random_state : int, optional
         Seed of all draws; one is drawn if none is given.
+    sample_weight : array of shape (n,), optional
+        Weights of the tiles, not negative; 1 each if not given. Where all are whole numbers,
+        of whatever dtype, a tile of weight w counts exactly as w tiles do.
 
     Returns
     -------
@@ -114,13 +126,28 @@ def fit_sweep(
     Raises
     ------
     FitError
-        If a parameter is out of range, or there are fewer tiles than clusters.
+        If a parameter is out of range, weights are negative, not finite or all zero, or there
+        are fewer tiles than clusters.
     ValueError
         If float tiles are not finite, or too large to square.
     TypeError
         If the dtype of X is not supported.
     OverflowError
-        If there are so many 16-bit pixels (2.1e9 and more) that sums would not be exact.
+        If there are so many 16-bit pixels (2.1e9 and more), or weights so large, that sums
+        would not be exact.
+
+    Notes
+    -----
+    Seeding reads the tiles this often, before the first iteration:
+
+    * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
+      Up to 32,768 tiles are brought together, in one read. From more it draws in passes: one
+      read of the blocks that hold the first centroids, then as many passes as the largest k,
+      shared by all k and restarts.
+    * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
+      pool of candidates shared by all k and restarts, and one that weights them. Every restart
+      then clusters the pool in memory. For k above about 30 it is the better choice.
+    * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples
     --------
@@ -131,7 +158,14 @@ def fit_sweep(
     (4.0, [1.0, 101.0])
     """
     passes = iter_passes(
-        X, ks, n_init=n_init, init=init, max_iter=max_iter, tol=tol, random_state=random_state
+        X,
+        ks,
+        n_init=n_init,
+        init=init,
+        max_iter=max_iter,
+        tol=tol,
+        random_state=random_state,
+        sample_weight=sample_weight,
     )
     while True:
         try:
@@ -149,6 +183,7 @@ def iter_passes(
     max_iter: int,
     tol: float,
     random_state: int | None,
+    sample_weight: ArrayLike | da.Array | None = None,
 ) -> Generator[Pass, None, SweepResult]:
     """Make the passes of `fit_sweep` one by one; the generator returns its result.
 
@@ -164,12 +199,11 @@ def iter_passes(
         As `fit_sweep`.
     """
     ks, n_init, max_iter, seed = _checked(ks, n_init, max_iter, tol, random_state)
-    tiles = _Reader(as_tiles(X))
+    tiles = Reader(X, sample_weight)
     _check_size(tiles.shape[0], ks)
-    kernel.check_exact(*tiles.shape, tiles.tiles.dtype)
     started = time.perf_counter()
     starts = _starts(tiles, ks, n_init, init, seed)
-    if tiles.tiles.dtype.kind == "f":
+    if not tiles.exact:
         tiles.origin = np.median(tiles.take(np.arange(min(tiles.shape[0], _FEW))), axis=0)
     names = list(starts)
     steps: dict[tuple[int, int], Step] = {}
@@ -179,6 +213,7 @@ def iter_passes(
         tiles.farthest,
         max_iter=max_iter,
         tol=tol,
+        variance=tiles.mean_variance,
         origin=0 if tiles.origin is None else tiles.origin,
     ):
         steps |= {names[i]: step for i, step in done.items()}
@@ -186,58 +221,6 @@ def iter_passes(
         started = time.perf_counter()
     models = _best(steps, tiles.tiles.dtype, tile_shape(X))
     return SweepResult(models, tiles.passes, tiles.bytes_read, seed)
-
-
-@dataclass
-class _Reader:
-    """Reads the tiles, and counts what it reads."""
-
-    tiles: da.Array
-    origin: NDArray[np.float64] | None = None
-    passes: int = field(default=0, init=False)
-    bytes_read: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        if np.isnan(self.tiles.shape[0]):  # as after a selection: only reading tells
-            # On a copy: the sizes are written into the array itself.
-            self.tiles = self.tiles.copy().compute_chunk_sizes()
-            self._count(self.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        n, d = self.tiles.shape
-        return int(n), int(d)
-
-    def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
-        """Make a pass: the statistics of every centroid."""
-        statistics = np.asarray(
-            blocks.statistics(self.tiles, stack, offsets, self.origin).compute()
-        )
-        # Every tile is counted under every model, so one model's counts say what was read.
-        self._count(int(statistics[: offsets[1], -2].sum()))
-        _check_finite(statistics)
-        return statistics
-
-    def farthest(
-        self, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
-    ) -> list[lloyd.Farthest]:
-        """Make a pass: the tiles farthest from their centroids."""
-        found: list[lloyd.Farthest] = blocks.farthest(self.tiles, stack, offsets, wanted).compute()
-        self._count(self.shape[0])
-        return found
-
-    def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Make a pass over the blocks that hold these tiles, and bring them together."""
-        ends = np.cumsum(self.tiles.chunks[0])
-        touched = np.unique(np.searchsorted(ends, indices, side="right"))
-        self._count(int(np.asarray(self.tiles.chunks[0])[touched].sum()))
-        sample = np.asarray(self.tiles[indices].compute())
-        _check_finite(sample)
-        return sample
-
-    def _count(self, n_tiles: int) -> None:
-        self.passes += 1
-        self.bytes_read += n_tiles * self.shape[1] * self.tiles.dtype.itemsize
 
 
 def _checked(
@@ -271,29 +254,72 @@ def _check_size(n_tiles: int, ks: Sequence[int]) -> None:
         raise FitError(msg)
 
 
-def _check_finite(values: NDArray[Any]) -> None:
-    if not np.isfinite(values).all():
-        msg = "the tiles hold NaN, infinity or values too large to square; mend them"
-        raise FitError(msg)
-
-
 def _starts(
-    tiles: _Reader, ks: Sequence[int], n_init: int, init: Init, seed: int
+    tiles: Reader, ks: Sequence[int], n_init: int, init: Init, seed: int
 ) -> dict[tuple[int, int], NDArray[np.float64]]:
     """Return the starting centroids of every (k, restart)."""
     if isinstance(init, str):
-        if init not in seeding.METHODS:
-            msg = f"init {init!r} is not known; use one of {', '.join(seeding.METHODS)} or an array"
-            raise FitError(msg)
-        sample = tiles.take(seeding.sample_indices(tiles.shape[0], seed))
-        if len(sample) < ks[-1]:
-            msg = (
-                f"starts are drawn from {len(sample)} tiles, too few for k = {ks[-1]}; give arrays"
+        return _drawn_starts(tiles, ks, n_init, init, seed)
+    if callable(init):
+        return {
+            (k, restart): _start(
+                init(tiles.given, k, random_state=seeding.function_state(seed, k, restart)),
+                (k, tiles.shape[1]),
             )
-            raise FitError(msg)
-        return seeding.starts(sample, ks, n_init, init, seed)
+            for k in ks
+            for restart in range(n_init)
+        }
     given = init if isinstance(init, Mapping) else dict.fromkeys(ks, init)
     return {(k, 0): _start(given.get(k), (k, tiles.shape[1])) for k in ks}
+
+
+def _drawn_starts(
+    tiles: Reader, ks: Sequence[int], n_init: int, method: str, seed: int
+) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Draw the starting centroids of every (k, restart)."""
+    if method not in seeding.METHODS:
+        msg = f"init {method!r} is not known; use one of {', '.join(seeding.METHODS)} or an array"
+        raise FitError(msg)
+    if method == "k-means||":
+        return _from_candidates(tiles, ks, n_init, seed)
+    if method == "k-means++" and not seeding.few(tiles.shape[0]):
+        firsts = tiles.draw_first(n_init, seed)
+        longest = seeding.kmeans_plusplus_passes(firsts, max(ks), tiles.trials(seed))
+        return {(k, restart): start[:k] for k in ks for restart, start in enumerate(longest)}
+    indices = seeding.sample_indices(tiles.shape[0], seed)
+    sample = tiles.take(indices)
+    if len(sample) < ks[-1]:
+        msg = (
+            f"starts are drawn from {len(sample)} tiles, too few for k = {ks[-1]}; "
+            "use k-means++ or k-means||"
+        )
+        raise FitError(msg)
+    return seeding.starts(sample, tiles.take_weights(indices), ks, n_init, method, seed)
+
+
+def _from_candidates(
+    tiles: Reader, ks: Sequence[int], n_init: int, seed: int
+) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
+    k = max(ks)
+    pool = seeding.candidates(tiles.draw_first(1, seed), k, tiles.trials(seed))
+    weights = tiles.measure(pool.astype(np.float64), np.array([0, len(pool)]))[:, -2]
+    if len(pool) < k:  # fewer tiles than that differ: repeat some, that weigh nothing
+        weights = np.resize(weights, k) * (np.arange(k) < len(pool))
+        pool = np.resize(pool, (k, pool.shape[1]))
+    passes = iter_passes(
+        pool,
+        ks,
+        n_init=n_init,
+        init="k-means++",
+        max_iter=_POOL_ITER,
+        tol=_POOL_TOL,
+        random_state=seed,
+        sample_weight=weights,
+    )
+    with dask.config.set(scheduler="synchronous"):  # it is small, and here already
+        *_, end = passes
+    return {name: step.centroids for name, step in end.steps.items()}
 
 
 def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:

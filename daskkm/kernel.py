@@ -87,6 +87,7 @@ def block_statistics(
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     origin: NDArray[np.float64] | None = None,
+    weights: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Reduce a block to the statistics of every centroid of a stack.
 
@@ -95,24 +96,26 @@ def block_statistics(
     tiles, stack, offsets
         As for `label_block`.
     origin : ndarray of shape (d,), float64, optional
-        For float tiles only: what is subtracted from each tile before it is added. Somewhere
-        amid the tiles, it keeps sums of squares from cancelling.
+        For float statistics only: what is subtracted from each tile before it is added.
+        Somewhere amid the tiles, it keeps sums of squares from cancelling.
+    weights : ndarray of shape (n,), int64 or float64, optional
+        How often each tile counts; 1 if not given.
 
     Returns
     -------
-    ndarray of shape (sum of k, d + 2), int64 (float64 for float tiles)
+    ndarray of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
         Per centroid, over the tiles labelled with it: vector sum, count, sum of squared
-        norms. Exact for integer tiles.
+        norms. Exact for integer tiles without weights or with integer ones.
 
     Raises
     ------
     TypeError, ValueError
         As for `label_block`.
     OverflowError
-        If sums of squares of 16-bit tiles could exceed int64.
+        If sums of squares could exceed int64.
     """
-    if tiles.dtype.kind == "f":
-        return _float_statistics(tiles, stack, offsets, 0.0 if origin is None else origin)
+    if weights is not None or tiles.dtype.kind == "f":
+        return _weighted_statistics(tiles, stack, offsets, origin, weights)
     tiles, stack = _checked(tiles, stack, offsets)
     n, d = tiles.shape
     check_exact(n, d, tiles.dtype)
@@ -126,21 +129,36 @@ def block_statistics(
     return statistics
 
 
-def _float_statistics(
+def _weighted_statistics(
     tiles: NDArray[Any],
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | float,
-) -> NDArray[np.float64]:
-    """Label float tiles as they are, and add them up about the origin."""
+    origin: NDArray[np.float64] | None,
+    weights: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """Label the tiles as they are; then add them up, floats about the origin."""
     labels = label_block(tiles, stack, offsets)
-    centred = _read_only((tiles - origin).astype(np.float64, copy=False))
-    statistics = np.zeros((len(stack), tiles.shape[1] + 2))
-    sums, norms = np.zeros_like(stack), np.empty(len(tiles))
-    _square(centred, norms)
-    _add(centred, norms, labels, offsets, sums, statistics)
-    statistics[:, :-2] = sums
+    number = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
+    if weights is None:
+        weights = np.ones(len(tiles), number)
+    if number == np.int64:
+        check_exact(int(weights.sum()), tiles.shape[1], tiles.dtype)
+    elif origin is not None:
+        tiles = tiles - origin
+    tiles = _read_only(tiles.astype(np.float64, copy=False) if number == np.float64 else tiles)
+    norms = np.empty(len(tiles), number)
+    _square(tiles, norms)
+    statistics = np.zeros((len(stack), tiles.shape[1] + 2), number)
+    _add_weighted(tiles, norms, _read_only(weights.astype(number)), labels, offsets, statistics)
     return statistics
+
+
+def statistics_dtype(
+    tiles: np.dtype[Any], weights: np.dtype[Any] | None = None
+) -> np.dtype[np.int64] | np.dtype[np.float64]:
+    """Return the dtype of the statistics of such tiles: int64 where they are exact."""
+    whole = tiles.kind != "f" and (weights is None or weights.kind != "f")
+    return np.dtype(np.int64) if whole else np.dtype(np.float64)
 
 
 def squared_distances(
@@ -209,8 +227,8 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
 def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
     """Raise OverflowError if statistics of n tiles of d features could exceed int64.
 
-    Only 16-bit tiles can get there: 2**63 / 65535**2 is 2.1e9 pixels, while uint8 tiles
-    would need 1.4e14.
+    With weights n is their sum. Without, only 16-bit tiles can get there: 2**63 / 65535**2 is
+    2.1e9 pixels, while uint8 tiles would need 1.4e14.
     """
     if dtype.kind != "f" and n * d * _peak(dtype) ** 2 >= 2**63:
         msg = (
@@ -462,6 +480,22 @@ def _add(tiles: Any, norms: Any, labels: Any, offsets: Any, sums: Any, statistic
                 sums[j, p] += tiles[i, p]
             statistics[j, d] += 1
             statistics[j, d + 1] += norms[i]
+
+
+@njit(nogil=True, cache=True)
+def _add_weighted(
+    tiles: Any, norms: Any, weights: Any, labels: Any, offsets: Any, statistics: Any
+) -> None:
+    """Add tiles to the statistics of their centroids, each as often as its weight says."""
+    d = tiles.shape[1]
+    for i in range(len(tiles)):
+        weight = weights[i]
+        for m in range(len(offsets) - 1):
+            j = offsets[m] + labels[i, m]
+            for p in range(d):
+                statistics[j, p] += weight * tiles[i, p]
+            statistics[j, d] += weight
+            statistics[j, d + 1] += weight * norms[i]
 
 
 def _peak(dtype: np.dtype[Any]) -> int:

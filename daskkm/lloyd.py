@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence["Farthest"]
     ]
 
+_NOTHING = 1e-12  # of a cluster's weight
+
 
 class Farthest(NamedTuple):
     """Tiles that lie far from their own centroid."""
@@ -36,13 +38,12 @@ class Farthest(NamedTuple):
     indices: NDArray[np.int64]  # (m,), global
     tiles: NDArray[Any]  # (m, d)
     labels: NDArray[np.int32]  # (m,)
+    weights: NDArray[Any]  # (m,), above 0
 
     def most(self, m: int) -> Farthest:
         """Return the m farthest, farthest first, lowest index on ties."""
         order = np.lexsort((self.indices, -self.distances))[:m]
-        return Farthest(
-            self.distances[order], self.indices[order], self.tiles[order], self.labels[order]
-        )
+        return Farthest._make(each[order] for each in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class Step:
         Updates of the centroids so far, this pass's included.
     centroids : ndarray of shape (k, d), float64
         The centroids that the pass measured; counts and inertia are theirs.
-    counts : ndarray of shape (k,), int64
-        Tiles a cluster.
+    counts : ndarray of shape (k,), int64 (float64 if there are fractional weights)
+        Weight of the tiles of each cluster: their number, unless they have weights.
     inertia : float
         Sum of squared distances of all tiles to their nearest centroid.
     shift : float
@@ -84,6 +85,7 @@ def iterate(
     *,
     max_iter: int,
     tol: float,
+    variance: Callable[[NDArray[Any]], float] | None = None,
     origin: NDArray[np.float64] | int = 0,
 ) -> Iterator[dict[int, Step]]:
     """Run Lloyd's iterations for all models, one pass over the data a round.
@@ -106,6 +108,9 @@ def iterate(
         Most updates of a model.
     tol : float
         A model has converged when ``sum_j |shift_j|**2 <= tol * mean(var(tiles, axis=0))``.
+    variance : callable, optional
+        Returns ``mean(var(tiles, axis=0))``; called once, after the first pass, with the first
+        model's statistics, from which `mean_variance` takes it if this is not given.
     origin : ndarray of shape (d,), float64, optional
         The origin about which `measure` takes statistics.
 
@@ -122,7 +127,7 @@ def iterate(
         statistics = measure(stack, offsets)
         parts = [statistics[lo:hi] for lo, hi in pairwise(offsets)]
         if tolerance is None:
-            tolerance = tol * mean_variance(parts[0])
+            tolerance = tol * (variance or mean_variance)(parts[0])
         updates = _refill(stack, offsets, parts, list(models.values()), find_farthest, origin)
         steps = {
             i: models[i].advance(measured, update, origin, tolerance, max_iter)
@@ -163,12 +168,19 @@ class _Model:
         return Step(
             iteration=self.iteration,
             centroids=centroids,
-            counts=measured[:, -2].astype(np.int64),
+            counts=_counts(measured),
             inertia=inertia(measured, centroids - origin),
             shift=self.shift,
             converged=self.converged,
             last=last,
         )
+
+
+def _counts(statistics: NDArray[Any]) -> NDArray[Any]:
+    """Return the weight of each cluster, as integers if they all are."""
+    counts = statistics[:, -2]
+    whole = counts.astype(np.int64)
+    return whole if np.array_equal(whole, counts) else counts.copy()
 
 
 def means(statistics: NDArray[Any]) -> NDArray[np.float64]:
@@ -286,9 +298,12 @@ def relocate(
     moved = statistics.copy()
     empty = np.flatnonzero(statistics[:, -2] == 0)
     # strict=False: there are fewer tiles than empty clusters when no more lie off a centroid.
-    for cluster, tile, label in zip(empty, farthest.tiles, farthest.labels, strict=False):
+    found = zip(empty, farthest.tiles, farthest.labels, farthest.weights, strict=False)
+    for cluster, tile, label, weight in found:
         wide = tile.astype(statistics.dtype) - origin
-        row = np.concatenate([wide, [1, wide @ wide]]).astype(statistics.dtype)
+        row = (weight * np.concatenate([wide, [1, wide @ wide]])).astype(statistics.dtype)
         moved[label] -= row
+        if moved[label, -2] <= _NOTHING * statistics[label, -2]:  # fractional weights round
+            moved[label] = 0
         moved[cluster] = row
     return moved

@@ -1,34 +1,97 @@
-"""Starting centroids, drawn from a uniform sample of the tiles.
+"""Starting centroids: exact draws from all tiles, whatever their blocks.
 
-One seeding of a restart serves every k of a sweep: both methods draw centroid after
+Tiles few enough to be brought together are seeded from in memory; from more, k-means++ and
+k-means|| draw in passes that bring only the drawn tiles together. As in `daskkm.lloyd`, how a
+pass is made is injected.
+
+One seeding of a restart serves every k of a sweep: k-means++ and random draw centroid after
 centroid, each draw knowing only those before it, so the first k of a longer seeding are a
-seeding of k. Restarts draw from streams of their own. Draws therefore depend on the seed,
-the restart and the tiles' global order, and on nothing else.
+seeding of k; k-means|| draws one pool of candidates for all. Restarts draw from streams of
+their own. Draws therefore depend on the seed, the restart and the tiles, and on nothing else.
+
+In a pass, tiles are drawn by a race: tile i arrives at time E_i / mass_i, with E_i from the
+exponential distribution, and the first m to arrive are a sample without replacement with
+probability proportional to mass (Efraimidis and Spirakis, Weighted random sampling with a
+reservoir, Information Processing Letters 97, 2006). E_i is a function of the seed and the
+global index i alone, and the first of the first are the first: a race has the same winners
+in any blocks, and needs no total known beforehand.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-METHODS = ("k-means++", "random")
+METHODS = ("k-means++", "k-means||", "random")
 
-# Tiles in the sample, whatever k: a sample that grew with k would change the starts of a
-# smaller k that is fitted beside it.
+# Tiles that are brought together, whatever k: a sample that grew with k would change the starts
+# of a smaller k that is fitted beside it.
 _SAMPLE = 1 << 15
 
+# k-means||: rounds, and candidates a round for each centroid of the largest k.
+_ROUNDS = 5
+_OVERSAMPLING = 2
+
 # One stream of random numbers for each purpose: a new one must not disturb the others.
-_STREAM_SAMPLE, _STREAM_START = range(2)
+_STREAM_SAMPLE, _STREAM_START, _STREAM_FIRST, _STREAM_RACE, _STREAM_FUNCTION = range(5)
+
+
+class Drawn(NamedTuple):
+    """Tiles that were drawn by a race."""
+
+    arrivals: NDArray[np.float64]  # (m,)
+    indices: NDArray[np.int64]  # (m,), global
+    tiles: NDArray[Any]  # (m, d)
+
+    @classmethod
+    def race(
+        cls,
+        tiles: NDArray[Any],
+        first: int,
+        exponentials: NDArray[np.float64],
+        mass: NDArray[np.float64],
+        m: int,
+    ) -> Self:
+        """Draw m tiles of a block, or as many as have mass; `first` is its first index."""
+        arrivals = np.full(len(tiles), np.inf)
+        np.divide(exponentials, mass, out=arrivals, where=mass > 0)
+        rows = np.argpartition(arrivals, m)[:m] if m < len(tiles) else np.arange(len(tiles))
+        rows = rows[np.isfinite(arrivals[rows])]
+        return cls(arrivals[rows], first + rows, tiles[rows]).first(m)
+
+    def first(self, m: int) -> Self:
+        """Return the first m to arrive, in order, lowest index on ties."""
+        order = np.lexsort((self.indices, self.arrivals))[:m]
+        return type(self)._make(each[order] for each in self)
+
+
+class Trial(NamedTuple):
+    """What a pass tries for one seeding."""
+
+    chosen: NDArray[np.float64]  # (i, d): centroids that stand
+    candidates: NDArray[np.float64]  # (c, d): one of which will be the next
+
+
+class Outcome(NamedTuple):
+    """What a pass finds, for each candidate, if it is taken."""
+
+    potentials: list[float]  # (c,): weighted sum of squared distances to the nearest centroid
+    drawn: list[Drawn]  # (c,): candidates for the centroid after it
+
+
+if TYPE_CHECKING:
+    #: (trials, how many to draw, step) to their outcomes.
+    Try = Callable[[Sequence[Trial], int, int], Sequence[Outcome]]
 
 
 def sample_indices(n_tiles: int, seed: int) -> NDArray[np.int64]:
-    """Draw the global indices of the tiles to seed from: all of them, if they are few.
+    """Draw the global indices of tiles to bring together: all of them, if they are few.
 
     Parameters
     ----------
@@ -40,21 +103,63 @@ def sample_indices(n_tiles: int, seed: int) -> NDArray[np.int64]:
     ndarray of shape (m,), int64, ascending
         Uniform, without replacement; m is at most 32,768.
     """
-    if n_tiles <= _SAMPLE:
+    if few(n_tiles):
         return np.arange(n_tiles)
     rng = np.random.default_rng([seed, _STREAM_SAMPLE])
     return np.sort(rng.choice(n_tiles, _SAMPLE, replace=False, shuffle=False))
 
 
+def few(n_tiles: int) -> bool:
+    """Tell whether there are so few tiles that they are brought together to seed from."""
+    return n_tiles <= _SAMPLE
+
+
+def function_state(seed: int, k: int, restart: int) -> np.random.RandomState:
+    """Return the state from which a user's function draws the start of a restart.
+
+    It is of the type that scikit-learn gives to such functions.
+    """
+    words = np.random.SeedSequence([seed, _STREAM_FUNCTION, k, restart]).generate_state(4)
+    return np.random.RandomState(words)
+
+
+def arrivals(seed: int, place: int, step: int, first: int, n: int) -> NDArray[np.float64]:
+    """Return the exponential variates of tiles `first` to `first + n - 1`.
+
+    Parameters
+    ----------
+    seed, place, step : int
+        Of the fit, the seeding, and the pass: each triple has a stream of its own.
+    first, n : int
+        Global index of the first tile, and the number of tiles.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64, above 0
+    """
+    key = np.random.SeedSequence([seed, _STREAM_RACE, place, step]).generate_state(2, np.uint64)
+    # Philox is a function of a counter, which stands for four numbers in turn.
+    bits = np.random.Philox(key=key, counter=first // 4).random_raw(first % 4 + n)[first % 4 :]
+    # Uniform in (0, 1): the middles of 2**52 cells.
+    return np.asarray(-np.log(((bits >> np.uint64(12)) + 0.5) * 2.0**-52))
+
+
 def starts(
-    sample: NDArray[Any], ks: Sequence[int], n_init: int, method: str, seed: int
+    sample: NDArray[Any],
+    weights: NDArray[Any] | None,
+    ks: Sequence[int],
+    n_init: int,
+    method: str,
+    seed: int,
 ) -> dict[tuple[int, int], NDArray[np.float64]]:
-    """Draw the starting centroids of every (k, restart).
+    """Draw the starting centroids of every (k, restart) in memory.
+
+    They do not depend on the order of the tiles, and a tile of weight w stands for w tiles.
 
     Parameters
     ----------
     sample : ndarray of shape (m, d)
-        Tiles in global order.
+    weights : ndarray of shape (m,), int64 or float64, optional
     ks : sequence of int
     n_init : int
         Restarts of each k.
@@ -64,24 +169,55 @@ def starts(
     Returns
     -------
     dict of (k, restart) to ndarray of shape (k, d), float64
+        Tiles again, where k is larger than the number of distinct ones.
     """
+    tiles, masses = distinct(sample, weights)
     draw = {"k-means++": kmeans_plusplus, "random": random_tiles}[method]
     rngs = [np.random.default_rng([seed, _STREAM_START, restart]) for restart in range(n_init)]
     drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
-    for restart, rows in enumerate(draw(sample, max(ks), rngs)):
-        longest = sample[rows].astype(np.float64)
+    for restart, rows in enumerate(draw(tiles, masses, max(ks), rngs)):
+        longest = tiles[rows].astype(np.float64)
         drawn |= {(k, restart): longest[:k] for k in ks}
     return drawn
 
 
-def random_tiles(
-    sample: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
-) -> Iterator[NDArray[np.intp]]:
-    """Draw k tiles at random, no two alike as long as the sample has k that differ.
+def distinct(
+    tiles: NDArray[Any], weights: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the distinct tiles of positive weight, in order of content, with their weights.
 
     Parameters
     ----------
-    sample : ndarray of shape (m, d)
+    tiles : ndarray of shape (n, d)
+    weights : ndarray of shape (n,), int64 or float64, optional
+        1 each if not given.
+
+    Returns
+    -------
+    tiles : ndarray of shape (m, d)
+    weights : ndarray of shape (m,), int64 or float64
+        Sums of the weights of tiles that are alike.
+    """
+    weights = np.ones(len(tiles), np.int64) if weights is None else weights
+    tiles, weights = tiles[weights > 0], weights[weights > 0]
+    order = np.lexsort(tiles.T[::-1])
+    ordered = tiles[order]
+    new = np.ones(len(tiles), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    firsts = np.flatnonzero(new)
+    return ordered[firsts], np.add.reduceat(weights[order], firsts)
+
+
+def random_tiles(
+    tiles: NDArray[Any], weights: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
+) -> Iterator[NDArray[np.intp]]:
+    """Draw k tiles at random, none twice as long as there are k.
+
+    Parameters
+    ----------
+    tiles : ndarray of shape (m, d)
+        Distinct.
+    weights : ndarray of shape (m,)
     k : int
     rngs : sequence of numpy.random.Generator
         One for each draw.
@@ -89,35 +225,29 @@ def random_tiles(
     Yields
     ------
     ndarray of shape (k,), intp
-        Rows of the sample.
+        Rows of the tiles.
     """
     for rng in rngs:
-        seen: set[bytes] = set()
-        fresh: list[int] = []
-        repeats: list[int] = []
-        for row in rng.permutation(len(sample)):
-            content = (sample[row] + 0).tobytes()  # -0.0 and 0.0 are alike
-            (repeats if content in seen else fresh).append(row)
-            seen.add(content)
-            if len(fresh) == k:
-                break
-        yield np.array((fresh + repeats)[:k], np.intp)
+        arrivals = rng.exponential(size=len(tiles)) / weights
+        yield np.resize(np.argsort(arrivals, kind="stable"), k)
 
 
 def kmeans_plusplus(
-    sample: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
+    tiles: NDArray[Any], weights: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
 ) -> Iterator[NDArray[np.intp]]:
     """Draw k tiles by greedy k-means++.
 
-    The first is drawn uniformly. With i chosen, ``2 + int(log(i + 1))`` candidates are drawn
-    with probability proportional to their squared distance to the nearest of the chosen, and
-    the one that would leave the least potential is kept.
+    The first is drawn with probability proportional to its weight. With i chosen,
+    ``2 + int(log(i + 1))`` candidates are drawn with probability proportional to their weight
+    times their squared distance to the nearest of the chosen, and the one that would leave the
+    least potential is kept.
 
     Parameters
     ----------
-    sample : ndarray of shape (m, d)
+    tiles : ndarray of shape (m, d)
         For integer tiles the distances are exact and summed in a fixed order, so the draws
         are the same on any machine.
+    weights : ndarray of shape (m,), int64 or float64
     k : int
     rngs : sequence of numpy.random.Generator
         One for each draw.
@@ -125,31 +255,123 @@ def kmeans_plusplus(
     Yields
     ------
     ndarray of shape (k,), intp
-        Rows of the sample.
+        Rows of the tiles.
 
     References
     ----------
     D. Arthur and S. Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007;
     the greedy variant is that of section 5.
     """
-    tiles = sample.astype(_exact_type(sample))
-    if sample.dtype.kind == "f":
-        tiles -= tiles.mean(axis=0)  # or the distances of tiles far from 0 would cancel
-    norms = np.square(tiles).sum(axis=1, dtype=np.float64)
+    wide = tiles.astype(_exact_type(tiles))
+    if tiles.dtype.kind == "f":
+        wide -= wide.mean(axis=0)  # or the distances of tiles far from 0 would cancel
+    norms = np.square(wide).sum(axis=1, dtype=np.float64)
     for rng in rngs:
-        chosen = [int(rng.integers(len(tiles)))]
-        nearest = _squared_distances(tiles, norms, chosen)[:, 0]
+        chosen = _draw(weights, rng.random(1)).tolist()
+        nearest = _squared_distances(wide, norms, chosen)[:, 0]
         while len(chosen) < k:
-            draws = rng.random(2 + int(np.log(len(chosen) + 1)))
-            cumulative = np.cumsum(nearest)
-            # side="right" never lands on a tile at distance 0 while any other is left.
-            candidates = np.searchsorted(cumulative, draws * cumulative[-1], side="right")
-            candidates = np.minimum(candidates, len(tiles) - 1)
-            left = np.minimum(_squared_distances(tiles, norms, candidates), nearest[:, None])
-            best = int(np.argmin(left.sum(axis=0)))
+            candidates = _draw(weights * nearest, rng.random(n_candidates(len(chosen))))
+            left = np.minimum(_squared_distances(wide, norms, candidates), nearest[:, None])
+            best = int(np.argmin((weights[:, None] * left).sum(axis=0)))
             chosen.append(int(candidates[best]))
             nearest = left[:, best]
         yield np.array(chosen, np.intp)
+
+
+def n_candidates(n_chosen: int) -> int:
+    """Return how many candidates greedy k-means++ tries for the centroid after so many."""
+    return 2 + int(np.log(n_chosen + 1))
+
+
+def _draw(mass: NDArray[Any], uniform: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Draw rows with probability proportional to their mass."""
+    cumulative = np.cumsum(mass)
+    # side="right" never lands on a tile without mass while any other is left.
+    rows = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    return np.asarray(np.minimum(rows, len(mass) - 1))
+
+
+def kmeans_plusplus_passes(first: NDArray[Any], k: int, try_all: Try) -> list[NDArray[np.float64]]:
+    """Draw k tiles for each seeding by greedy k-means++, in k passes over all tiles.
+
+    As `kmeans_plusplus`, but that the candidates of a step are drawn without replacement.
+    Each pass finds out which candidate leaves the least, and draws for each of them the
+    candidates that would come after it.
+
+    Parameters
+    ----------
+    first : ndarray of shape (n_seedings, d)
+        The first centroid of each seeding.
+    k : int
+    try_all : callable
+        ``try_all(trials, n_draws, step)`` makes a pass: see `Outcome`.
+
+    Returns
+    -------
+    list of ndarray of shape (k, d), float64
+        One a seeding. Where tiles run out, all lying on a centroid, the last is repeated.
+    """
+    wide = first.astype(np.float64)
+    trials = [Trial(tile[:0], tile) for tile in wide[:, None]]
+    if k == 1:
+        return [trial.candidates for trial in trials]
+    for step in range(1, k + 1):
+        n_draws = n_candidates(step) if step < k else 0
+        outcomes = try_all(trials, n_draws, step)
+        for i, (trial, outcome) in enumerate(zip(trials, outcomes, strict=True)):
+            best = int(np.argmin(outcome.potentials))
+            taken = trial.candidates[best : best + 1]
+            drawn = outcome.drawn[best].tiles.astype(np.float64)
+            trials[i] = Trial(np.vstack([trial.chosen, taken]), drawn if len(drawn) else taken)
+    return [trial.chosen for trial in trials]
+
+
+def candidates(first: NDArray[Any], k: int, try_all: Try) -> NDArray[Any]:
+    """Draw the candidates of k-means||, in 5 passes over all tiles.
+
+    In each round 2 k tiles are drawn without replacement, with probability proportional to
+    their weight times their squared distance to the nearest candidate.
+
+    Parameters
+    ----------
+    first : ndarray of shape (1, d)
+        The first candidate.
+    k : int
+        The largest number of clusters.
+    try_all : callable
+        As for `kmeans_plusplus_passes`.
+
+    Returns
+    -------
+    ndarray of shape (m, d), in the dtype of the tiles
+        m is 1 + 10 k, less where tiles run out.
+
+    References
+    ----------
+    B. Bahmani, B. Moseley, A. Vattani, R. Kumar and S. Vassilvitskii, Scalable k-means++,
+    PVLDB 5 (2012), algorithm 2; that rounds have a fixed size is a variant of its section 5.
+    """
+    pool = first
+    for step in range(1, _ROUNDS + 1):
+        wide = pool.astype(np.float64)
+        (outcome,) = try_all([Trial(wide[:-1], wide[-1:])], _OVERSAMPLING * k, step)
+        pool = np.concatenate([pool, outcome.drawn[0].tiles])
+    return pool
+
+
+def first_indices(n_tiles: int, n_seedings: int, seed: int) -> NDArray[np.int64]:
+    """Draw the global index of the first centroid of each seeding, uniformly.
+
+    Parameters
+    ----------
+    n_tiles, n_seedings, seed : int
+
+    Returns
+    -------
+    ndarray of shape (n_seedings,), int64
+    """
+    rngs = (np.random.default_rng([seed, _STREAM_FIRST, i]) for i in range(n_seedings))
+    return np.array([rng.integers(n_tiles) for rng in rngs])
 
 
 def _squared_distances(

@@ -39,7 +39,13 @@ class Data:
         for m, n in enumerate(wanted):
             rows, own = reference.farthest(self.tiles, stack[offsets[m] : offsets[m + 1]], n)
             found.append(
-                lloyd.Farthest(np.zeros(len(rows)), rows, self.tiles[rows], own.astype(np.int32))
+                lloyd.Farthest(
+                    np.zeros(len(rows)),
+                    rows,
+                    self.tiles[rows],
+                    own.astype(np.int32),
+                    np.ones(len(rows), int),
+                )
             )
         return found
 
@@ -123,7 +129,7 @@ def test_relocation_takes_the_farthest_first_and_the_first_on_ties() -> None:
     assert order.tolist() == [1, 2]
     moved = lloyd.relocate(
         statistics,
-        lloyd.Farthest(np.zeros(2), order, tiles[order], labels.astype(np.int32)),
+        lloyd.Farthest(np.zeros(2), order, tiles[order], labels.astype(np.int32), np.ones(2, int)),
     )
     assert moved.tolist() == [[0, 1, 0], [303, 3, 30609], [200, 1, 40000]]
     assert moved.sum(axis=0).tolist() == statistics.sum(axis=0).tolist()
@@ -135,6 +141,7 @@ def test_farthest_most_sorts_by_distance_then_index() -> None:
         np.array([7, 9, 3, 1]),
         np.arange(4)[:, None],
         np.zeros(4, np.int32),
+        np.ones(4, int),
     )
     assert found.most(3).indices.tolist() == [3, 9, 1]
     assert found.most(0).tiles.shape == (0, 1)
