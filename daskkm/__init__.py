@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SheetError,
         StoreError,
     )
+    from daskkm.estimator import KMeans
     from daskkm.fit import SweepResult, fit_sweep
     from daskkm.ingest import ingest
     from daskkm.model import FittedModel
@@ -31,6 +32,7 @@ _HOME = {
     "DaskkmError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
+    "KMeans": "estimator",
     "ResultsError": "errors",
     "SchedulerError": "errors",
     "SheetError": "errors",
@@ -46,6 +48,7 @@ __all__ = [
     "DaskkmError",
     "FitError",
     "FittedModel",
+    "KMeans",
     "ResultsError",
     "SchedulerError",
     "SheetError",

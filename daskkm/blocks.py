@@ -72,6 +72,11 @@ def as_tiles(X: Any) -> da.Array:
     return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
 
 
+def is_lazy(X: Any) -> bool:
+    """Tell whether X is read block by block: a dask or Zarr array, or a TileStore."""
+    return hasattr(X, "chunks") or hasattr(X, "features")
+
+
 def tile_shape(X: Any) -> tuple[int, ...] | None:
     """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
     return X.tile if hasattr(X, "features") else None
@@ -82,7 +87,7 @@ def statistics(
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     *,
-    origin: NDArray[np.float64] | None = None,
+    origin: NDArray[np.float64] | int = 0,
     weights: da.Array | None = None,
 ) -> da.Array:
     """Return the statistics of every centroid over all tiles, lazily.
@@ -355,7 +360,7 @@ def _one_statistics(
     *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | None,
+    origin: NDArray[np.float64] | int,
 ) -> NDArray[Any]:
     weights = None if weights is None else weights[:, 0]
     return kernel.block_statistics(tiles, stack, offsets, origin, weights)[None]

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     Init = str | ArrayLike | Mapping[int, ArrayLike] | Callable[..., ArrayLike]
 
 
-# Tiles enough to find out about where float tiles lie.
-_FEW = 1000
-
 # How far the candidates of k-means|| are clustered: only starts are wanted.
 _POOL_ITER, _POOL_TOL = 30, 1e-3
 
@@ -203,8 +200,7 @@ def iter_passes(
     _check_size(tiles.shape[0], ks)
     started = time.perf_counter()
     starts = _starts(tiles, ks, n_init, init, seed)
-    if not tiles.exact:
-        tiles.origin = np.median(tiles.take(np.arange(min(tiles.shape[0], _FEW))), axis=0)
+    tiles.find_origin()
     names = list(starts)
     steps: dict[tuple[int, int], Step] = {}
     for done in lloyd.iterate(
@@ -214,7 +210,7 @@ def iter_passes(
         max_iter=max_iter,
         tol=tol,
         variance=tiles.mean_variance,
-        origin=0 if tiles.origin is None else tiles.origin,
+        origin=tiles.origin,
     ):
         steps |= {names[i]: step for i, step in done.items()}
         yield Pass(tiles.passes, time.perf_counter() - started, dict(steps))

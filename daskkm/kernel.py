@@ -86,7 +86,7 @@ def block_statistics(
     tiles: NDArray[Any],
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | None = None,
+    origin: NDArray[np.float64] | int = 0,
     weights: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Reduce a block to the statistics of every centroid of a stack.
@@ -133,7 +133,7 @@ def _weighted_statistics(
     tiles: NDArray[Any],
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | None,
+    origin: NDArray[np.float64] | int,
     weights: NDArray[Any] | None,
 ) -> NDArray[Any]:
     """Label the tiles as they are; then add them up, floats about the origin."""
@@ -143,9 +143,9 @@ def _weighted_statistics(
         weights = np.ones(len(tiles), number)
     if number == np.int64:
         check_exact(int(weights.sum()), tiles.shape[1], tiles.dtype)
-    elif origin is not None:
-        tiles = tiles - origin
-    tiles = _read_only(tiles.astype(np.float64, copy=False) if number == np.float64 else tiles)
+    else:
+        tiles = (tiles - origin).astype(np.float64, copy=False)
+    tiles = _read_only(tiles)
     norms = np.empty(len(tiles), number)
     _square(tiles, norms)
     statistics = np.zeros((len(stack), tiles.shape[1] + 2), number)

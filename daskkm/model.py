@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daskkm import blocks
-from daskkm.blocks import as_tiles
+from daskkm.blocks import as_tiles, is_lazy
 from daskkm.errors import FitError
 
 if TYPE_CHECKING:
@@ -73,6 +73,24 @@ class FittedModel:
         """
         return _as_given(X, blocks.labels(self._fitting(X), self.cluster_centers_))
 
+    def transform(self, X: Any) -> Any:
+        """Return the Euclidean distance of every tile to every centroid.
+
+        Parameters
+        ----------
+        X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
+
+        Returns
+        -------
+        ndarray of shape (n, k), float64, for a NumPy array; else a dask array (lazy)
+
+        Raises
+        ------
+        FitError, TypeError
+            As `predict`.
+        """
+        return _as_given(X, blocks.distances(self._fitting(X), self.cluster_centers_))
+
     def _fitting(self, X: Any) -> da.Array:
         """Return X as tiles, if the model was fitted on such."""
         tiles = as_tiles(X)
@@ -87,4 +105,4 @@ class FittedModel:
 
 def _as_given(X: Any, lazy: da.Array) -> Any:
     """Return what was asked for of X: in memory if X was."""
-    return lazy if hasattr(X, "chunks") or hasattr(X, "features") else lazy.compute()
+    return lazy if is_lazy(X) else lazy.compute()

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+# Tiles enough to find out about where float tiles lie.
+_FEW = 1000
+
 
 class Reader:
     """Reads the tiles with their weights, and counts what it reads."""
@@ -24,7 +27,7 @@ class Reader:
     def __init__(self, X: Any, sample_weight: ArrayLike | da.Array | None) -> None:
         self.given = X
         self.tiles = as_tiles(X)
-        self.origin: NDArray[np.float64] | None = None
+        self.origin: NDArray[np.float64] | int = 0
         self.passes = 0
         self.bytes_read = 0
         self._totals: NDArray[Any] | None = None
@@ -50,6 +53,11 @@ class Reader:
         """Whether statistics are sums of integers."""
         weights = None if self.weights is None else self.weights.dtype
         return kernel.statistics_dtype(self.tiles.dtype, weights) == np.int64
+
+    def find_origin(self) -> None:
+        """Let float statistics be taken about somewhere amid the tiles."""
+        if not self.exact:
+            self.origin = np.median(self.take(np.arange(min(self.shape[0], _FEW))), axis=0)
 
     def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
         """Make a pass: the statistics of every centroid."""

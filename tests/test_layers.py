@@ -17,7 +17,7 @@ FLOORS = (
     ("store", "blocks", "results", "report"),
     ("model", "reader"),
     ("fit",),
-    ("progress", "ingest"),
+    ("estimator", "progress", "ingest"),
     ("sweep",),
     ("__init__", "__main__"),
 )
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "model": {"dask", "numpy"},
     "reader": {"dask", "numpy"},
     "fit": {"dask", "numpy"},
+    "estimator": {"dask", "numpy", "sklearn"},
     "progress": {"click"},
     "ingest": {"click"},
     "sweep": {"click", "dask"},

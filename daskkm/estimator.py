@@ -1,0 +1,298 @@
+"""`KMeans`: scikit-learn's estimator, on arrays that do not fit in memory."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from daskkm import kernel, lloyd
+from daskkm.blocks import as_tiles, is_lazy
+from daskkm.errors import FitError
+from daskkm.fit import fit_sweep
+from daskkm.reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import dask.array as da
+    from numpy.typing import ArrayLike
+
+
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """k-means with scikit-learn's interface, for tiles in memory or far beyond it.
+
+    X may be a NumPy array (or what makes one: a list, a data frame), a dask array, a Zarr array
+    or a `TileStore`. What is in memory is answered in memory; all else is read block by block,
+    and answered with lazy dask arrays. Work is done by the active `distributed.Client` if there
+    is one, else by dask's default scheduler.
+
+    For uint8, int8, uint16 and int16 tiles, without weights or with whole ones, a
+    `random_state` stands for one result, to the last bit, whatever the chunks, workers and kind
+    of array. Other integers and booleans in memory are converted to float64.
+
+    Parameters
+    ----------
+    n_clusters : int, default 8
+        Clusters, and centroids.
+    init : {"k-means++", "k-means||", "random"}, callable or array of shape \
+            (n_clusters, n_features), default "k-means++"
+        Where to start; how often each reads the tiles is said at `fit_sweep`. A callable is
+        called as ``init(X, n_clusters, random_state=RandomState)`` for each restart.
+    n_init : "auto" or int, default "auto"
+        Restarts, of which the one of least inertia is kept. "auto" is 10 for "random" and for
+        callables, else 1.
+    max_iter : int, default 300
+        Most iterations of a restart.
+    tol : float, default 1e-4
+        A restart has converged when the squared shifts of its centroids sum to no more than
+        this times the mean variance of the features.
+    random_state : int, numpy.random.RandomState or None, default None
+        Seed of all draws; None takes one from NumPy's global state.
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of shape (n_clusters, n_features), float64
+    labels_ : ndarray or lazy dask array of shape (n,), int32
+        The cluster of each tile, counted from 0.
+    inertia_ : float
+        Sum of squared distances of the tiles to their centroid, times their weights.
+    n_iter_ : int
+        Iterations of the restart that was kept.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,), str
+        Only where X had names.
+    fitted_ : FittedModel
+        All of this as a sweep returns it, with the tiles in each cluster.
+
+    See Also
+    --------
+    daskkm.fit_sweep : many k at once, for the price of the slowest in reads.
+
+    Notes
+    -----
+    Lloyd's algorithm (IEEE Trans. Inf. Theory 28, 1982). ``tol``, ``n_iter_`` and what becomes
+    of empty clusters are as in scikit-learn, except that X is not centred first and labels that
+    repeat after a relocation do not end a fit. Inertia, centroids and labels belong together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tiles = np.array([[0, 1], [0, 3], [9, 8], [9, 6]], np.uint8)
+    >>> model = KMeans(n_clusters=2, random_state=0).fit(tiles)
+    >>> sorted(model.cluster_centers_.tolist()), model.inertia_
+    ([[0.0, 2.0], [9.0, 7.0]], 4.0)
+    >>> model.labels_[0] == model.labels_[1] != model.labels_[2]
+    np.True_
+
+    Lazily, block by block:
+
+    >>> import dask.array as da
+    >>> lazy = KMeans(n_clusters=2, random_state=0).fit(da.from_array(tiles, chunks=(1, 2)))
+    >>> lazy.predict(da.from_array(tiles, chunks=(1, 2)))
+    dask.array<labels, shape=(4,), dtype=int32, chunksize=(1,), chunktype=numpy.ndarray>
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: str | ArrayLike | Callable[..., ArrayLike] = "k-means++",
+        n_init: str | int = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,  # noqa: ARG002
+        sample_weight: ArrayLike | da.Array | None = None,
+    ) -> Self:
+        """Find the centroids.
+
+        Parameters
+        ----------
+        X : array-like, dask array, Zarr array or TileStore of shape (n, n_features)
+        y : ignored
+            Here by convention.
+        sample_weight : array-like or dask array of shape (n,), optional
+            Not negative; 1 each if not given. Where all are whole numbers, a tile of weight w
+            counts exactly as w tiles do.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, there are fewer tiles than clusters, or tiles or
+            weights are NaN or infinite.
+        TypeError
+            If X is sparse, or lazy and of a dtype that is not supported.
+        OverflowError
+            As `fit_sweep`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If fewer than `n_clusters` tiles differ.
+        RuntimeWarning
+            If there is one start, an array, and `n_init` asks for more.
+        """
+        X = self._validated(X, reset=True)
+        k = self._checked_n_clusters(X)
+        self.fitted_ = fit_sweep(
+            X,
+            [k],
+            n_init=self._restarts(),
+            init=self.init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            random_state=self._seed(),
+            sample_weight=sample_weight,
+        ).models[k]
+        self.cluster_centers_ = self.fitted_.cluster_centers_
+        self.inertia_ = self.fitted_.inertia_
+        self.n_iter_ = self.fitted_.n_iter_
+        self.labels_ = self.fitted_.predict(X)
+        found = np.count_nonzero(self.fitted_.counts_)
+        if found < k:
+            msg = (
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}). "
+                "Possibly due to duplicate points in X."
+            )
+            warnings.warn(msg, ConvergenceWarning, stacklevel=2)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Return the cluster of each tile: of the nearest centroid, the first of equals.
+
+        Parameters
+        ----------
+        X : array-like, dask array, Zarr array or TileStore of shape (n, n_features)
+
+        Returns
+        -------
+        ndarray, or lazy dask array where X is not in memory, of shape (n,), int32
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `fit`; of tiles that are read lazily, when it is computed.
+        NotFittedError
+            Before `fit`.
+        """
+        check_is_fitted(self)
+        return self.fitted_.predict(self._validated(X, reset=False))
+
+    def transform(self, X: Any) -> Any:
+        """Return the Euclidean distance of each tile to each centroid.
+
+        Parameters
+        ----------
+        X : array-like, dask array, Zarr array or TileStore of shape (n, n_features)
+
+        Returns
+        -------
+        ndarray, or lazy dask array where X is not in memory, of shape (n, n_clusters), float64
+            Or what `set_output` asks for.
+
+        Raises
+        ------
+        ValueError, TypeError, NotFittedError
+            As `predict`.
+        """
+        check_is_fitted(self)
+        return self.fitted_.transform(self._validated(X, reset=False))
+
+    def score(
+        self,
+        X: Any,
+        y: Any = None,  # noqa: ARG002
+        sample_weight: ArrayLike | da.Array | None = None,
+    ) -> float:
+        """Return minus the inertia of other tiles, in one pass over them.
+
+        Parameters
+        ----------
+        X : array-like, dask array, Zarr array or TileStore of shape (n, n_features)
+        y : ignored
+            Here by convention.
+        sample_weight : array-like or dask array of shape (n,), optional
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError, NotFittedError
+            As `predict`.
+        """
+        check_is_fitted(self)
+        tiles = Reader(self._validated(X, reset=False), sample_weight)
+        tiles.find_origin()
+        k = len(self.cluster_centers_)
+        statistics = tiles.measure(self.cluster_centers_, np.array([0, k]))
+        return -lloyd.inertia(statistics, self.cluster_centers_ - tiles.origin)
+
+    @property
+    def _n_features_out(self) -> int:
+        """Number of columns of `transform`, for `get_feature_names_out`."""
+        return len(self.cluster_centers_)
+
+    def _validated(self, X: Any, *, reset: bool) -> Any:
+        """Return X if it is lazy, else as an array; keep or compare what is known of features."""
+        if is_lazy(X):
+            validate_data(self, as_tiles(X), reset=reset, skip_check_array=True)
+            return X
+        # The first dtype is what others become.
+        dtypes = [np.float64, *kernel.SUPPORTED_DTYPES]
+        return validate_data(self, X, reset=reset, dtype=dtypes, order="C")
+
+    def _checked_n_clusters(self, X: Any) -> int:
+        k = self.n_clusters
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+            msg = f"n_clusters is {k!r}; give an integer of at least 1"
+            raise FitError(msg)
+        if len(X) < k:  # an unknown length is only known by reading
+            msg = f"n_samples={len(X)} should be >= n_clusters={k}."
+            raise FitError(msg)
+        return int(k)
+
+    def _restarts(self) -> int:
+        drawn = isinstance(self.init, str) or callable(self.init)
+        if self.n_init == "auto":
+            return 10 if callable(self.init) or self.init == "random" else 1
+        if not drawn and self.n_init != 1:
+            msg = (
+                "Explicit initial center position passed: performing only one init in "
+                f"{type(self).__name__} instead of n_init={self.n_init}."
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=3)
+        return self.n_init  # type: ignore[return-value]  # fit_sweep checks it
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
