@@ -178,6 +178,10 @@ def squared_distances(
     ndarray of shape (n,), float64
     """
     distances = np.empty(len(tiles))
+    if _same_type(tiles.dtype, centroids):
+        own = (_read_only(tiles), _read_only(centroids.astype(tiles.dtype)), labels)
+        _own_whole_distances(*own, _distance_dtype(tiles)(0), distances)
+        return distances
     _squared_distances(_read_only(tiles), _read_only(centroids), labels, distances)
     return distances
 
@@ -207,6 +211,11 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
         If the shapes do not fit together.
     """
     tiles, centroids = _checked(tiles, centroids, np.array([0, len(centroids)]))
+    if _same_type(tiles.dtype, centroids):
+        distances = np.empty((len(tiles), len(centroids)))
+        whole = _read_only(centroids.astype(tiles.dtype))
+        _whole_distances(tiles, whole, _distance_dtype(tiles)(0), distances)
+        return distances
     # A feature more that is 0 in both adds +0.0 to a sum: it changes no bit.
     features = -(-tiles.shape[1] // _FEATURES) * _FEATURES
     padded = np.zeros((len(centroids), features))
@@ -420,6 +429,36 @@ def _squared_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) 
 
 
 @njit(nogil=True, cache=True)
+def _whole_distances(tiles: Any, centroids: Any, zero: Any, distances: Any) -> None:
+    """Write all distances between tiles and tiles, in integers."""
+    for i in range(len(tiles)):
+        for j in range(len(centroids)):
+            distances[i, j] = _whole_distance(tiles[i], centroids[j], zero)
+
+
+@njit(nogil=True, cache=True)
+def _own_whole_distances(
+    tiles: Any, centroids: Any, labels: Any, zero: Any, distances: Any
+) -> None:
+    for i in range(len(tiles)):
+        distances[i] = _whole_distance(tiles[i], centroids[labels[i]], zero)
+
+
+@njit(nogil=True, cache=True)
+def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
+    """Return the distance in integers, which may be added in any order.
+
+    As long as it is below 2**53, the reference does not round either.
+    """
+    number = type(zero)
+    total = zero
+    for p in range(len(tile)):
+        difference = number(tile[p]) - number(centroid[p])
+        total += difference * difference
+    return total
+
+
+@njit(nogil=True, cache=True)
 def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
     """Write all distances, a panel of tiles and a few features of it at a time.
 
@@ -509,6 +548,24 @@ def _norm_dtype(tiles: NDArray[Any]) -> type[np.generic]:
     if tiles.dtype.kind == "f":
         return np.float64
     return np.int32 if tiles.shape[1] * _peak(tiles.dtype) ** 2 < 2**31 else np.int64
+
+
+def _distance_dtype(tiles: NDArray[Any]) -> type[np.generic]:
+    """Return the narrowest type that holds any squared distance between tiles."""
+    limits = np.iinfo(tiles.dtype)
+    widest = tiles.shape[1] * (int(limits.max) - int(limits.min)) ** 2
+    return np.int32 if widest < 2**31 else np.int64
+
+
+def _same_type(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
+    """Tell whether centroids could be tiles of an integer type, as those are that were drawn."""
+    if dtype.kind == "f":
+        return False
+    limits = np.iinfo(dtype)
+    if centroids.shape[1] * (int(limits.max) - int(limits.min)) ** 2 >= 2**53:
+        return False
+    inside = (centroids >= limits.min) & (centroids <= limits.max)
+    return bool((inside & (centroids == np.floor(centroids))).all())
 
 
 def _checked(

@@ -187,6 +187,53 @@ def test_distances_to_all_are_the_references(
     found = kernel.distances_to_all(tiles, centroids)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, reference.distances(tiles, centroids))
+    labels = rng.integers(0, k, n).astype(np.int32)
+    own = kernel.squared_distances(tiles, centroids, labels)
+    np.testing.assert_array_equal(own, found[np.arange(n), labels])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("d", [1, 33025, 33026])  # to both sides of where int32 is too narrow
+def test_distances_between_the_extremes_of_a_type(dtype: str, d: int) -> None:
+    limits = np.iinfo(dtype)
+    tiles = np.array([[limits.min], [limits.max]], dtype).repeat(d, axis=1)
+    widest = d * (int(limits.max) - int(limits.min)) ** 2
+    found = kernel.distances_to_all(tiles, tiles.astype(np.float64))
+    assert found.tolist() == [[0, widest], [widest, 0]]
+    own = kernel.squared_distances(tiles, tiles.astype(np.float64), np.array([1, 1], np.int32))
+    assert own.tolist() == [widest, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(0, 150),
+    d=st.integers(1, 40),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    dtype=st.sampled_from(INTEGERS),
+)
+def test_a_weight_is_a_number_of_tiles(
+    seed: int, n: int, d: int, sizes: list[int], dtype: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = make_tiles(rng, "any", n, d, dtype)
+    offsets = np.cumsum([0, *sizes])
+    stack = make_stack(rng, "any", tiles, int(offsets[-1]), d)
+    weights = rng.integers(0, 5, n)
+    found = kernel.block_statistics(tiles, stack, offsets, weights=weights)
+    assert found.dtype == np.int64
+    repeated = kernel.block_statistics(tiles.repeat(weights, axis=0), stack, offsets)
+    np.testing.assert_array_equal(found, repeated)
+    halves = kernel.block_statistics(tiles, stack, offsets, weights=weights / 2)
+    np.testing.assert_array_equal(halves, repeated / 2)
+
+
+def test_weights_too_large_to_be_exact_are_refused() -> None:
+    tiles, stack = np.full((2, 1), 255, np.uint8), np.zeros((1, 1))
+    most = (2**63 - 1) // 255**2 // 2
+    kernel.block_statistics(tiles, stack, np.array([0, 1]), weights=np.array([most, most]))
+    with pytest.raises(OverflowError, match="use at most"):
+        kernel.block_statistics(tiles, stack, np.array([0, 1]), weights=np.array([most, most + 2]))
 
 
 def test_distances_to_all_of_what_is_not_finite() -> None:
