@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
     ("errors",),
-    ("kernel", "lloyd", "seeding", "tiles", "scheduler", "cli"),
+    ("kernel", "lloyd", "seeding", "tiles", "groups", "scheduler", "cli"),
     ("store", "blocks", "results", "report"),
     ("model",),
     ("fit",),
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "lloyd": {"numpy"},
     "seeding": {"numpy"},
     "tiles": {"numpy", "PIL"},
+    "groups": {"numpy", "zarr"},
     "scheduler": {"dask", "distributed"},
     "cli": {"click"},
     "store": {"dask", "numpy", "zarr"},
