@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from daskkm.errors import (
         DaskkmError,
         FitError,
+        ModelError,
         ResultsError,
         SchedulerError,
         SheetError,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     )
     from daskkm.fit import SweepResult, fit_sweep
     from daskkm.ingest import ingest
-    from daskkm.model import FittedModel
+    from daskkm.model import FittedModel, load_fitted
     from daskkm.store import TileStore, open_store
 
 __version__ = version("daskkm")
@@ -31,6 +32,7 @@ _HOME = {
     "DaskkmError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
+    "ModelError": "errors",
     "ResultsError": "errors",
     "SchedulerError": "errors",
     "SheetError": "errors",
@@ -39,6 +41,7 @@ _HOME = {
     "TileStore": "store",
     "fit_sweep": "fit",
     "ingest": "ingest",
+    "load_fitted": "model",
     "open_store": "store",
 }
 
@@ -46,6 +49,7 @@ __all__ = [
     "DaskkmError",
     "FitError",
     "FittedModel",
+    "ModelError",
     "ResultsError",
     "SchedulerError",
     "SheetError",
@@ -54,6 +58,7 @@ __all__ = [
     "TileStore",
     "fit_sweep",
     "ingest",
+    "load_fitted",
     "open_store",
 ]
 
