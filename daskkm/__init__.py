@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from daskkm.fit import SweepResult, fit_sweep
     from daskkm.ingest import ingest
+    from daskkm.label import label
     from daskkm.model import FittedModel, load_fitted
     from daskkm.store import TileStore, open_store
 
@@ -41,6 +42,7 @@ _HOME = {
     "TileStore": "store",
     "fit_sweep": "fit",
     "ingest": "ingest",
+    "label": "label",
     "load_fitted": "model",
     "open_store": "store",
 }
@@ -58,6 +60,7 @@ __all__ = [
     "TileStore",
     "fit_sweep",
     "ingest",
+    "label",
     "load_fitted",
     "open_store",
 ]
@@ -77,7 +80,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `daskkm.ingest` the function, though a command's module has that name too.
+    """Keeps `daskkm.ingest` and `daskkm.label` functions, though commands' modules are so called.
 
     Importing a submodule binds it as an attribute of its package, over whatever was there.
     """

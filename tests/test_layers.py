@@ -17,7 +17,7 @@ FLOORS = (
     ("cli", "store", "blocks", "results", "report"),
     ("model",),
     ("fit",),
-    ("progress", "ingest"),
+    ("progress", "ingest", "label"),
     ("sweep",),
     ("__init__", "__main__"),
 )
@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "fit": {"dask", "numpy"},
     "progress": {"click"},
     "ingest": {"click"},
+    "label": {"click", "dask"},
     "sweep": {"click"},
     "__init__": set(),
     "__main__": {"click"},
@@ -93,6 +94,13 @@ def test_what_each_module_knows_of_the_world(module: str) -> None:
             {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
         ),
         ("from daskkm import fit_sweep", {"zarr", "distributed", "sklearn", "bokeh", "PIL"}),
+        (
+            (
+                "import runpy, sys; sys.argv = ['label', '--help']; "
+                "runpy.run_module('daskkm.label', run_name='__main__')"
+            ),
+            {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
+        ),
         ("from daskkm import open_store, ingest", {"numba", "distributed", "sklearn", "bokeh"}),
     ],
 )
@@ -102,7 +110,7 @@ def test_nothing_is_imported_that_is_not_used(statement: str, forbidden: set[str
     assert not forbidden & set(run.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["ingest"])
+@pytest.mark.parametrize("name", ["ingest", "label"])
 def test_functions_stay_functions_whatever_is_imported(name: str) -> None:
     code = (
         f"import daskkm, daskkm.{name}; from daskkm.{name} import command; import daskkm.sweep;"
