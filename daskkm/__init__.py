@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from daskkm.errors import (
         DaskkmError,
         FitError,
+        ModelError,
         ResultsError,
         SchedulerError,
         SheetError,
         StoreError,
     )
-    from daskkm.estimator import KMeans
+    from daskkm.estimator import KMeans, load_model
     from daskkm.fit import SweepResult, fit_sweep
     from daskkm.ingest import ingest
+    from daskkm.label import label
     from daskkm.model import FittedModel
     from daskkm.store import TileStore, open_store
 
@@ -33,6 +35,7 @@ _HOME = {
     "FitError": "errors",
     "FittedModel": "model",
     "KMeans": "estimator",
+    "ModelError": "errors",
     "ResultsError": "errors",
     "SchedulerError": "errors",
     "SheetError": "errors",
@@ -41,6 +44,8 @@ _HOME = {
     "TileStore": "store",
     "fit_sweep": "fit",
     "ingest": "ingest",
+    "label": "label",
+    "load_model": "estimator",
     "open_store": "store",
 }
 
@@ -49,6 +54,7 @@ __all__ = [
     "FitError",
     "FittedModel",
     "KMeans",
+    "ModelError",
     "ResultsError",
     "SchedulerError",
     "SheetError",
@@ -57,6 +63,8 @@ __all__ = [
     "TileStore",
     "fit_sweep",
     "ingest",
+    "label",
+    "load_model",
     "open_store",
 ]
 
@@ -75,7 +83,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `daskkm.ingest` the function, though a command's module has that name too.
+    """Keeps `daskkm.ingest` and `daskkm.label` functions, though commands' modules are so called.
 
     Importing a submodule binds it as an attribute of its package, over whatever was there.
     """

@@ -1,4 +1,4 @@
-"""``daskkm ingest`` and ``daskkm sweep``: the commands under one name."""
+"""``daskkm ingest``, ``daskkm sweep`` and ``daskkm label``: the commands under one name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Lazy(click.Group):
     """Imports a command when it is asked for: each then starts as fast as on its own."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return ["ingest", "sweep"]
+        return ["ingest", "sweep", "label"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

@@ -1,19 +1,22 @@
-"""What the commands share: how they end, and the options that need parsing."""
+"""What the commands share: how they end, where the work is done, and options to be parsed."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from daskkm.errors import DaskkmError
+from daskkm import scheduler
+from daskkm.errors import DaskkmError, SchedulerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 _ENDINGS: dict[int, tuple[str, int]] = {
@@ -64,6 +67,108 @@ def _show_warning(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+def given(name: str) -> bool:
+    """Tell whether an option, by the name of its parameter, was given on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+_LEAST_MEMORY = 200_000_000
+# Which options a scheduler follows: one that others started, none.
+_FOLLOWS = {
+    "local": ("workers", "threads_per_worker", "memory_limit", "dashboard_address"),
+    "threads": ("threads_per_worker",),
+}
+
+
+def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        return scheduler.check_name(value)
+    except SchedulerError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _followed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Refuse an option that the scheduler would not follow."""
+    name = ctx.params["scheduler_name"]
+    if given(str(param.name)) and param.name not in _FOLLOWS.get(name, ()):
+        msg = f"{param.opts[0]} has no use with --scheduler {name}"
+        raise click.UsageError(msg)
+    return value
+
+
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        from dask.utils import parse_bytes
+
+        try:
+            enough = parse_bytes(value) >= _LEAST_MEMORY
+        except (ValueError, OverflowError):
+            enough = False
+        if not enough:
+            msg = f"{value!r} is not a size like 2GB, of at least 200MB, which a worker needs"
+            raise click.BadParameter(msg, ctx, param)
+    _followed(ctx, param, value)
+    return value
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    port = re.fullmatch(r".*:(\d{1,5})", value)
+    if not port or int(port[1]) > 65535:
+        msg = f"{value!r} is not an address like 127.0.0.1:8787"
+        raise click.BadParameter(msg, ctx, param)
+    _followed(ctx, param, value)
+    return value
+
+
+_SCHEDULER_OPTIONS = (
+    click.option(
+        "--scheduler",
+        "scheduler_name",
+        default="local",
+        callback=_scheduler_name,
+        is_eager=True,  # it is known when the others are looked at
+        metavar="NAME",
+        help="local, threads, tcp://host:8786, tls://host:8786 or a scheduler file (.json).",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        callback=_followed,
+        help="Worker processes of a local scheduler.  [default: one worker in this process]",
+    ),
+    click.option(
+        "--threads-per-worker",
+        type=click.IntRange(1),
+        callback=_followed,
+        help="Threads of each local worker.  [default: its share of the cores]",
+    ),
+    click.option(
+        "--memory-limit",
+        callback=_memory,
+        help="Memory of each local worker, as in 2GB.  [default: its share of the machine]",
+    ),
+    click.option(
+        "--dashboard-address",
+        default="127.0.0.1:8787",
+        callback=_address,
+        help="Where a local scheduler's dashboard listens.",
+    ),
+)
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+
+def scheduler_options(command: _Command) -> _Command:
+    """Add the options that say where the work is done, for `daskkm.scheduler.connect`.
+
+    The function is given the scheduler's name as `scheduler_name` and the other arguments of
+    `connect` by their names. An option that the scheduler would not follow is wrong usage.
+    """
+    for option in reversed(_SCHEDULER_OPTIONS):
+        command = option(command)
+    return command
 
 
 _MOST = 100_000

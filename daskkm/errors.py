@@ -24,5 +24,9 @@ class ResultsError(DaskkmError):
     """Results that cannot be written."""
 
 
+class ModelError(DaskkmError):
+    """A saved model that is missing, damaged or not one of ours, or that cannot be written."""
+
+
 class FitError(DaskkmError, ValueError):
     """Parameters that do not fit the tiles."""

@@ -19,11 +19,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskkm import kernel, lloyd
 from daskkm.blocks import as_tiles, is_lazy
-from daskkm.errors import FitError
+from daskkm.errors import FitError, ModelError
 from daskkm.fit import fit_sweep
+from daskkm.model import load_saved
 from daskkm.reader import Reader
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     import dask.array as da
@@ -171,9 +173,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             random_state=self._seed(),
             sample_weight=sample_weight,
         ).models[k]
-        self.cluster_centers_ = self.fitted_.cluster_centers_
-        self.inertia_ = self.fitted_.inertia_
-        self.n_iter_ = self.fitted_.n_iter_
+        self._show_fitted()
         self.labels_ = self.fitted_.predict(X)
         found = np.count_nonzero(self.fitted_.counts_)
         if found < k:
@@ -256,10 +256,51 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         statistics = tiles.measure(self.cluster_centers_, np.array([0, k]))
         return -lloyd.inertia(statistics, self.cluster_centers_ - tiles.origin)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model to a Zarr group, from which `load_model` reads the very same.
+
+        Parameters and all that was fitted are kept, but for `labels_`, which `predict` gives
+        again. Nothing is pickled. A saved model that was there is replaced when this one is
+        complete, anything else never.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        ModelError
+            If it cannot be written, something else is there, or a parameter is a function or a
+            RandomState, which only a pickle could hold.
+        NotFittedError
+            Before `fit`.
+        """
+        check_is_fitted(self)
+        params = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
+        extra = {}
+        if isinstance(params["init"], np.ndarray):
+            extra["init"] = params.pop("init")
+        for name, value in params.items():
+            if not isinstance(value, (int, float, str, type(None))):
+                msg = (
+                    f"{path}: the model is not saved, because {name} is {value!r}, "
+                    f"which only a pickle could hold; set_params({name}=...) first"
+                )
+                raise ModelError(msg)
+        names = getattr(self, "feature_names_in_", None)
+        settings = {"params": params, "feature_names": None if names is None else list(names)}
+        self.fitted_.save(path, settings=settings, extra=extra)
+
     @property
     def _n_features_out(self) -> int:
         """Number of columns of `transform`, for `get_feature_names_out`."""
         return len(self.cluster_centers_)
+
+    def _show_fitted(self) -> None:
+        """Show what was fitted under scikit-learn's names."""
+        self.cluster_centers_ = self.fitted_.cluster_centers_
+        self.inertia_ = self.fitted_.inertia_
+        self.n_iter_ = self.fitted_.n_iter_
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Return X if it is lazy, else as an array; keep or compare what is known of features."""
@@ -296,3 +337,55 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if isinstance(self.random_state, Integral):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+
+def load_model(path: str | os.PathLike[str]) -> KMeans:
+    """Read a model that `KMeans.save`, `FittedModel.save` or a sweep wrote, to the last bit.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    KMeans
+        Fitted; without `labels_`, which `predict` gives again. Parameters that were not saved,
+        by `FittedModel.save`, are the defaults.
+
+    Raises
+    ------
+    ModelError
+        If there is none, what is there is something else or of another format, or it is damaged.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, pathlib
+    >>> tiles = np.array([[0, 1], [0, 3], [9, 8], [9, 6]], np.uint8)
+    >>> model = KMeans(n_clusters=2, random_state=0).fit(tiles)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(pathlib.Path(folder) / "model.zarr")
+    ...     again = load_model(pathlib.Path(folder) / "model.zarr")
+    >>> np.array_equal(again.predict(tiles), model.labels_)
+    True
+    """
+    saved = load_saved(path)
+    centroids = saved.model.cluster_centers_
+    params = saved.settings.get("params", {"n_clusters": len(centroids)}) | saved.extra
+    try:
+        model = KMeans(**params)
+    except TypeError as error:
+        msg = f"{path}: the saved model's parameters are none of KMeans ({error}); fit it again"
+        raise ModelError(msg) from error
+    model.fitted_ = saved.model
+    model._show_fitted()
+    model.n_features_in_ = centroids.shape[1]
+    if names := saved.settings.get("feature_names"):
+        model.feature_names_in_ = np.array(names, object)
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy's as Python's, and a list of starting centroids as an array."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str) or not np.iterable(value) else np.asarray(value)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from daskkm import blocks
 from daskkm.blocks import as_tiles, is_lazy
-from daskkm.errors import FitError
+from daskkm.errors import FitError, ModelError
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
     import dask.array as da
-    import numpy as np
     from numpy.typing import NDArray
+
+    from daskkm.groups import Kind
 
 
 @dataclass(frozen=True)
@@ -25,10 +33,10 @@ class FittedModel:
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (k, d), float64
-    counts_ : ndarray of shape (k,), int64
-        Tiles a cluster.
+    counts_ : ndarray of shape (k,), int64 (float64 if there were fractional weights)
+        Weight of the tiles of each cluster: their number, unless they had weights.
     inertia_ : float
-        Sum of squared distances of the tiles to their centroid.
+        Sum of squared distances of the tiles to their centroid, times their weights.
     n_iter_ : int
         Updates of the centroids.
     converged_ : bool
@@ -43,7 +51,7 @@ class FittedModel:
     """
 
     cluster_centers_: NDArray[np.float64]
-    counts_: NDArray[np.int64]
+    counts_: NDArray[Any]
     inertia_: float
     n_iter_: int
     converged_: bool
@@ -91,6 +99,67 @@ class FittedModel:
         """
         return _as_given(X, blocks.distances(self._fitting(X), self.cluster_centers_))
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        extra: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Write the model to a Zarr group, from which `load_model` reads the very same.
+
+        The group has the arrays ``cluster_centers`` and ``counts``; its attribute ``daskkm`` has
+        the format (1), the kind ("model"), k, inertia, n_iter, converged, restart, the dtype and
+        shape of the tiles, the settings, and the names of the extra arrays. It is written beside
+        its place and moved there when it is complete; a saved model that was there is replaced,
+        anything else never.
+
+        Parameters
+        ----------
+        path : path-like
+        settings : mapping of str to JSON, optional
+            What else is to be kept with the model, and read again by `load_saved`.
+        extra : mapping of str to ndarray of numbers, of one or more dimensions, optional
+            Likewise; in the group ``extra``.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be written, something else is there, or what the model holds does not
+            go together.
+        """
+        # Not at the top: fits and predictions have no use for zarr and do not wait for it.
+        from daskkm import groups
+
+        kind, k = _kind(), len(self.cluster_centers_)
+        if problem := _problem(self):
+            msg = f"{path}: the model is not saved, because {problem}; fit it again"
+            raise ModelError(msg)
+        arrays = {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
+        arrays |= {f"extra/{name}": values for name, values in (extra or {}).items()}
+        said = {
+            "k": k,
+            "inertia": float(self.inertia_),
+            "n_iter": int(self.n_iter_),
+            "converged": bool(self.converged_),
+            "restart": int(self.restart_),
+            "dtype": self.dtype.str,
+            "tile": self.tile,
+            "settings": dict(settings or {}),
+            "extra": list(extra or {}),
+        }
+        with (
+            groups.replacing(path, kind) as partial,
+            groups.write_errors_named(Path(path), kind),
+        ):
+            group = groups.create_group(partial)
+            for name, values in arrays.items():
+                array = groups.create_array(
+                    group, name, values.shape, values.dtype, rows=len(values)
+                )
+                array[:] = values
+            groups.complete(group, kind, said)
+
     def _fitting(self, X: Any) -> da.Array:
         """Return X as tiles, if the model was fitted on such."""
         tiles = as_tiles(X)
@@ -101,6 +170,98 @@ class FittedModel:
             )
             raise FitError(msg)
         return tiles
+
+
+class Saved(NamedTuple):
+    """All that `FittedModel.save` was given: the model, and what was kept with it."""
+
+    model: FittedModel
+    settings: dict[str, Any]
+    extra: dict[str, NDArray[Any]]
+
+
+def load_saved(path: str | os.PathLike[str]) -> Saved:
+    """Read a model that `FittedModel.save` wrote, the same to the last bit, and what is with it.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    Saved
+
+    Raises
+    ------
+    ModelError
+        If there is none, what is there is something else or of another format, or it is damaged.
+    """
+    from daskkm import groups  # as in `FittedModel.save`
+
+    path, kind = Path(path), _kind()
+    group, said = groups.open_node(path, kind)
+
+    def whole(name: str) -> NDArray[Any]:
+        array = groups.member(group, name, kind)
+        return groups.read(array, 0, array.shape[0], kind)
+
+    try:
+        model = FittedModel(
+            cluster_centers_=whole("cluster_centers"),
+            counts_=whole("counts"),
+            inertia_=float(said["inertia"]),
+            n_iter_=int(said["n_iter"]),
+            converged_=bool(said["converged"]),
+            restart_=int(said["restart"]),
+            dtype=np.dtype(said["dtype"]),
+            tile=None if said["tile"] is None else tuple(map(int, said["tile"])),
+        )
+        settings = dict(said["settings"])
+        names = list(said["extra"])
+        problem = _problem(model)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"its attributes are not those of a model ({error!r})"
+    if problem:
+        msg = f"{path}: the saved model is damaged: {problem}; {kind.mend}"
+        raise ModelError(msg)
+    return Saved(model, settings, {name: whole(f"extra/{name}") for name in names})
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise ModelError if a model cannot be saved there without replacing something else."""
+    from daskkm import groups  # as in `FittedModel.save`
+
+    groups.check_free(path, _kind())
+
+
+def _kind() -> Kind:
+    from daskkm.groups import Kind  # as in `FittedModel.save`
+
+    return Kind(
+        name="model",
+        noun="saved model",
+        rows="rows",
+        members=frozenset({"zarr.json", "cluster_centers", "counts", "extra"}),
+        error=ModelError,
+        make="make one with: python -m daskkm.sweep, which saves OUT/K/model.zarr",
+        mend="fit and save the model again",
+    )
+
+
+def _problem(model: FittedModel) -> str | None:
+    """Say what of a model does not go together, if anything."""
+    centroids, counts, tile = model.cluster_centers_, model.counts_, model.tile
+    if centroids.ndim != 2 or not centroids.size or centroids.dtype != np.float64:
+        return f"its centroids are {centroids.dtype} of shape {centroids.shape}"
+    if counts.shape != centroids.shape[:1] or counts.dtype not in (np.int64, np.float64):
+        return (
+            f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
+        )
+    if tile is not None and math.prod(tile) != centroids.shape[1]:
+        return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"
+    if not (np.isfinite(centroids).all() and math.isfinite(model.inertia_)):
+        return "its centroids or its inertia are not finite"
+    return None
 
 
 def _as_given(X: Any, lazy: da.Array) -> Any:

@@ -1,41 +1,68 @@
-"""The store: tiles in a Zarr group, where they came from, and whether it is whole.
+"""The store: tiles in a Zarr group, where they came from, and the labels they were given.
 
-Chunks are uncompressed (compressed ones read at a fifth of the speed from local disks),
-4 MiB, whole tiles, each with a CRC-32C; every write covers whole chunks. The attribute
-``complete`` is written last: a store without it is never read. A chunk that is missing, short
-or damaged is an error and never zeros.
+Chunks are 4 MiB, whole tiles; every write covers whole chunks. Labels and distances lie in
+``labels/K`` and ``distances/K``, in chunks of as many tiles.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import zarr
+from dask.array.core import normalize_chunks
 from dask.base import tokenize
-from zarr.codecs import Crc32cCodec
-from zarr.errors import GroupNotFoundError
 
+from daskkm import groups
 from daskkm.errors import StoreError
+from daskkm.groups import Kind
 from daskkm.tiles import Sheet, grid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
+    import os
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-FORMAT = 1
 _CHUNK_BYTES = 4 << 20
 # Provenance is 4 bytes a tile: far more tiles a chunk.
 _PROVENANCE_CHUNK = 1 << 20
+
+_PROVENANCE = ("sheet", "row", "col")
+
+_STORE = Kind(
+    name="store",
+    noun="store",
+    rows="tiles",
+    members=frozenset({"zarr.json", "tiles", *_PROVENANCE, "labels", "distances"}),
+    error=StoreError,
+    make="make one with: python -m daskkm.ingest IMAGES --store PATH",
+    mend="ingest the sheets again",
+)
+_LABELS = Kind(
+    name="labels",
+    noun="set of labels",
+    rows="tiles",
+    members=frozenset({"zarr.json", "c"}),
+    error=StoreError,
+    make="make one with: python -m daskkm.label MODEL --store PATH",
+    mend="label the tiles again",
+)
+_DISTANCES = Kind(
+    name="distances",
+    noun="set of distances",
+    rows="tiles",
+    members=_LABELS.members,
+    error=StoreError,
+    make="make one with: python -m daskkm.label MODEL --store PATH --distances",
+    mend="label the tiles again, with distances",
+)
 
 
 class TileStore:
@@ -50,10 +77,10 @@ class TileStore:
         In the order of their tiles.
     """
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
+    def __init__(self, path: Path, group: zarr.Group, said: Mapping[str, Any]) -> None:
         self.path = path
-        self.tiles = _array(path, group, "tiles")
-        self.sheets = tuple(map(Sheet.from_json, _attributes(group)["sheets"]))
+        self.tiles = groups.member(group, "tiles", _STORE)
+        self.sheets = tuple(map(Sheet.from_json, said["sheets"]))
         self._group = group
 
     @property
@@ -77,17 +104,76 @@ class TileStore:
         dask array of shape (n_tiles, n_features), uint8
             One block a chunk of the store.
         """
-        n, rows = len(self), self.tiles.chunks[0]
-        d = math.prod(self.tile)
-        return da.map_blocks(
-            _read_rows,
-            path=self.path,
-            tiles=self.tiles,
-            chunks=((rows,) * (n // rows) + ((n % rows,) if n % rows else ()), (d,)),
-            dtype=self.tiles.dtype,
-            meta=np.empty((0, 0), self.tiles.dtype),
-            name=f"tiles-{tokenize(str(self.path), self.sheets, self.tile)}",
-        )
+        return self._rows(self.tiles, (math.prod(self.tile),), _STORE, self.tile)
+
+    def labels(self, k: int) -> da.Array:
+        """Return the label of every tile under the model of k clusters, lazily.
+
+        `daskkm.label` writes them. Computing it raises StoreError if a chunk is missing or
+        damaged.
+
+        Parameters
+        ----------
+        k : int
+
+        Returns
+        -------
+        dask array of shape (n_tiles,), int32
+            In blocks of the same tiles as those of `features`.
+
+        Raises
+        ------
+        StoreError
+            If there are none.
+        """
+        return self._learnt(_LABELS, k, ())
+
+    def distances(self, k: int) -> da.Array:
+        """Return the distances of every tile to the centroids of a model, lazily.
+
+        `daskkm.label` writes them when it is asked to. As for `labels`, but for what is returned.
+
+        Returns
+        -------
+        dask array of shape (n_tiles, k), float64
+            Euclidean.
+        """
+        return self._learnt(_DISTANCES, k, (k,))
+
+    def write_labels(
+        self, labels: da.Array, distances: da.Array | None, said: Mapping[str, Any]
+    ) -> None:
+        """Write the labels of the model of k clusters, and the distances if there are any.
+
+        Every task writes its own chunk, wherever it runs, and nothing comes back. They take the
+        place of those that were there when all are written.
+
+        Parameters
+        ----------
+        labels : dask array of shape (n_tiles,), int32
+            In blocks of the same tiles as those of `features`.
+        distances : dask array of shape (n_tiles, k), float64, or None
+        said : mapping of str to Any
+            What they are to say of the model, its ``k`` at least, as JSON has it.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be written, or a tile cannot be read.
+        """
+        k = said["k"]
+        with ExitStack() as stack:
+            # They take their places in turn, labels first; by then the distances of an earlier
+            # model are gone. So distances that are there belong to the labels, whatever happens.
+            sources = {_DISTANCES: distances, _LABELS: labels}
+            sources = {kind: rows for kind, rows in sources.items() if rows is not None}
+            targets = [
+                stack.enter_context(self._new(kind, rows, k, said))
+                for kind, rows in sources.items()
+            ]
+            da.store(list(sources.values()), targets, lock=False)
+            stale = groups.check_free(self._place(_DISTANCES, k), _DISTANCES)
+            shutil.rmtree(stale, ignore_errors=True)
 
     def check(self) -> None:
         """Find out whether all chunks are there and whole, without reading them.
@@ -98,8 +184,7 @@ class TileStore:
             If a chunk is missing or short.
         """
         for name in ("tiles", *_PROVENANCE):
-            with _read_errors_named(self.path, name, 0, len(self)):
-                _check_chunks(self.path, _array(self.path, self._group, name), 0, len(self))
+            groups.check(groups.member(self._group, name, _STORE), _STORE)
 
     def provenance(self) -> dict[str, NDArray[np.int32]]:
         """Read where each tile came from.
@@ -114,110 +199,111 @@ class TileStore:
         StoreError
             If a chunk is missing or damaged.
         """
-        arrays = {name: _array(self.path, self._group, name) for name in _PROVENANCE}
-        return {name: _read(self.path, array, 0, len(self)) for name, array in arrays.items()}
+        arrays = {name: groups.member(self._group, name, _STORE) for name in _PROVENANCE}
+        return {name: groups.read(array, 0, len(self), _STORE) for name, array in arrays.items()}
 
+    def _place(self, kind: Kind, k: int) -> Path:
+        return self.path / kind.name / str(k)
 
-_PROVENANCE = ("sheet", "row", "col")
+    def _learnt(self, kind: Kind, k: int, row: tuple[int, ...]) -> da.Array:
+        array, said = groups.open_node(self._place(kind, k), kind)
+        if array.shape != (len(self), *row):
+            msg = f"{self._place(kind, k)}: it is not of the tiles of this store; {kind.mend}"
+            raise StoreError(msg)
+        return self._rows(array, row, kind, said)
 
-
-def _read_rows(path: Path, tiles: zarr.Array[Any], block_id: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read a block: the tiles of one chunk, as rows."""
-    rows = tiles.chunks[0]
-    first = block_id[0] * rows
-    block = _read(path, tiles, first, min(first + rows, tiles.shape[0]))
-    return block.reshape(len(block), -1)
-
-
-def _read(path: Path, array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
-    """Read rows first … last - 1 of an array, or say which of them cannot be read."""
-    with _read_errors_named(path, array.path, first, last):
-        _check_chunks(path, array, first, last)
-        return np.asarray(array[first:last])
-
-
-@contextmanager
-def _read_errors_named(path: Path, name: str, first: int, last: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # zarr's errors are of many types, and none says where
-        what = "tiles" if name == "tiles" else f"{name} of tiles"
-        msg = (
-            f"{path}: {what} {first} to {last - 1} cannot be read ({error}); "
-            "restore the store, or remove it and ingest the sheets again"
+    def _rows(
+        self, array: zarr.Array[Any], row: tuple[int, ...], kind: Kind, identity: Any
+    ) -> da.Array:
+        """Return an array lazily, one block a chunk, each of its items in the shape of a row."""
+        shape = (len(self), *row)
+        token = tokenize(str(self.path), self.sheets, identity)
+        return da.map_blocks(
+            _read_rows,
+            array=array,
+            row=row,
+            kind=kind,
+            chunks=normalize_chunks((array.chunks[0], *row), shape),
+            dtype=array.dtype,
+            meta=np.empty((0,) * len(shape), array.dtype),
+            name=f"{array.path or kind.name}-{token}",
         )
-        raise StoreError(msg) from error
+
+    @contextmanager
+    def _new(
+        self, kind: Kind, rows: da.Array, k: int, said: Mapping[str, Any]
+    ) -> Iterator[_Target]:
+        """Yield what takes the place of the labels or distances of k when all are written."""
+        path = self._place(kind, k)
+        with groups.replacing(path, kind) as partial:
+            with groups.write_errors_named(path, kind):
+                zarr.open_group(self.path, mode="r+").require_group(kind.name)
+                array = groups.create_array(
+                    partial,
+                    None,
+                    rows.shape,
+                    rows.dtype,
+                    rows=self.tiles.chunks[0],
+                    dimensions=("tile", "cluster")[: rows.ndim],
+                )
+            yield _Target(array, path, kind)
+            groups.check(array, kind)
+            with groups.write_errors_named(path, kind):
+                groups.complete(array, kind, said)
 
 
-def _check_chunks(path: Path, array: zarr.Array[Any], first: int, last: int) -> None:
-    """Raise if a chunk is missing or short: zarr reads one that is not there as zeros."""
+@dataclass(frozen=True)
+class _Target:
+    """What `dask.array.store` writes to, on whichever worker: there an error is named best."""
+
+    array: zarr.Array[Any]
+    path: Path
+    kind: Kind
+
+    def __setitem__(self, key: Any, rows: NDArray[Any]) -> None:
+        with groups.write_errors_named(self.path, self.kind):
+            self.array[key] = rows
+
+
+def _read_rows(
+    array: zarr.Array[Any], row: tuple[int, ...], kind: Kind, block_id: tuple[int, ...]
+) -> NDArray[Any]:
+    """Read a block: the items of one chunk, each in the shape of a row."""
     rows = array.chunks[0]
-    # All chunks are of one size, the last one padded; then comes a checksum of 4 bytes.
-    whole = math.prod(array.chunks) * array.dtype.itemsize + 4
-    for i in range(first // rows, -(-last // rows)):
-        key = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
-        size = (path / array.path / key).stat().st_size
-        if size != whole:
-            msg = f"chunk {key} has {size} bytes, not {whole}"
-            raise ValueError(msg)
+    first = block_id[0] * rows
+    block = groups.read(array, first, min(first + rows, array.shape[0]), kind)
+    return block.reshape(len(block), *row)
 
 
 class StoreWriter:
-    """A store being written: tiles are appended in order, a whole chunk a write.
+    """A store being written: tiles are appended in order, a whole chunk a write."""
 
-    It is written beside its place, under a name of its own, and takes its place, and that of
-    a store that was there, when it is complete: so nothing is lost when writing fails. A
-    context manager: leaving it without an error completes the store.
-    """
-
-    def __init__(self, path: Path, n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]):
+    def __init__(
+        self, path: Path, partial: Path, n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]
+    ) -> None:
         self._path = path
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         self._tile = tile
         self._sheets: list[Sheet] = []
         self._waiting: list[NDArray[np.uint8]] = []
         self._written = 0
-        self._shape = (n_tiles, *tile, *bands)
-
-    def __enter__(self) -> Self:
-        try:
-            with _write_errors_named(self._path):
-                self._begin()
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                with _write_errors_named(self._path):
-                    self._finish()
-                    _replace(self._path, self._partial)
-        finally:
-            self._discard()
-
-    def _begin(self) -> None:
-        self._group = zarr.create_group(self._partial, zarr_format=3, overwrite=True)
-        self._group.attrs["daskkm"] = {"format": FORMAT, "complete": False}
-        dimensions = ("tile", "y", "x", "band")[: len(self._shape)]
-        self._tiles = _create(self._group, "tiles", self._shape, "uint8", dimensions)
-        self._provenance = {
-            name: _create(self._group, name, self._shape[:1], "int32", ("tile",))
-            for name in _PROVENANCE
-        }
-
-    def _discard(self) -> None:
-        """Remove what was not completed. After an interrupt zarr's threads may still write."""
-        for _ in range(100):
-            if not self._partial.exists():
-                return
-            shutil.rmtree(self._partial, ignore_errors=True)
+        shape = (n_tiles, *tile, *bands)
+        chunk = max(1, _CHUNK_BYTES // math.prod(shape[1:]))
+        with groups.write_errors_named(path, _STORE):
+            group = self._group = groups.create_group(partial)
+            self._tiles = groups.create_array(
+                group,
+                "tiles",
+                shape,
+                "uint8",
+                rows=chunk,
+                dimensions=("tile", "y", "x", "band")[: len(shape)],
+            )
+            self._provenance = {
+                name: groups.create_array(
+                    group, name, (n_tiles,), "int32", rows=_PROVENANCE_CHUNK, dimensions=("tile",)
+                )
+                for name in _PROVENANCE
+            }
 
     def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
         """Add the tiles of the next sheet.
@@ -233,15 +319,22 @@ class StoreWriter:
         if sum(map(len, self._waiting)) >= chunk:
             joined = np.concatenate(self._waiting)
             whole = len(joined) - len(joined) % chunk
-            with _write_errors_named(self._path):
-                self._write(joined[:whole])
+            self._write(joined[:whole])
             self._waiting = [joined[whole:]]
 
     def _write(self, tiles: NDArray[np.uint8]) -> None:
-        self._tiles[self._written : self._written + len(tiles)] = tiles
+        with groups.write_errors_named(self._path, _STORE):
+            self._tiles[self._written : self._written + len(tiles)] = tiles
         self._written += len(tiles)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write what is left: the last tiles, where each came from, and that the store is whole.
+
+        Raises
+        ------
+        StoreError
+            If tiles are missing.
+        """
         if self._waiting:
             self._write(np.concatenate(self._waiting))
         if self._written != self._tiles.shape[0]:
@@ -250,18 +343,22 @@ class StoreWriter:
                 "the store is not complete, ingest the sheets again"
             )
             raise StoreError(msg)
-        for first in range(0, self._written, _PROVENANCE_CHUNK):
-            last = min(first + _PROVENANCE_CHUNK, self._written)
-            for name, values in _provenance(self._sheets, self._tile, first, last).items():
-                self._provenance[name][first:last] = values
-        sheets = [asdict(sheet) for sheet in self._sheets]
-        self._group.attrs["daskkm"] = {"format": FORMAT, "complete": True, "sheets": sheets}
+        with groups.write_errors_named(self._path, _STORE):
+            for first in range(0, self._written, _PROVENANCE_CHUNK):
+                last = min(first + _PROVENANCE_CHUNK, self._written)
+                for name, values in _provenance(self._sheets, self._tile, first, last).items():
+                    self._provenance[name][first:last] = values
+            sheets = [asdict(sheet) for sheet in self._sheets]
+            groups.complete(self._group, _STORE, {"sheets": sheets})
 
 
+@contextmanager
 def create_store(
     path: str | os.PathLike[str], n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]
-) -> StoreWriter:
+) -> Iterator[StoreWriter]:
     """Begin a store for n_tiles tiles, to take the place of one that may be there.
+
+    A context manager: leaving it without an error completes the store.
 
     Parameters
     ----------
@@ -272,23 +369,19 @@ def create_store(
     bands : tuple of int
         () for greyscale, (3,) for RGB.
 
-    Returns
-    -------
+    Yields
+    ------
     StoreWriter
 
     Raises
     ------
     StoreError
-        If something is there that is not a store, or the folder cannot be written. Its methods
-        raise it too, when writing fails.
+        If something is there that is not a store, or it cannot be written.
     """
-    try:
-        path = Path(path).resolve()  # the store that a link leads to is replaced, not the link
-        _check_free(path)
-    except (OSError, RuntimeError) as error:
-        msg = f"{path}: a store cannot be put there ({error}); choose another place"
-        raise StoreError(msg) from error
-    return StoreWriter(path, n_tiles, tile, bands)
+    with groups.replacing(path, _STORE) as partial:
+        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands)
+        yield writer
+        writer.finish()
 
 
 def open_store(path: str | os.PathLike[str]) -> TileStore:
@@ -309,118 +402,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     """
     # Absolute, because workers read it from folders of their own.
     path = Path(path).absolute()
-    group = _open_group(path)
-    if group is None:
-        what = "what is there is no store" if path.exists() else "there is no store"
-        msg = f"{path}: {what}; make one with: python -m daskkm.ingest IMAGES --store PATH"
-        raise StoreError(msg)
-    attributes = _attributes(group)
-    if attributes.get("format") != FORMAT:
-        msg = (
-            f"{path}: this is not a store that this version of daskkm reads "
-            f"(format {attributes.get('format')}, not {FORMAT}); use the version that made it, "
-            "or remove it and ingest the sheets again"
-        )
-        raise StoreError(msg)
-    if not attributes.get("complete"):
-        msg = f"{path}: the store is not complete; ingest the sheets again"
-        raise StoreError(msg)
-    return TileStore(path, group)
-
-
-def _open_group(path: Path) -> zarr.Group | None:
-    try:
-        return zarr.open_group(path, mode="r", zarr_format=3)
-    except (GroupNotFoundError, FileNotFoundError):
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        msg = (
-            f"{path}: the metadata cannot be read ({error}); remove it and ingest the sheets again"
-        )
-        raise StoreError(msg) from error
-
-
-def _check_free(path: Path) -> None:
-    """Raise StoreError if a store put there would replace anything but a store like it."""
-    found = None
-    if path.is_mount() or path == Path.cwd():
-        found = "it is a mount point or the folder you are in"
-    elif path.is_dir():
-        names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-        if foreign := sorted(names - {"zarr.json", "tiles", *_PROVENANCE}):
-            found = f"it holds {foreign[0]}"
-        elif names:
-            group = _open_group(path)
-            if group is None or _attributes(group).get("format") != FORMAT:
-                found = "it is of another format"
-    elif path.exists():
-        found = "it is a file"
-    if found:
-        msg = (
-            f"{path}: this is not a store of daskkm's to be replaced ({found}); "
-            "choose another place"
-        )
-        raise StoreError(msg)
-
-
-def _replace(path: Path, partial: Path) -> None:
-    """Put a complete store in its place. The one that was there goes only when that is done."""
-    _check_free(path)  # again: much may have happened while the tiles were written
-    old = path.with_name(f"{path.name}.{os.getpid()}.old")
-    try:
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _write_errors_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        msg = f"{path}: the store cannot be written ({error}); make room or choose another place"
-        raise StoreError(msg) from error
-
-
-def _create(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, dimensions: tuple[str, ...]
-) -> zarr.Array[Any]:
-    item = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-    rows = max(1, _CHUNK_BYTES // item) if len(shape) > 1 else _PROVENANCE_CHUNK
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=(min(rows, shape[0]), *shape[1:]),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        dimension_names=dimensions,
-        # Else an all-zero chunk is left out, and cannot be told from one that was lost. The array
-        # must be written through this very object: the setting is not stored.
-        config={"write_empty_chunks": True},
-    )
-
-
-def _attributes(group: zarr.Group) -> dict[str, Any]:
-    attributes = group.attrs.get("daskkm")
-    return dict(attributes) if isinstance(attributes, dict) else {}
-
-
-def _array(path: Path, group: zarr.Group, name: str) -> zarr.Array[Any]:
-    try:
-        array = group.get(name)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        msg = f"{path}: the metadata of {name} cannot be read ({error}); ingest the sheets again"
-        raise StoreError(msg) from error
-    if not isinstance(array, zarr.Array):
-        msg = f"{path}: the store has no array {name!r}; ingest the sheets again"
-        raise StoreError(msg)
-    return array
+    return TileStore(path, *groups.open_node(path, _STORE))
 
 
 def _provenance(

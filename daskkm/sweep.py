@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,57 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
-from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
     from daskkm.fit import SweepResult
     from daskkm.store import TileStore
 
 
-_LEAST_MEMORY = 200_000_000
-
-# Options that only a scheduler which is started here can follow.
-_FOR_LOCAL = ("workers", "threads_per_worker", "memory_limit", "dashboard_address")
-
-
-def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    try:
-        return scheduler.check_name(value)
-    except SchedulerError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None:
-        from dask.utils import parse_bytes
-
-        try:
-            enough = parse_bytes(value) >= _LEAST_MEMORY
-        except (ValueError, OverflowError):
-            enough = False
-        if not enough:
-            msg = f"{value!r} is not a size like 2GB, of at least 200MB, which a worker needs"
-            raise click.BadParameter(msg, ctx, param)
-    return value
-
-
-def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    port = re.fullmatch(r".*:(\d{1,5})", value)
-    if not port or int(port[1]) > 65535:
-        msg = f"{value!r} is not an address like 127.0.0.1:8787"
-        raise click.BadParameter(msg, ctx, param)
-    return value
-
-
 @click.command("sweep", context_settings={"show_default": True})
-@click.option(
-    "--scheduler",
-    "scheduler_name",
-    default="local",
-    callback=_scheduler_name,
-    metavar="NAME",
-    help="local, threads, tcp://host:8786, tls://host:8786 or a scheduler file (.json).",
-)
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
@@ -102,29 +57,8 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Stop when centroids move by less than this, relative to the variance of the tiles.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all random draws.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Worker processes of a local scheduler.  [default: one worker in this process]",
-)
-@click.option(
-    "--threads-per-worker",
-    type=click.IntRange(1),
-    help="Threads of each local worker.  [default: its share of the cores]",
-)
-@click.option(
-    "--memory-limit",
-    callback=_memory,
-    help="Memory of each local worker, as in 2GB.  [default: its share of the machine]",
-)
-@click.option(
-    "--dashboard-address",
-    default="127.0.0.1:8787",
-    callback=_address,
-    help="Where a local scheduler's dashboard listens.",
-)
+@cli.scheduler_options
 def command(
-    scheduler_name: str,
     images: Path,
     store_path: Path,
     out: Path,
@@ -134,18 +68,21 @@ def command(
     max_iter: int,
     tol: float,
     seed: int,
+    scheduler_name: str,
     **local: Any,
 ) -> None:
     """Fit k-means for many k at once to the tiles of a folder of sheets.
 
-    Writes OUT/K/centroidI.png for every k, OUT/contact_sheet.png and OUT/sweep.json.
+    Writes OUT/K/centroidI.png and OUT/K/model.zarr for every k, OUT/contact_sheet.png and
+    OUT/sweep.json.
     """
-    from daskkm import progress, results
+    from daskkm import model, progress, results
     from daskkm.fit import iter_passes
 
     started = time.perf_counter()
-    _check_local_options(scheduler_name)
     results.check_writable(out, ks)
+    for k in ks:
+        model.check_free(_place(out, k))
     store = _open_or_ingest(images, store_path)
     click.echo(f"{store_path}: {len(store)} tiles from {len(store.sheets)} sheets", err=True)
     with scheduler.connect(scheduler_name, **local) as client:
@@ -153,7 +90,7 @@ def command(
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
         result = progress.show_all(
             iter_passes(
-                store.features(),
+                store,
                 ks,
                 n_init=n_init,
                 init=init,
@@ -177,33 +114,21 @@ def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
     from daskkm.store import open_store
 
     # A store named on its own must not be replaced by whatever lies in ./images.
-    alone = _given("store_path") or not images.exists()
+    alone = cli.given("store_path") or not images.exists()
     empty = store_path.is_dir() and not any(store_path.iterdir())
     present = store_path.exists() and not empty
-    if present and alone and not _given("images"):
+    if present and alone and not cli.given("images"):
         return open_store(store_path)
     tile = open_store(store_path).tile[:2] if present else (16, 16)
     return ingest(images, store_path, tile)
 
 
-def _check_local_options(scheduler_name: str) -> None:
-    """Refuse options that the scheduler would not follow."""
-    follows = {"local": _FOR_LOCAL, "threads": ("threads_per_worker",)}.get(scheduler_name, ())
-    for name in _FOR_LOCAL:
-        if _given(name) and name not in follows:
-            flag = f"--{name.replace('_', '-')}"
-            msg = f"{flag} has no use with --scheduler {scheduler_name}"
-            raise click.UsageError(msg)
-
-
-def _given(name: str) -> bool:
-    """Tell whether an option was given on the command line."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
+def _place(out: Path, k: int) -> Path:
+    return out / str(k) / "model.zarr"
 
 
 def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]) -> None:
-    """Write the centroids, their contact sheet and sweep.json."""
+    """Write the models, their centroids as pictures, the contact sheet and sweep.json."""
     from daskkm import report, results
 
     models = result.models
@@ -211,6 +136,10 @@ def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]
     counts = {k: m.counts_.tolist() for k, m in models.items()}
     for centroids in pictures.values():
         results.save_centroids(out, centroids)
+    for k, model in models.items():
+        params = {"n_clusters": k, **said["settings"]}
+        params["random_state"] = params.pop("seed")
+        model.save(_place(out, k), settings={"params": params})
     results.save_image(out / "contact_sheet.png", report.contact_sheet(pictures, counts))
     content = {
         **said,

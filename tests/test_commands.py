@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +70,13 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
         }
         folder = home / "centroids" / str(k)
         assert {path.name for path in folder.iterdir()} == {
-            f"centroid{i}.png" for i in range(1, k + 1)
+            *(f"centroid{i}.png" for i in range(1, k + 1)),
+            "model.zarr",
         }
+        saved = daskkm.load_model(folder / "model.zarr").fitted_
+        np.testing.assert_array_equal(saved.cluster_centers_, model.cluster_centers_)
+        np.testing.assert_array_equal(saved.counts_, model.counts_)
+        assert (saved.inertia_, saved.tile) == (model.inertia_, (16, 16))
         for i, centroid in enumerate(model.cluster_centers_, 1):
             with Image.open(folder / f"centroid{i}.png") as picture:
                 assert (picture.mode, picture.size) == ("L", (16, 16))
@@ -137,12 +143,72 @@ def test_ingest_says_what_it_did_and_what_it_cropped(sheets: Path, tmp_path: Pat
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.fixture
+def swept(sheets: Path, tmp_path: Path) -> Path:
+    """A folder with a store of 30 tiles and its models for k = 2 and 3, as the defaults expect."""
+    (tmp_path / "images").symlink_to(sheets)
+    assert run("daskkm.ingest", "--tile", "8", cwd=tmp_path).returncode == 0
+    assert sweep("--k", "2,3", cwd=tmp_path).returncode == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize("flags", [(), ("--scheduler", "threads"), ("--workers", "2")])
+def test_labels_of_a_sweeps_model(swept: Path, flags: tuple[str, ...]) -> None:
+    done = run("daskkm.label", "centroids/3/model.zarr", *flags, cwd=swept)
+    assert done.returncode == 0, done.stderr
+    store = daskkm.open_store(swept / "store" / "tiles.zarr")
+    model = daskkm.load_model(swept / "centroids" / "3" / "model.zarr").fitted_
+    np.testing.assert_array_equal(store.labels(3), model.predict(store.features()).compute())
+    sizes = " ".join(map(str, model.counts_))
+    assert re.fullmatch(
+        rf"30 tiles in clusters of {sizes}, [\d.]+ s; "
+        r"labels are in store/tiles\.zarr/labels/3\n",
+        done.stdout,
+    )
+    assert ("dashboard: " in done.stderr) == (flags != ("--scheduler", "threads"))
+    assert not (store.path / "distances").exists()
+
+
+def test_distances_of_a_sweeps_model(swept: Path) -> None:
+    flags = ("--scheduler", "threads", "--store", "store/tiles.zarr", "--distances")
+    done = run("daskkm", "label", "centroids/2/model.zarr", *flags, cwd=swept)
+    assert done.stdout.endswith(
+        "labels are in store/tiles.zarr/labels/2 and store/tiles.zarr/distances/2\n"
+    )
+    store = daskkm.open_store(swept / "store" / "tiles.zarr")
+    np.testing.assert_array_equal(store.distances(2).argmin(axis=1), store.labels(2))
+
+
+def test_a_labelling_that_fails_ends_with_1_and_one_line(swept: Path, digits: TileStore) -> None:
+    def label(model: str | Path, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+        return run("daskkm.label", model, "--scheduler", "threads", *flags, cwd=swept)
+
+    model = Path("centroids") / "3" / "model.zarr"
+    assert_fails(label("none"), "none", "no saved model", "daskkm.sweep")
+    assert_fails(label("store/tiles.zarr"), "tiles.zarr", "not a saved model")
+    assert_fails(label(model, "--store", "none"), "none", "no store", "daskkm.ingest")
+    assert_fails(label(model, "--store", digits.path), "(8, 8)", "(16, 16)", "fit a model")
+    (swept / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").unlink()
+    assert_fails(label(model), "tiles 0 to 29 cannot be read")
+    (swept / model / "counts" / "c" / "0").unlink()
+    assert_fails(label(model), "model.zarr", "counts", "cannot be read")
+
+
+def test_what_is_no_model_is_not_replaced_and_said_before_the_work(home: Path) -> None:
+    (home / "centroids" / "5" / "model.zarr").mkdir(parents=True)
+    (home / "centroids" / "5" / "model.zarr" / "thesis.tex").touch()
+    done = sweep(cwd=home)
+    assert_fails(done, "model.zarr", "it holds thesis.tex", "choose another place")
+    assert not (home / "store").exists()
+
+
 def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("daskkm")
     for command in ([str(program)], [sys.executable, "-m", "daskkm"]):
         shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
         assert "ingest" in shown.stdout
         assert "sweep" in shown.stdout
+        assert "label" in shown.stdout
     done = run("daskkm", "ingest", sheets, "--store", "s.zarr", "--tile", "8", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "s.zarr: 30 tiles of 8 x 8 from 3 sheets\n")
     version = run("daskkm", "--version", cwd=tmp_path)
@@ -182,6 +248,27 @@ def test_wrong_usage_ends_with_2(home: Path, flags: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
     assert "Error: " in done.stderr
     assert not (home / "centroids").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("one", "two"),
+        ("one", "--distances", "5"),
+        ("one", "--scheduler", "loca"),
+        ("one", "--workers", "0"),
+        ("one", "--memory-limit", "50MB"),
+        ("one", "--dashboard-address", "everywhere"),
+        ("one", "--workers", "3", "--scheduler", "tcp://127.0.0.1:9"),
+        ("one", "--dashboard-address", "127.0.0.1:0", "--scheduler", "threads"),
+    ],
+)
+def test_wrong_usage_of_label_ends_with_2(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    done = run("daskkm.label", *flags, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error: " in done.stderr
 
 
 @pytest.mark.parametrize("tile", ["0", "x", "8x", "-8", "8x8x8"])

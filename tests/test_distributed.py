@@ -93,6 +93,30 @@ def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore)
         assert client.status == "running"
 
 
+def test_labels_by_worker_processes(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
+    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+    models = daskkm.fit_sweep(store, [1, 3], n_init=1, random_state=0).models
+    with local_cluster(2):
+        for model in models.values():
+            daskkm.label(store, model, distances=True)
+        chunk = tmp_path / "t.zarr" / "tiles" / "c" / "1" / "0" / "0"
+        chunk.rename(tmp_path / "chunk")
+        with pytest.raises(daskkm.StoreError, match="tiles 7 to 13 cannot be read"):
+            daskkm.label(store, models[3])
+        (tmp_path / "chunk").rename(chunk)
+    with dask.config.set(scheduler="sync"):
+        for k, model in models.items():
+            np.testing.assert_array_equal(store.labels(k).compute(), model.predict(store).compute())
+            np.testing.assert_array_equal(
+                store.distances(k).compute(), model.transform(store).compute()
+            )
+    # Of one cluster all labels are 0, and written nevertheless.
+    assert len(list((tmp_path / "t.zarr" / "labels" / "1" / "c").iterdir())) == 5
+
+
 def test_connecting_leaves_distributeds_settings_as_they_are() -> None:
     code = (
         "import dask; from daskkm.scheduler import connect\n"

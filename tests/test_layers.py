@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
     ("errors",),
-    ("kernel", "lloyd", "seeding", "tiles", "scheduler", "cli"),
-    ("store", "blocks", "results", "report"),
+    ("kernel", "lloyd", "seeding", "tiles", "groups", "scheduler"),
+    ("cli", "store", "blocks", "results", "report"),
     ("model", "reader"),
     ("fit",),
     ("estimator", "progress", "ingest"),
-    ("sweep",),
+    ("label", "sweep"),
     ("__init__", "__main__"),
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "lloyd": {"numpy"},
     "seeding": {"numpy"},
     "tiles": {"numpy", "PIL"},
+    "groups": {"numpy", "zarr"},
     "scheduler": {"dask", "distributed"},
-    "cli": {"click"},
+    "cli": {"click", "dask"},
     "store": {"dask", "numpy", "zarr"},
     "blocks": {"dask", "numpy"},
     "results": {"numpy", "PIL"},
@@ -42,7 +43,8 @@ MAY_IMPORT = {
     "estimator": {"dask", "numpy", "sklearn"},
     "progress": {"click"},
     "ingest": {"click"},
-    "sweep": {"click", "dask"},
+    "label": {"click", "dask"},
+    "sweep": {"click"},
     "__init__": set(),
     "__main__": {"click"},
 }
@@ -94,6 +96,13 @@ def test_what_each_module_knows_of_the_world(module: str) -> None:
             {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
         ),
         ("from daskkm import fit_sweep", {"zarr", "distributed", "sklearn", "bokeh", "PIL"}),
+        (
+            (
+                "import runpy, sys; sys.argv = ['label', '--help']; "
+                "runpy.run_module('daskkm.label', run_name='__main__')"
+            ),
+            {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
+        ),
         ("from daskkm import open_store, ingest", {"numba", "distributed", "sklearn", "bokeh"}),
     ],
 )
@@ -103,10 +112,11 @@ def test_nothing_is_imported_that_is_not_used(statement: str, forbidden: set[str
     assert not forbidden & set(run.stdout.split())
 
 
-def test_ingest_stays_a_function_whatever_is_imported() -> None:
+@pytest.mark.parametrize("name", ["ingest", "label"])
+def test_functions_stay_functions_whatever_is_imported(name: str) -> None:
     code = (
-        "import daskkm, daskkm.ingest; from daskkm.ingest import command; import daskkm.sweep;"
-        "print(daskkm.ingest.__name__, callable(daskkm.ingest))"
+        f"import daskkm, daskkm.{name}; from daskkm.{name} import command; import daskkm.sweep;"
+        f"print(daskkm.{name}.__name__, callable(daskkm.{name}))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["ingest", "True"]
+    assert run.stdout.split() == [name, "True"]

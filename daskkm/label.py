@@ -1,0 +1,113 @@
+"""Label: a saved model and a store to labels in the store. ``python -m daskkm.label --help``."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daskkm import cli, scheduler
+from daskkm.errors import FitError
+
+if TYPE_CHECKING:
+    from daskkm.estimator import KMeans
+    from daskkm.model import FittedModel
+    from daskkm.store import TileStore
+
+
+def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = False) -> None:
+    """Write the label of every tile into the store, for `TileStore.labels` to read.
+
+    Labels go block by block from the kernel into ``labels/K`` in the store, on the active
+    `distributed.Client` if there is one, else on dask's default scheduler; none pass through
+    this process on their way. They take their place when all are written, and that of labels
+    of the same k; distances of the same k that were there before go with these.
+
+    Parameters
+    ----------
+    store : TileStore
+    model : FittedModel or KMeans
+    distances : bool, default False
+        Whether to write Euclidean distances to all k centroids too, into ``distances/K``: 8 k
+        bytes a tile.
+
+    Raises
+    ------
+    FitError
+        If the model was fitted to tiles of another shape or dtype.
+    StoreError
+        If a tile cannot be read, or labels cannot be written.
+    """
+    model = getattr(model, "fitted_", model)
+    _check_fits(store, model)
+    # Both of them of one array, so that every tile is read once.
+    found = model.predict(store), model.transform(store) if distances else None
+    said = {
+        "k": len(model.cluster_centers_),
+        "inertia": model.inertia_,
+        "centroids": hashlib.sha256(model.cluster_centers_.tobytes()).hexdigest(),
+    }
+    store.write_labels(*found, said)
+
+
+def _check_fits(store: TileStore, model: FittedModel) -> None:
+    """Raise FitError if the model was fitted to tiles unlike those of the store."""
+    X = store.features()
+    here: tuple[Any, ...] = (store.tile, X.dtype)
+    there: tuple[Any, ...] = (model.tile, model.dtype)
+    if model.tile is None:
+        here, there = ((X.shape[1],), X.dtype), (model.cluster_centers_.shape[1:], model.dtype)
+    if here != there:
+        kinds = [f"{dtype} of shape {shape}" for shape, dtype in (there, here)]
+        msg = (
+            f"{store.path}: the model was fitted to tiles that are {kinds[0]}, but those of the "
+            f"store are {kinds[1]}; fit a model to this store, or name the store that it is of"
+        )
+        raise FitError(msg)
+
+
+@click.command("label", context_settings={"show_default": True})
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path),
+    default=Path("store/tiles.zarr"),
+    help="The Zarr store of tiles, into which the labels go.",
+)
+@click.option("--distances", is_flag=True, help="Write the distances to all centroids too.")
+@cli.scheduler_options
+def command(
+    model_path: Path, store_path: Path, distances: bool, scheduler_name: str, **local: Any
+) -> None:
+    """Label the tiles of a store by a saved MODEL, such as centroids/5/model.zarr.
+
+    Writes labels/K, and distances/K if asked to, into the store.
+    """
+    import dask.array as da
+
+    from daskkm.model import load_saved
+    from daskkm.store import open_store
+
+    started = time.perf_counter()
+    model, store = load_saved(model_path).model, open_store(store_path)
+    _check_fits(store, model)  # before a scheduler is started
+    k = len(model.cluster_centers_)
+    with scheduler.connect(scheduler_name, **local) as client:
+        if client is not None:
+            click.echo(f"dashboard: {client.dashboard_link}", err=True)
+        label(store, model, distances=distances)
+        sizes = da.bincount(store.labels(k), minlength=k).compute()
+    also = f" and {store_path / 'distances' / str(k)}" if distances else ""
+    click.echo(
+        f"{len(store)} tiles in clusters of {' '.join(map(str, sizes))}, "
+        f"{time.perf_counter() - started:.1f} s; labels are in {store_path / 'labels' / str(k)}"
+        f"{also}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(command)

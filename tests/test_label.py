@@ -1,0 +1,259 @@
+"""Labels in the store: those of the model, whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+import daskkm
+from daskkm import groups
+from daskkm.errors import FitError, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daskkm.model import FittedModel
+    from daskkm.store import TileStore
+
+
+@pytest.fixture
+def store(sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TileStore:
+    """A store of five chunks, the last one not full, and two of its tiles blank."""
+    pixels = np.array(Image.open(sheets / "s_1.png"))
+    pixels[:8, :16] = 0
+    Image.fromarray(pixels).save(sheets / "s_1.png")
+    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
+    return daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+
+
+def fit(store: Any, k: int, seed: int = 0) -> FittedModel:
+    return daskkm.fit_sweep(store, [k], n_init=1, random_state=seed).models[k]
+
+
+def test_labels_are_those_that_the_model_predicts(store: TileStore) -> None:
+    model = fit(store, 3)
+    daskkm.label(store, model)
+    labels = store.labels(3)
+    assert isinstance(labels, da.Array)
+    assert (labels.dtype, labels.chunks) == (np.int32, ((7, 7, 7, 7, 2),))
+    expected = model.predict(store.features()).compute()
+    np.testing.assert_array_equal(labels.compute(), expected)
+    np.testing.assert_array_equal(labels[5:9].compute(), expected[5:9])
+    np.testing.assert_array_equal(np.bincount(expected), model.counts_)
+    with pytest.raises(StoreError, match=r"distances/3: there is no set of distances; make one"):
+        store.distances(3)
+    with pytest.raises(StoreError, match=r"labels/4: there is no set of labels; make one"):
+        store.labels(4)
+
+
+def test_distances_if_asked_for(store: TileStore) -> None:
+    model = fit(store, 3)
+    daskkm.label(store, model, distances=True)
+    distances = store.distances(3)
+    assert (distances.dtype, distances.chunks) == (np.float64, ((7, 7, 7, 7, 2), (3,)))
+    np.testing.assert_array_equal(distances, model.transform(store).compute())
+    np.testing.assert_array_equal(distances.argmin(axis=1), store.labels(3))
+
+
+def test_every_tile_is_read_once(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, firsts = groups.read, []
+
+    def counted(array: Any, first: int, *rest: Any) -> Any:
+        firsts.append(first)
+        return read(array, first, *rest)
+
+    model = fit(store, 3)
+    monkeypatch.setattr(groups, "read", counted)
+    daskkm.label(store, model, distances=True)
+    assert sorted(firsts) == [0, 7, 14, 21, 28]
+
+
+def test_what_labels_say_of_themselves(store: TileStore) -> None:
+    model = fit(store, 2)
+    daskkm.label(store, model, distances=True)
+    root: Any = zarr.open_group(store.path, mode="r")
+    for name, dimensions in (("labels", ("tile",)), ("distances", ("tile", "cluster"))):
+        said = dict(root[name]["2"].attrs["daskkm"])
+        assert len(said.pop("centroids")) == 64
+        assert said == {
+            "format": 1, "kind": name, "complete": True, "k": 2, "inertia": model.inertia_,
+        }  # fmt: skip
+        assert root[name]["2"].metadata.dimension_names == dimensions
+        assert [path.name for path in (store.path / name).iterdir() if path.is_dir()] == ["2"]
+
+
+def test_labels_of_nothing_but_zeros_are_written(store: TileStore) -> None:
+    daskkm.label(store, fit(store, 1))
+    chunks = sorted((store.path / "labels" / "1" / "c").iterdir())
+    assert [chunk.stat().st_size for chunk in chunks] == [4 * 7 + 4] * 5
+    assert not store.labels(1).compute().any()
+
+
+def test_labels_take_the_place_of_those_of_an_earlier_model(store: TileStore) -> None:
+    before, after = fit(store, 3), fit(store, 3, seed=1)
+    daskkm.label(store, before, distances=True)
+    stale = store.labels(3)
+    daskkm.label(store, fit(store, 2), distances=True)
+    daskkm.label(store, after)
+    assert store.labels(3).name != stale.name
+    np.testing.assert_array_equal(store.labels(3), after.predict(store).compute())
+    # Distances of another model than the labels' would be a trap.
+    with pytest.raises(StoreError, match="no set of distances"):
+        store.distances(3)
+    assert store.labels(2).shape == store.distances(2).shape[:1] == (30,)
+
+
+def test_a_store_with_labels_is_opened_and_replaced_as_any(store: TileStore, sheets: Path) -> None:
+    daskkm.label(store, fit(store, 3), distances=True)
+    assert len(daskkm.open_store(store.path)) == 30
+    assert daskkm.ingest(sheets, store.path, tile=8).labels(3).shape == (30,)  # it is left alone
+    (sheets / "s_10.png").unlink()
+    replaced = daskkm.ingest(sheets, store.path, tile=8)
+    assert len(replaced) == 18
+    with pytest.raises(StoreError, match="no set of labels"):
+        replaced.labels(3)
+
+
+def test_a_model_of_other_tiles_is_refused_before_anything_is_done(
+    store: TileStore, digits: TileStore
+) -> None:
+    X = store.features()
+    for other, words in (
+        (fit(digits, 2), r"uint8 of shape \(16, 16\), but .*uint8 of shape \(8, 8\)"),
+        (fit(X.astype("int16"), 2), r"int16 of shape \(64,\), but .*uint8 of shape \(64,\)"),
+        (fit(X[:, :60], 2), r"uint8 of shape \(60,\), but .*uint8 of shape \(64,\)"),
+        (dataclasses.replace(fit(store, 2), tile=(4, 16)), r"\(4, 16\), but .*\(8, 8\)"),
+    ):
+        with pytest.raises(FitError, match=rf"t\.zarr: .*{words}; fit a model to this store"):
+            daskkm.label(store, other)
+    assert not (store.path / "labels").exists()
+    daskkm.label(store, fit(X, 2))  # fitted to features: any tile of as many will do
+    assert store.labels(2).shape == (30,)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+@pytest.mark.parametrize("name", ["labels", "distances"])
+def test_a_damaged_chunk_is_an_error_that_says_where(
+    store: TileStore, name: str, damage: str
+) -> None:
+    daskkm.label(store, fit(store, 2), distances=True)
+    chunk = store.path / name / "2" / "c" / ("2" if name == "labels" else "2/0")
+    data = bytearray(chunk.read_bytes())
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        data[3] ^= 1
+        chunk.write_bytes(bytes(data if damage == "flipped" else data[:-1]))
+    lazy = getattr(store, name)(2)
+    with pytest.raises(
+        StoreError, match=rf"t\.zarr/{name}/2: {name} of tiles 14 to 20 .*label the tiles again"
+    ):
+        lazy.compute()
+    assert len(lazy[:14].compute()) == 14
+    store.check()  # the tiles are all there: no reason to ingest them again
+    daskkm.label(store, fit(store, 2), distances=True)
+    assert len(getattr(store, name)(2).compute()) == 30
+
+
+def test_a_tile_that_cannot_be_read_leaves_the_labels_that_were_there(store: TileStore) -> None:
+    model = fit(store, 2)
+    daskkm.label(store, model, distances=True)
+    before = store.labels(2).compute()
+    (store.path / "tiles" / "c" / "3" / "0" / "0").unlink()
+    with pytest.raises(StoreError, match="tiles 21 to 27 cannot be read"):
+        daskkm.label(store, model)
+    np.testing.assert_array_equal(store.labels(2), before)
+    assert store.distances(2).shape == (30, 2)
+    assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2"}
+
+
+def test_labels_that_cannot_be_written(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fit(store, 2)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__setitem__", full)
+        with pytest.raises(StoreError, match=r"labels/2: the set of labels cannot .*No space"):
+            daskkm.label(store, model)
+    assert [path.name for path in (store.path / "labels").iterdir()] == ["zarr.json"]
+    (store.path / "labels" / "2").mkdir()
+    (store.path / "labels" / "2" / "thesis.tex").touch()
+    with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
+        daskkm.label(store, model)
+    assert (store.path / "labels" / "2" / "thesis.tex").exists()
+
+
+def test_labels_of_other_tiles_are_refused(store: TileStore, sheets: Path) -> None:
+    daskkm.label(store, fit(store, 2))
+    (sheets / "s_10.png").unlink()
+    other = daskkm.ingest(sheets, store.path.with_name("other.zarr"), tile=8)
+    (store.path / "labels").rename(other.path / "labels")
+    with pytest.raises(StoreError, match="not of the tiles of this store; label the tiles again"):
+        other.labels(2)
+
+
+# Stops for good before the fifth block, and says so: it can then be killed in the middle.
+_HALF = """
+import sys, dask, daskkm
+from daskkm import kernel
+
+label_block, blocks = kernel.label_block, iter(range(100))
+
+def label_some(*args):
+    if next(blocks) == 4:
+        print("half", flush=True)
+        sys.stdin.read()
+    return label_block(*args)
+
+store, model = daskkm.open_store(sys.argv[1]), daskkm.load_model(sys.argv[2])
+kernel.label_block = label_some
+with dask.config.set(scheduler="sync"):
+    daskkm.label(store, model, distances=True)
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_run_that_is_killed_leaves_no_labels_that_look_whole(
+    store: TileStore, tmp_path: Path, ending: signal.Signals, before: bool
+) -> None:
+    model, earlier = fit(store, 3), fit(store, 3, seed=1)
+    model.save(tmp_path / "m.zarr")
+    if before:
+        daskkm.label(store, earlier)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HALF, str(store.path), str(tmp_path / "m.zarr")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "half\n"
+        assert list((store.path / "labels").glob("3.*.partial/c/*"))  # some are written
+        run.send_signal(ending)
+    assert run.returncode == -ending
+    if before:
+        np.testing.assert_array_equal(store.labels(3), earlier.predict(store).compute())
+    else:
+        with pytest.raises(StoreError, match="there is no set of labels"):
+            store.labels(3)
+    left = list((store.path / "labels").glob("3.*.partial"))
+    assert bool(left) == (ending is signal.SIGKILL)
+    for name in left:
+        with pytest.raises(StoreError, match="not a set of labels"):
+            store.labels(name.name)  # type: ignore[arg-type]
+    daskkm.label(store, model)
+    np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
