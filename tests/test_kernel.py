@@ -168,6 +168,40 @@ def test_squared_distances_are_the_references() -> None:
     )
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.one_of(st.integers(0, 20), st.integers(120, 270)),
+    d=st.one_of(st.integers(1, 40), st.integers(1, 300)),
+    k=st.integers(1, 40),
+    dtype=st.sampled_from(INTEGERS + FLOATS),
+    tile_kind=st.sampled_from(["any", "constant", "duplicates", "binary", "narrow"]),
+    stack_kind=st.sampled_from(["any", "tiles", "midpoints", "neighbours"]),
+)
+def test_distances_to_all_are_the_references(
+    seed: int, n: int, d: int, k: int, dtype: str, tile_kind: str, stack_kind: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = make_tiles(rng, tile_kind, n, d, dtype)
+    centroids = make_stack(rng, stack_kind, tiles, k, d)
+    found = kernel.distances_to_all(tiles, centroids)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, reference.distances(tiles, centroids))
+
+
+def test_distances_to_all_of_what_is_not_finite() -> None:
+    tiles = np.array([[np.inf, 1, 2], [np.nan, 1, 2], [1e200, 1, 2], [-0.0, 0, 0]])
+    centroids = np.array([[0.0, 0, 0], [np.inf, 1, 1]])
+    np.testing.assert_array_equal(
+        kernel.distances_to_all(tiles, centroids), reference.distances(tiles, centroids)
+    )
+
+
+def test_distances_to_all_of_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="do not fit centroids"):
+        kernel.distances_to_all(np.zeros((2, 2), np.uint8), np.zeros((1, 3)))
+
+
 def test_exactness_is_checked_for_16_bit_tiles() -> None:
     kernel.check_exact(10**9, 256, np.dtype("uint8"))
     kernel.check_exact(10**9, 256, np.dtype("float32"))
