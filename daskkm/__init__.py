@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daskkm.assessment import assess
     from daskkm.errors import (
         DaskkmError,
         FitError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from daskkm.fit import SweepResult, fit_sweep
     from daskkm.ingest import ingest
     from daskkm.model import FittedModel
+    from daskkm.quality import Quality, knee
     from daskkm.store import TileStore, open_store
 
 __version__ = version("daskkm")
@@ -31,14 +33,17 @@ _HOME = {
     "DaskkmError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
+    "Quality": "quality",
     "ResultsError": "errors",
     "SchedulerError": "errors",
     "SheetError": "errors",
     "StoreError": "errors",
     "SweepResult": "fit",
     "TileStore": "store",
+    "assess": "assessment",
     "fit_sweep": "fit",
     "ingest": "ingest",
+    "knee": "quality",
     "open_store": "store",
 }
 
@@ -46,14 +51,17 @@ __all__ = [
     "DaskkmError",
     "FitError",
     "FittedModel",
+    "Quality",
     "ResultsError",
     "SchedulerError",
     "SheetError",
     "StoreError",
     "SweepResult",
     "TileStore",
+    "assess",
     "fit_sweep",
     "ingest",
+    "knee",
     "open_store",
 ]
 
