@@ -312,12 +312,8 @@ def _silhouettes(
     for start in range(0, len(tiles), _PANEL):
         panel = slice(start, start + _PANEL)
         squares = kernel.distances_to_all(tiles[panel], centroids)
-        # The first of the nearest by the reference: the definition of a label.
-        own = squares.argmin(axis=1)[:, None]
-        a = np.sqrt(np.take_along_axis(squares, own, axis=1)[:, 0])
-        np.put_along_axis(squares, own, np.inf, axis=1)
-        b = np.sqrt(squares.min(axis=1, where=filled, initial=np.inf))
-        labels[panel] = own[:, 0]
+        labels[panel], own, other = kernel.nearest_two(squares, filled)
+        a, b = np.sqrt(own), np.sqrt(other)
         # b is never less than a. It is infinite if there is no other cluster: no silhouette.
         known = (b > 0) & (b < np.inf)
         silhouettes[panel] = np.divide(b - a, b, out=np.zeros_like(b), where=known)
