@@ -14,7 +14,9 @@ from daskkm import cli, scheduler
 from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
+    from daskkm.assessment import Assessment
     from daskkm.fit import SweepResult
+    from daskkm.quality import Quality
     from daskkm.store import TileStore
 
 
@@ -103,6 +105,11 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all random draws.")
 @click.option(
+    "--sheet-classes",
+    is_flag=True,
+    help="Each sheet holds tiles of one class: report purity, ARI and NMI against the sheets.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     help="Worker processes of a local scheduler.  [default: one worker in this process]",
@@ -134,6 +141,7 @@ def command(
     max_iter: int,
     tol: float,
     seed: int,
+    sheet_classes: bool,
     **local: Any,
 ) -> None:
     """Fit k-means for many k at once to the tiles of a folder of sheets.
@@ -141,6 +149,7 @@ def command(
     Writes OUT/K/centroidI.png for every k, OUT/contact_sheet.png and OUT/sweep.json.
     """
     from daskkm import progress, results
+    from daskkm.assessment import assess_counted
     from daskkm.fit import iter_passes
 
     started = time.perf_counter()
@@ -162,11 +171,15 @@ def command(
                 random_state=seed,
             )
         )
+        click.echo("two passes more: how good each k is", err=True)
+        classes = store.provenance()["sheet"] if sheet_classes else None
+        found = assess_counted(store.features(), result.models, classes)
     settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
-    _save(out, result, store, {"store": store_path.as_posix(), "settings": settings})
-    click.echo(progress.closing_table(result.models))
+    _save(out, result, found, store, {"store": store_path.as_posix(), "settings": settings})
+    click.echo(progress.closing_table(result.models, found.qualities))
     click.echo(
-        f"{result.passes} passes, {result.bytes_read / 1e6:.1f} MB read, "
+        f"{result.passes + found.passes} passes, "
+        f"{(result.bytes_read + found.bytes_read) / 1e6:.1f} MB read, "
         f"{time.perf_counter() - started:.1f} s; look at {out / 'contact_sheet.png'}"
     )
 
@@ -202,9 +215,11 @@ def _given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]) -> None:
+def _save(
+    out: Path, result: SweepResult, found: Assessment, store: TileStore, said: dict[str, Any]
+) -> None:
     """Write the centroids, their contact sheet and sweep.json."""
-    from daskkm import report, results
+    from daskkm import quality, report, results
 
     models = result.models
     pictures = {k: results.to_pixels(m.cluster_centers_, store.tile) for k, m in models.items()}
@@ -217,8 +232,9 @@ def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]
         "n_tiles": len(store),
         "n_features": math.prod(store.tile),
         "tile": list(store.tile),
-        "passes": result.passes,
-        "bytes_read": result.bytes_read,
+        "passes": result.passes + found.passes,
+        "bytes_read": result.bytes_read + found.bytes_read,
+        "knee": quality.knee({k: model.inertia_ for k, model in models.items()}),
         "models": [
             {
                 "k": k,
@@ -227,11 +243,20 @@ def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]
                 "converged": model.converged_,
                 "restart": model.restart_,
                 "sizes": counts[k],
+                **_figures(found.qualities[k]),
             }
             for k, model in models.items()
         ],
     }
     results.save_json(out / "sweep.json", content)
+
+
+def _figures(quality: Quality) -> dict[str, float | None]:
+    """Return the figures by which to choose k, by name; those of classes if they were given."""
+    names = ["calinski_harabasz", "davies_bouldin", "silhouette"]
+    if quality.purity is not None:
+        names += ["purity", "adjusted_rand", "normalized_mutual_info"]
+    return {name: getattr(quality, name) for name in names}
 
 
 if __name__ == "__main__":
