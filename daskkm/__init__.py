@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daskkm.assessment import assess
     from daskkm.errors import (
         DaskkmError,
         FitError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from daskkm.ingest import ingest
     from daskkm.label import label
     from daskkm.model import FittedModel
+    from daskkm.quality import Quality, knee
     from daskkm.store import TileStore, open_store
 
 __version__ = version("daskkm")
@@ -36,14 +38,17 @@ _HOME = {
     "FittedModel": "model",
     "KMeans": "estimator",
     "ModelError": "errors",
+    "Quality": "quality",
     "ResultsError": "errors",
     "SchedulerError": "errors",
     "SheetError": "errors",
     "StoreError": "errors",
     "SweepResult": "fit",
     "TileStore": "store",
+    "assess": "assessment",
     "fit_sweep": "fit",
     "ingest": "ingest",
+    "knee": "quality",
     "label": "label",
     "load_model": "estimator",
     "open_store": "store",
@@ -55,14 +60,17 @@ __all__ = [
     "FittedModel",
     "KMeans",
     "ModelError",
+    "Quality",
     "ResultsError",
     "SchedulerError",
     "SheetError",
     "StoreError",
     "SweepResult",
     "TileStore",
+    "assess",
     "fit_sweep",
     "ingest",
+    "knee",
     "label",
     "load_model",
     "open_store",

@@ -8,6 +8,7 @@ The stack is a task of its own, so that it reaches each worker once and not with
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,7 @@ _Found = TypeVar("_Found", Drawn, Farthest)
 _FAN_IN = 8
 _BLOCK_BYTES = 4 << 20  # of arrays that have no chunks of their own: those of a store
 _ROUNDING = 1e-10  # of a mean of many floats, relative
+_PANEL = 1024  # tiles whose distances to all centroids are in memory at once
 
 
 def as_tiles(X: Any) -> da.Array:
@@ -349,6 +351,97 @@ def _joined(found: Sequence[_Found]) -> _Found:
     return type(found[0])._make(map(np.concatenate, zip(*found, strict=True)))
 
 
+def spread(
+    X: da.Array,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    means: NDArray[np.float64],
+    filled: NDArray[np.bool_],
+    scales: tuple[float, float],
+    classes: da.Array | None,
+    names: NDArray[Any],
+) -> da.Array:
+    """Return how the tiles of every cluster spread, over distance and classes, lazily.
+
+    Parameters
+    ----------
+    X, stack, offsets
+        As for `statistics`; float tiles are finite.
+    means : ndarray of shape (sum of k, d), float64
+        The mean tile of each cluster.
+    filled : ndarray of shape (sum of k,), bool
+        Which clusters have tiles.
+    scales : tuple of two floats
+        As `spread_scales` gives them.
+    classes : dask array of shape (n,), or None
+        The class of each tile, in the chunks of X.
+    names : ndarray of shape (n_classes,)
+        The classes that occur, in order.
+
+    Returns
+    -------
+    dask array of shape (sum of k, 2 + n_classes), int64 (float64 for float tiles)
+        Per centroid, over the tiles labelled with it: the sum of their distances to the mean
+        and that of their simplified silhouettes, both times their scale; the tiles of each
+        class.
+    """
+    kind = np.dtype(np.float64 if X.dtype.kind == "f" else np.int64)
+    rows, columns = len(stack), 2 + len(names)
+    parts = da.map_blocks(
+        _one_spread,
+        X,
+        None if classes is None else classes[:, None],
+        token="spread",  # noqa: S106 (the name of the tasks)
+        stack=_shared(stack),
+        offsets=offsets,
+        means=_shared(means),
+        filled=filled,
+        scales=scales,
+        names=names,
+        kind=kind,
+        dtype=kind,
+        chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
+        new_axis=2,
+        meta=np.empty((0, 0, 0), kind),
+    )
+    return da.reduction(
+        parts,
+        np.sum,
+        np.sum,
+        axis=0,
+        split_every=_FAN_IN,
+        dtype=kind,
+        name="spread",
+        meta=np.empty((0, 0), kind),
+    )
+
+
+def spread_scales(n: int, d: int, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the units of fixed point in which `spread` sums distances and silhouettes.
+
+    Integers do not care in which order they are added, so each distance is rounded to a
+    multiple of 2**-p, with p as large as keeps the sum of n of the largest below 2**62.
+    Floats, whose labels' statistics depend on chunks anyway, are summed as they are.
+
+    Parameters
+    ----------
+    n, d : int
+        Tiles, and features of each.
+    dtype : numpy.dtype
+        Of the tiles.
+
+    Returns
+    -------
+    tuple of two floats
+        Powers of two, of at least n times the largest distance and n; 1 for float tiles.
+    """
+    if dtype.kind == "f":
+        return 1.0, 1.0
+    limits = np.iinfo(dtype)
+    longest = math.sqrt(d) * (int(limits.max) - int(limits.min))
+    return 2.0 ** (62 - math.ceil(math.log2(n * longest))), 2.0 ** (62 - math.ceil(math.log2(n)))
+
+
 def _shared(stack: NDArray[np.float64]) -> Delayed:
     """Make the stack a task, under a name that says so on the dashboard."""
     return dask.delayed(stack, name=f"stack-{dask.base.tokenize(stack)}")
@@ -364,6 +457,54 @@ def _one_statistics(
 ) -> NDArray[Any]:
     weights = None if weights is None else weights[:, 0]
     return kernel.block_statistics(tiles, stack, offsets, origin, weights)[None]
+
+
+def _one_spread(
+    tiles: NDArray[Any],
+    classes: NDArray[Any] | None,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    means: NDArray[np.float64],
+    filled: NDArray[np.bool_],
+    scales: tuple[float, float],
+    names: NDArray[Any],
+    kind: np.dtype[Any],
+) -> NDArray[Any]:
+    """Return a block's `spread`, model by model and cluster by cluster."""
+    found = np.zeros((1, len(stack), 2 + len(names)), kind)
+    codes = None if classes is None else np.searchsorted(names, classes[:, 0])
+    for lo, hi in pairwise(offsets):
+        labels, silhouettes = _silhouettes(tiles, stack[lo:hi], filled[lo:hi])
+        for j in np.unique(labels):
+            own, row = labels == j, found[0, lo + j]
+            distances = np.sqrt(kernel.distances_to_all(tiles[own], means[lo + j][None]))
+            row[0] = _fixed(distances, scales[0], kind).sum()
+            row[1] = _fixed(silhouettes[own], scales[1], kind).sum()
+            if codes is not None:
+                row[2:] = np.bincount(codes[own], minlength=len(names))
+    return found
+
+
+def _silhouettes(
+    tiles: NDArray[Any], centroids: NDArray[np.float64], filled: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return each tile's label and simplified silhouette under one model."""
+    labels, silhouettes = np.empty(len(tiles), np.intp), np.empty(len(tiles))
+    for start in range(0, len(tiles), _PANEL):
+        panel = slice(start, start + _PANEL)
+        squares = kernel.distances_to_all(tiles[panel], centroids)
+        labels[panel], own, other = kernel.nearest_two(squares, filled)
+        a, b = np.sqrt(own), np.sqrt(other)
+        # b is never less than a. It is infinite if there is no other cluster: no silhouette.
+        known = (b > 0) & (b < np.inf)
+        silhouettes[panel] = np.divide(b - a, b, out=np.zeros_like(b), where=known)
+    return labels, silhouettes
+
+
+def _fixed(values: NDArray[np.float64], scale: float, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return values in units of 1 / scale: whole ones, if they are summed as integers."""
+    scaled = values * scale
+    return scaled if kind.kind == "f" else np.rint(scaled).astype(kind)
 
 
 def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -42,6 +42,10 @@ class SweepResult:
     ----------
     models : dict of int to FittedModel
         The best model of each k, by k.
+    statistics : dict of int to ndarray of shape (k, d + 2), int64 or float64
+        For each of them, cluster by cluster: vector sum, count, sum of squared norms.
+    origin : ndarray of shape (d,), float64, or 0
+        The origin about which float statistics were taken.
     passes : int
         Passes over the tiles, counted as they were made: the seeding's, the iterations' and
         those that relocated empty clusters.
@@ -52,6 +56,8 @@ class SweepResult:
     """
 
     models: dict[int, FittedModel]
+    statistics: dict[int, NDArray[Any]]
+    origin: NDArray[np.float64] | int
     passes: int
     bytes_read: int
     random_state: int
@@ -215,8 +221,22 @@ def iter_passes(
         steps |= {names[i]: step for i, step in done.items()}
         yield Pass(tiles.passes, time.perf_counter() - started, dict(steps))
         started = time.perf_counter()
-    models = _best(steps, tiles.tiles.dtype, tile_shape(X))
-    return SweepResult(models, tiles.passes, tiles.bytes_read, seed)
+    best = _best(steps)
+    models = {
+        k: FittedModel(
+            cluster_centers_=step.centroids,
+            counts_=step.counts,
+            inertia_=step.inertia,
+            n_iter_=step.iteration,
+            converged_=step.converged,
+            restart_=restart,
+            dtype=tiles.tiles.dtype,
+            tile=tile_shape(X),
+        )
+        for k, (restart, step) in best.items()
+    }
+    statistics = {k: step.statistics for k, (_, step) in best.items()}
+    return SweepResult(models, statistics, tiles.origin, tiles.passes, tiles.bytes_read, seed)
 
 
 def _checked(
@@ -334,21 +354,10 @@ def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float6
     return start
 
 
-def _best(
-    steps: dict[tuple[int, int], Step], dtype: np.dtype[Any], tile: tuple[int, ...] | None
-) -> dict[int, FittedModel]:
-    """Return the restart of least inertia for each k, the first of equals."""
-    best: dict[int, FittedModel] = {}
+def _best(steps: dict[tuple[int, int], Step]) -> dict[int, tuple[int, Step]]:
+    """Return the restart of least inertia for each k, the first of equals, and its last step."""
+    best: dict[int, tuple[int, Step]] = {}
     for (k, restart), step in steps.items():
-        if k not in best or step.inertia < best[k].inertia_:
-            best[k] = FittedModel(
-                cluster_centers_=step.centroids,
-                counts_=step.counts,
-                inertia_=step.inertia,
-                n_iter_=step.iteration,
-                converged_=step.converged,
-                restart_=restart,
-                dtype=dtype,
-                tile=tile,
-            )
+        if k not in best or step.inertia < best[k][1].inertia:
+            best[k] = restart, step
     return dict(sorted(best.items()))

@@ -225,6 +225,31 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
     return distances
 
 
+def nearest_two(
+    distances: NDArray[np.float64], filled: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Return each tile's label, its distance to that centroid, and that to the next.
+
+    Parameters
+    ----------
+    distances : ndarray of shape (n, k), float64
+        As `distances_to_all` gives them; finite.
+    filled : ndarray of shape (k,), bool
+        Which centroids the next may be.
+
+    Returns
+    -------
+    labels : ndarray of shape (n,), intp
+        The first of the nearest: the definition of a label.
+    own, other : ndarray of shape (n,), float64
+        Distances of the kind that was given; the other is infinite if there is none.
+    """
+    labels = np.empty(len(distances), np.intp)
+    own, other = np.empty(len(distances)), np.empty(len(distances))
+    _nearest_two(distances, _read_only(filled), labels, own, other)
+    return labels, own, other
+
+
 def check_dtype(dtype: np.dtype[Any]) -> None:
     """Raise TypeError if tiles of this dtype are not supported."""
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
@@ -506,6 +531,19 @@ def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
             total += (x6[i] - c6) * (x6[i] - c6)
             total += (x7[i] - c7) * (x7[i] - c7)
             row[i] = total
+
+
+@njit(nogil=True, cache=True)
+def _nearest_two(distances: Any, filled: Any, labels: Any, own: Any, other: Any) -> None:
+    for i in range(len(distances)):
+        row = distances[i]
+        label = 0
+        for j in range(1, len(row)):
+            label = j if row[j] < row[label] else label
+        least = np.inf
+        for j in range(len(row)):
+            least = row[j] if filled[j] and j != label and row[j] < least else least
+        labels[i], own[i], other[i] = label, row[label], least
 
 
 @njit(nogil=True, cache=True)

@@ -58,6 +58,8 @@ class Step:
         The centroids that the pass measured; counts and inertia are theirs.
     counts : ndarray of shape (k,), int64 (float64 if there are fractional weights)
         Weight of the tiles of each cluster: their number, unless they have weights.
+    statistics : ndarray of shape (k, d + 2), int64 or float64
+        What the pass measured of these centroids' tiles.
     inertia : float
         Sum of squared distances of all tiles to their nearest centroid.
     shift : float
@@ -71,7 +73,8 @@ class Step:
 
     iteration: int
     centroids: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    counts: NDArray[Any]
+    statistics: NDArray[Any]
     inertia: float
     shift: float
     converged: bool
@@ -169,6 +172,7 @@ class _Model:
             iteration=self.iteration,
             centroids=centroids,
             counts=_counts(measured),
+            statistics=measured,
             inertia=inertia(measured, centroids - origin),
             shift=self.shift,
             converged=self.converged,

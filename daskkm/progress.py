@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from daskkm.quality import knee
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from daskkm.fit import Pass, SweepResult
     from daskkm.model import FittedModel
+    from daskkm.quality import Quality
 
+_WIDTH = 100  # characters of a line of the closing table
+_HEADINGS = ("  k", "inertia", "iter", "converged", "CH", "DB", "silh", "purity", "ARI", "NMI")
 _UP_AND_CLEAR = "\x1b[{}A\x1b[J"
 
 
@@ -98,21 +103,57 @@ def _states(done: Pass) -> dict[int, _State]:
     }
 
 
-def closing_table(models: Mapping[int, FittedModel]) -> str:
-    """Return a table of the models, a line each.
+def closing_table(models: Mapping[int, FittedModel], qualities: Mapping[int, Quality]) -> str:
+    """Return a table of the models, a line each, and how to read it.
 
     Parameters
     ----------
     models : mapping of k to FittedModel
+    qualities : mapping of k to Quality
+        Of the same k.
 
     Returns
     -------
     str
+        The lines, of no more than 100 characters.
     """
-    lines = ["  k        inertia  iterations  converged  tiles in each cluster"]
-    for k, model in models.items():
-        counts = sorted(model.counts_.tolist(), reverse=True)
-        sizes = " ".join(map(str, counts[:12])) + (" …" if len(counts) > 12 else "")
-        converged = "yes" if model.converged_ else "no"
-        lines.append(f"{k:3}  {model.inertia_:13.6g}  {model.n_iter_:10}  {converged:>9}  {sizes}")
+    cells = [_cells(k, model, qualities[k]) for k, model in models.items()]
+    columns = list(zip(_HEADINGS, *cells, strict=False))  # without classes, there are fewer cells
+    widths = [max(map(len, column)) for column in columns]
+    head, *lines = (
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in zip(*columns, strict=True)
+    )
+    lines = [
+        head + "  tiles in each cluster",
+        *(
+            line + _sizes(model.counts_.tolist(), _WIDTH - len(line))
+            for line, model in zip(lines, models.values(), strict=True)
+        ),
+    ]
+    lines.append(
+        "CH (Calinski-Harabasz) and silh (silhouette): more is better; DB (Davies-Bouldin): less."
+    )
+    found = knee({k: model.inertia_ for k, model in models.items()})
+    if found is not None:
+        lines.append(f"The curve of inertia has its knee at k = {found}.")
     return "\n".join(lines)
+
+
+def _cells(k: int, model: FittedModel, quality: Quality) -> list[str]:
+    """Return a line of the table but for the sizes, under as many of the headings."""
+    cells = [str(k), f"{model.inertia_:.6g}", str(model.n_iter_)]
+    cells += ["yes" if model.converged_ else "no", _figure(quality.calinski_harabasz, 1)]
+    cells += [_figure(quality.davies_bouldin), _figure(quality.silhouette)]
+    of_classes = quality.purity, quality.adjusted_rand, quality.normalized_mutual_info
+    return cells if quality.purity is None else cells + [_figure(value) for value in of_classes]
+
+
+def _figure(value: float | None, decimals: int = 3) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _sizes(counts: list[int], room: int) -> str:
+    """Return the sizes of the clusters, biggest first, as many as there is room for."""
+    sizes = "  " + " ".join(map(str, sorted(counts, reverse=True)))
+    return sizes if len(sizes) <= room else sizes[: sizes.rindex(" ", 0, room - 1)] + " …"

@@ -24,7 +24,7 @@ _FEW = 1000
 class Reader:
     """Reads the tiles with their weights, and counts what it reads."""
 
-    def __init__(self, X: Any, sample_weight: ArrayLike | da.Array | None) -> None:
+    def __init__(self, X: Any, sample_weight: ArrayLike | da.Array | None = None) -> None:
         self.given = X
         self.tiles = as_tiles(X)
         self.origin: NDArray[np.float64] | int = 0
@@ -91,6 +91,21 @@ class Reader:
         self._count(self.shape[0])
         found: tuple[lloyd.Farthest, ...] = lazy.compute()
         return found
+
+    def spread(
+        self,
+        stack: NDArray[np.float64],
+        offsets: NDArray[np.intp],
+        means: NDArray[np.float64],
+        filled: NDArray[np.bool_],
+        classes: da.Array | None,
+        names: NDArray[Any],
+    ) -> tuple[NDArray[Any], tuple[float, float]]:
+        """Make a pass: how tiles spread about the means, in units of 1 / scales."""
+        scales = blocks.spread_scales(*self.shape, self.tiles.dtype)
+        lazy = blocks.spread(self.tiles, stack, offsets, means, filled, scales, classes, names)
+        self._count(self.shape[0])
+        return np.asarray(lazy.compute()), scales
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Make a pass over the blocks that hold these tiles, and bring them together."""

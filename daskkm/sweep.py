@@ -12,7 +12,12 @@ import click
 from daskkm import cli, scheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from daskkm.assessment import Assessment
     from daskkm.fit import SweepResult
+    from daskkm.model import FittedModel
+    from daskkm.quality import Quality
     from daskkm.store import TileStore
 
 
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--init",
-    type=click.Choice(["k-means++", "random"]),
+    type=click.Choice(["k-means++", "k-means||", "random"]),
     default="k-means++",
     help="How starting centroids are drawn.",
 )
@@ -57,6 +62,11 @@ if TYPE_CHECKING:
     help="Stop when centroids move by less than this, relative to the variance of the tiles.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all random draws.")
+@click.option(
+    "--sheet-classes",
+    is_flag=True,
+    help="Each sheet holds tiles of one class: report purity, ARI and NMI against the sheets.",
+)
 @cli.scheduler_options
 def command(
     images: Path,
@@ -68,6 +78,7 @@ def command(
     max_iter: int,
     tol: float,
     seed: int,
+    sheet_classes: bool,
     scheduler_name: str,
     **local: Any,
 ) -> None:
@@ -77,6 +88,7 @@ def command(
     OUT/sweep.json.
     """
     from daskkm import model, progress, results
+    from daskkm.assessment import assess_counted
     from daskkm.fit import iter_passes
 
     started = time.perf_counter()
@@ -99,11 +111,16 @@ def command(
                 random_state=seed,
             )
         )
-    settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
-    _save(out, result, store, {"store": store_path.as_posix(), "settings": settings})
-    click.echo(progress.closing_table(result.models))
+        settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
+        _save_models(out, result.models, store.tile, settings)
+        click.echo("one pass more: how good each k is", err=True)
+        classes = store.provenance()["sheet"] if sheet_classes else None
+        found = assess_counted(store, result.models, classes, result)
+    _save_figures(out, result, found, store, {"store": store_path.as_posix(), "settings": settings})
+    click.echo(progress.closing_table(result.models, found.qualities))
     click.echo(
-        f"{result.passes} passes, {result.bytes_read / 1e6:.1f} MB read, "
+        f"{result.passes + found.passes} passes, "
+        f"{(result.bytes_read + found.bytes_read) / 1e6:.1f} MB read, "
         f"{time.perf_counter() - started:.1f} s; look at {out / 'contact_sheet.png'}"
     )
 
@@ -127,27 +144,40 @@ def _place(out: Path, k: int) -> Path:
     return out / str(k) / "model.zarr"
 
 
-def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]) -> None:
-    """Write the models, their centroids as pictures, the contact sheet and sweep.json."""
+def _save_models(
+    out: Path,
+    models: Mapping[int, FittedModel],
+    tile: tuple[int, ...],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the models, their centroids as pictures, and the contact sheet."""
     from daskkm import report, results
 
-    models = result.models
-    pictures = {k: results.to_pixels(m.cluster_centers_, store.tile) for k, m in models.items()}
-    counts = {k: m.counts_.tolist() for k, m in models.items()}
-    for centroids in pictures.values():
-        results.save_centroids(out, centroids)
+    pictures = {k: results.to_pixels(m.cluster_centers_, tile) for k, m in models.items()}
     for k, model in models.items():
-        params = {"n_clusters": k, **said["settings"]}
+        results.save_centroids(out, pictures[k])
+        params = {"n_clusters": k, **settings}
         params["random_state"] = params.pop("seed")
         model.save(_place(out, k), settings={"params": params})
+    counts = {k: m.counts_.tolist() for k, m in models.items()}
     results.save_image(out / "contact_sheet.png", report.contact_sheet(pictures, counts))
+
+
+def _save_figures(
+    out: Path, result: SweepResult, found: Assessment, store: TileStore, said: Mapping[str, Any]
+) -> None:
+    """Write sweep.json."""
+    from daskkm import quality, results
+
+    models = result.models
     content = {
         **said,
         "n_tiles": len(store),
         "n_features": math.prod(store.tile),
         "tile": list(store.tile),
-        "passes": result.passes,
-        "bytes_read": result.bytes_read,
+        "passes": result.passes + found.passes,
+        "bytes_read": result.bytes_read + found.bytes_read,
+        "knee": quality.knee({k: model.inertia_ for k, model in models.items()}),
         "models": [
             {
                 "k": k,
@@ -155,12 +185,21 @@ def _save(out: Path, result: SweepResult, store: TileStore, said: dict[str, Any]
                 "n_iter": model.n_iter_,
                 "converged": model.converged_,
                 "restart": model.restart_,
-                "sizes": counts[k],
+                "sizes": model.counts_.tolist(),
+                **_figures(found.qualities[k]),
             }
             for k, model in models.items()
         ],
     }
     results.save_json(out / "sweep.json", content)
+
+
+def _figures(quality: Quality) -> dict[str, float | None]:
+    """Return the figures by which to choose k, by name; those of classes if they were given."""
+    names = ["calinski_harabasz", "davies_bouldin", "silhouette"]
+    if quality.purity is not None:
+        names += ["purity", "adjusted_rand", "normalized_mutual_info"]
+    return {name: getattr(quality, name) for name in names}
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
     said = json.loads((home / "centroids" / "sweep.json").read_text())
     assert said.keys() == {
         *("store", "n_tiles", "n_features", "tile", "passes", "bytes_read", "settings", "models"),
+        "knee",
     }
     assert (said["store"], said["n_tiles"], said["n_features"]) == ("store/tiles.zarr", 5610, 256)
     assert said["tile"] == [16, 16]
@@ -57,7 +58,9 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
     }  # fmt: skip
     store = daskkm.open_store(home / "store" / "tiles.zarr")
     result = daskkm.fit_sweep(store.features(), range(3, 8), max_iter=100, random_state=0)
-    assert said["passes"] == result.passes
+    assert said["passes"] == result.passes + 1
+    assert said["knee"] == daskkm.knee({k: m.inertia_ for k, m in result.models.items()}) == 5
+    found = daskkm.assess(store, result.models)
     for k, entry in zip(range(3, 8), said["models"], strict=True):
         model = result.models[k]
         assert entry == {
@@ -67,6 +70,9 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
             "converged": True,
             "restart": model.restart_,
             "sizes": model.counts_.tolist(),
+            "calinski_harabasz": found[k].calinski_harabasz,
+            "davies_bouldin": found[k].davies_bouldin,
+            "silhouette": found[k].silhouette,
         }
         folder = home / "centroids" / str(k)
         assert {path.name for path in folder.iterdir()} == {
@@ -88,11 +94,33 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
     assert errors[0] == "store/tiles.zarr: 5610 tiles from 5 sheets"
     # Not always the second line: the port may be taken, which is said first.
     assert sum(line.startswith("dashboard: http://127.0.0.1:") for line in errors) == 1
-    assert len([line for line in errors if line.startswith("pass ")]) == said["passes"] - 1
-    assert errors[-1].startswith(f"pass {said['passes']}: 0 of 80 models moving")
+    assert len([line for line in errors if line.startswith("pass ")]) == result.passes - 1
+    assert errors[-2].startswith(f"pass {result.passes}: 0 of 80 models moving")
+    assert errors[-1] == "one pass more: how good each k is"
     table = done.stdout.splitlines()
     assert [line.split()[0] for line in table[1:6]] == ["3", "4", "5", "6", "7"]
-    assert "look at centroids/contact_sheet.png" in table[6]
+    assert table[-2] == "The curve of inertia has its knee at k = 5."
+    assert table[-1].startswith(f"{said['passes']} passes, {said['bytes_read'] / 1e6:.1f} MB read")
+    assert "look at centroids/contact_sheet.png" in table[-1]
+
+
+def test_sheets_as_classes(home: Path) -> None:
+    done = sweep("--k", "1,12", "--sheet-classes", cwd=home)
+    assert done.returncode == 0, done.stderr
+    head, one, twelve, *rest = done.stdout.splitlines()
+    assert head.split()[4:10] == ["CH", "DB", "silh", "purity", "ARI", "NMI"]
+    assert one.split() == [*one.split()[:4], *"---", "0.200", "0.000", "0.000", "5610"]
+    assert twelve.endswith(" …")
+    assert max(map(len, (head, one, twelve, *rest))) <= 100
+    assert "knee" not in done.stdout
+    said = json.loads((home / "centroids" / "sweep.json").read_text())
+    assert said["knee"] is None
+    store = daskkm.open_store(home / "store" / "tiles.zarr")
+    models = daskkm.fit_sweep(store, [1, 12], n_init=2, max_iter=100, random_state=0).models
+    found = daskkm.assess(store, models, classes=store.provenance()["sheet"])
+    for entry in said["models"]:
+        for name in ("silhouette", "purity", "adjusted_rand", "normalized_mutual_info"):
+            assert entry[name] == getattr(found[entry["k"]], name)
 
 
 def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
@@ -111,8 +139,8 @@ def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
     assert b"\x1b[3A\x1b[J" in shown
     end = shown.split(b"\x1b[J")[-1].decode().splitlines()
     assert "0 of 32 models moving" in end[0]
-    assert [line.split()[:3] for line in end[1:]] == [["k", "=", "2"], ["k", "=", "3"]]
-    assert all(line.endswith("done") for line in end[1:])
+    assert [line.split()[:3] for line in end[1:3]] == [["k", "=", "2"], ["k", "=", "3"]]
+    assert all(line.endswith("done") for line in end[1:3])
 
 
 def test_a_changed_sheet_is_ingested_anew(sheets: Path, tmp_path: Path) -> None:

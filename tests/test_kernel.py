@@ -236,6 +236,14 @@ def test_weights_too_large_to_be_exact_are_refused() -> None:
         kernel.block_statistics(tiles, stack, np.array([0, 1]), weights=np.array([most, most + 2]))
 
 
+def test_the_nearest_two() -> None:
+    distances = np.array([[3.0, 1, 1, 0.5], [2, 2, 2, 2], [5, 4, 9, 8], [0, 7, 8, 9]])
+    found = kernel.nearest_two(distances, np.array([True, True, False, True]))
+    assert [part.tolist() for part in found] == [[3, 0, 1, 0], [0.5, 2, 4, 0], [1, 2, 5, 7]]
+    _, own, other = kernel.nearest_two(distances[:, :1], np.array([True]))
+    assert (own.tolist(), other.tolist()) == ([3, 2, 5, 0], [np.inf] * 4)
+
+
 def test_distances_to_all_of_what_is_not_finite() -> None:
     tiles = np.array([[np.inf, 1, 2], [np.nan, 1, 2], [1e200, 1, 2], [-0.0, 0, 0]])
     centroids = np.array([[0.0, 0, 0], [np.inf, 1, 1]])

@@ -47,7 +47,9 @@ def test_the_table_of_options_has_the_defaults() -> None:
     assert {flag for flag, _ in rows} == set(sweep)
     for flag, default in rows:
         value = sweep[flag].default
-        if isinstance(value, (int, float)):
+        if sweep[flag].is_flag:
+            assert default == "off", flag
+        elif isinstance(value, (int, float)):
             assert float(default) == value, flag
         elif isinstance(value, (str, Path)):
             assert default.strip("`") == str(value), flag

@@ -1,0 +1,279 @@
+"""Figures for choosing k: scikit-learn's, to the last bit whatever the chunks, in two reads."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, replace
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+import daskkm
+from daskkm import blocks, quality
+from daskkm.assessment import assess_counted
+from daskkm.model import FittedModel
+from tests import reference
+from tests.test_fit import counting
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "float32", "float64")
+
+
+def model_of(centroids: NDArray[Any], tiles: NDArray[Any]) -> FittedModel:
+    """A model that may be far from any optimum."""
+    centroids = np.asarray(centroids, np.float64)
+    labels = reference.distances(tiles, centroids).argmin(axis=1)
+    counts = np.bincount(labels, minlength=len(centroids))
+    return FittedModel(centroids, counts, 0.0, 1, True, 0, tiles.dtype, None)
+
+
+def make_case(seed: int, dtype: str, kind: str) -> tuple[NDArray[Any], dict[int, FittedModel]]:
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(5, 120)), int(rng.integers(1, 12))
+    centres = rng.integers(0, 100, (4, d))
+    tiles = centres[rng.integers(0, 4, n)] + rng.integers(0, 28, (n, d))
+    if kind == "duplicates":
+        tiles = tiles[rng.integers(0, 4, n)]
+    tiles = tiles.astype(dtype)
+    models = {}
+    for k in {1, 2, 3, 7, min(n, 30), n}:
+        own = tiles[rng.choice(n, k, replace=k > n)].astype(np.float64)
+        noise = 0 if kind == "exact" else rng.normal(0, 5, own.shape)
+        models[k] = model_of(own + noise, tiles)
+        if k > 2 and kind == "empty":
+            models[k] = model_of(np.vstack([own[1:], np.full(d, 1e6)]), tiles)
+    return tiles, models
+
+
+def silhouette(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> float:
+    """The definition, tile by tile."""
+    far = np.sqrt(reference.distances(tiles, centroids))
+    labels = far.argmin(axis=1)
+    total = 0.0
+    for row, own in zip(far, labels, strict=True):
+        b = min(row[j] for j in set(labels.tolist()) - {own})
+        total += (b - row[own]) / max(b, row[own]) if b else 0.0
+    return total / len(tiles)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["any", "exact", "duplicates", "empty"])
+@pytest.mark.parametrize("seed", range(8))
+def test_figures_are_the_peers(seed: int, dtype: str, kind: str) -> None:
+    tiles, models = make_case(seed, dtype, kind)
+    classes = np.random.default_rng(seed).integers(0, [1, 2, 5, 1000][seed % 4], len(tiles))
+    chunks = max(1, len(tiles) // 3)
+    found = daskkm.assess(da.from_array(tiles, chunks=(chunks, -1)), models, classes=classes)
+    assert list(found) == list(models)
+    wide = tiles.astype(np.float64)
+    for k, model in models.items():
+        q, labels = found[k], model.predict(tiles)
+        np.testing.assert_array_equal(q.sizes, np.bincount(labels, minlength=k))
+        assert q.inertia == pytest.approx(
+            np.square(wide - model.cluster_centers_[labels]).sum(), rel=1e-9, abs=1e-9
+        )
+        table = np.zeros((k, 1000), int)
+        np.add.at(table, (labels, classes), 1)
+        assert q.purity == table.max(axis=1).sum() / len(tiles)
+        rand = metrics.adjusted_rand_score(classes, labels)
+        assert q.adjusted_rand == pytest.approx(rand, abs=1e-12)
+        mutual = metrics.normalized_mutual_info_score(classes, labels)
+        assert q.normalized_mutual_info == pytest.approx(mutual, abs=1e-12)
+        if not 1 < len(set(labels.tolist())) < len(tiles):
+            assert astuple(q)[2:5] == (None, None, None)
+            with pytest.raises(ValueError, match="Valid values are 2 to n_samples"):
+                metrics.davies_bouldin_score(wide, labels)
+            continue
+        peer = metrics.calinski_harabasz_score(wide, labels)
+        assert q.calinski_harabasz == pytest.approx(peer, rel=1e-9)
+        # The peer's distances cancel: for zero it may have 1e-6.
+        peer = metrics.davies_bouldin_score(wide, labels)
+        assert q.davies_bouldin == pytest.approx(peer, rel=1e-9, abs=1e-6)
+        own = silhouette(tiles, model.cluster_centers_)
+        assert q.silhouette == pytest.approx(own, rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cuts=st.lists(st.integers(0, 90), max_size=6),
+    dtype=st.sampled_from(DTYPES[:4]),
+)
+def test_any_chunking_gives_the_same_bits(seed: int, cuts: list[int], dtype: str) -> None:
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    distinct = rng.integers(limits.min, limits.max, (40, 3), endpoint=True).astype(dtype)
+    tiles, classes = distinct[rng.integers(0, 40, 90)], rng.integers(0, 4, 90)
+    models = {k: model_of(rng.normal(0, limits.max, (k, 3)), tiles) for k in (1, 3, 8)}
+    whole = daskkm.assess(tiles, models, classes=classes)
+    chunks = tuple(np.diff([0, *sorted(cuts), 90]).tolist())
+    parts = daskkm.assess(
+        da.from_array(tiles, chunks=(chunks, (1, 2))),
+        models,
+        classes=da.from_array(classes, chunks=17),
+    )
+    for k in models:
+        for one, other in zip(astuple(whole[k]), astuple(parts[k]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_digits(digits: daskkm.TileStore) -> None:
+    """Inertia and sizes are the fit's, to the bit; five classes are found best by five."""
+    models = daskkm.fit_sweep(digits, [3, 5, 7], n_init=8, random_state=0).models
+    found = daskkm.assess(digits, models, classes=digits.provenance()["sheet"])
+    for k, model in models.items():
+        assert found[k].inertia == model.inertia_
+        np.testing.assert_array_equal(found[k].sizes, model.counts_)
+    assert max(found, key=lambda k: found[k].adjusted_rand or 0) == 5
+    without = daskkm.assess(digits, models)[5]
+    none = replace(found[5], purity=None, adjusted_rand=None, normalized_mutual_info=None)
+    assert repr(without) == repr(none)
+
+
+def test_two_reads_of_every_tile_are_made_and_counted() -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (500, 6), np.uint8)
+    models = {k: model_of(tiles[:k], tiles) for k in (1, 2, 9)}
+    classes = np.arange(500) % 3
+    source, X = counting(tiles, chunk=64)
+    found = assess_counted(X, models, classes)
+    assert set(source.reads) == {found.passes} == {2}
+    assert found.bytes_read == source.reads.sum() * 6
+    source, X = counting(tiles, chunk=64)
+    found = assess_counted(X[X[:, 0] >= 0], models, classes)
+    assert np.isnan(X[X[:, 0] >= 0].shape[0])
+    assert set(source.reads) == {found.passes} == {3}
+    assert found.bytes_read == source.reads.sum() * 6
+
+
+def test_unknown_chunks_of_tiles_and_of_classes() -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (300, 4), np.uint8)
+    classes, X = np.arange(300) % 4, da.from_array(tiles, chunks=(70, -1))
+    models = {3: model_of(tiles[:3], tiles)}
+    lazy = daskkm.assess(
+        X[X[:, 0] > 99], models, classes=da.from_array(classes, chunks=50)[X[:, 0] > 99]
+    )
+    known = daskkm.assess(tiles[tiles[:, 0] > 99], models, classes=classes[tiles[:, 0] > 99])
+    assert repr(lazy) == repr(known)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_all_tiles_identical(k: int) -> None:
+    tiles = np.full((20, 3), 7, np.uint8)
+    found = daskkm.assess(tiles, {k: model_of(tiles[:k], tiles)}, classes=np.zeros(20, int))[k]
+    assert found.sizes.tolist() == [20] + [0] * (k - 1)
+    assert astuple(found)[2:] == (None, None, None, 1.0, 1.0, 1.0)
+
+
+def test_clusters_of_copies() -> None:
+    """No scatter within: scikit-learn's conventions for it."""
+    tiles = np.repeat(np.array([[0, 0], [9, 9]], np.uint8), 5, axis=0)
+    found = daskkm.assess(tiles, {2: model_of(tiles[[0, 9]], tiles)})[2]
+    assert (found.calinski_harabasz, found.davies_bouldin, found.silhouette) == (1.0, 0.0, 1.0)
+
+
+def test_an_empty_cluster_is_no_other_cluster() -> None:
+    """A copy of a centroid has no tiles, and would make every silhouette next to it 0."""
+    tiles = np.array([[0], [2], [10], [12]], np.uint8)
+    found = {
+        len(c): daskkm.assess(tiles, {0: model_of(np.array(c), tiles)})[0]
+        for c in ([[1], [11]], [[1], [11], [1]])
+    }
+    assert found[3].sizes.tolist() == [2, 2, 0]
+    assert found[3].silhouette == found[2].silhouette
+    assert found[3].davies_bouldin == found[2].davies_bouldin == 0.2
+
+
+@pytest.mark.parametrize("offset", [0, 1e6, 1e9])
+def test_float_tiles_far_from_zero(offset: float) -> None:
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 2000, (400, 3)) / 1024
+    model = model_of(tiles[:4], tiles)
+    near = astuple(daskkm.assess(tiles, {4: model})[4])
+    moved = replace(model, cluster_centers_=model.cluster_centers_ + offset)
+    far = astuple(daskkm.assess(tiles + offset, {4: moved})[4])
+    assert near[2:5] == pytest.approx(far[2:5], rel=1e-6)
+    assert near[0] == pytest.approx(far[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:4])
+@pytest.mark.parametrize("n", [1, 5, 2**20, 10**9])
+def test_fixed_point_cannot_overflow_and_is_as_fine_as_said(n: int, dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    longest = (int(limits.max) - int(limits.min)) * 16
+    distance, unit = blocks.spread_scales(n, 256, np.dtype(dtype))
+    # Each may be half a unit more than it was.
+    assert 2**61 <= n * longest * int(distance) <= 2**62 - n
+    assert 2**61 <= n * int(unit) <= 2**62
+    if n == 10**9 and dtype == "uint8":
+        assert (distance, unit) == (2.0**20, 2.0**32)
+
+
+def test_pairs_beyond_int64() -> None:
+    table = np.array([[2 * 10**9, 0], [10**9, 3 * 10**9]])
+    small = table // 10**6
+    assert quality.adjusted_rand(table) == pytest.approx(quality.adjusted_rand(small), rel=1e-3)
+    assert quality.normalized_mutual_info(table) == quality.normalized_mutual_info(small)
+    assert quality.normalized_mutual_info(np.full((3, 4), 10**9)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("inertias", "expected"),
+    [
+        ({}, None),
+        ({2: 5.0}, None),
+        ({2: 5.0, 3: 1.0}, None),
+        ({1: 100.0, 2: 40.0, 3: 10.0, 4: 8.0, 5: 7.0}, 3),
+        ({5: 7.0, 4: 8.0, 3: 10.0, 2: 40.0, 1: 100.0}, 3),  # in any order
+        ({1: 3.0, 2: 2.0, 3: 1.0}, None),  # a straight line
+        ({1: 10.0, 2: 9.0, 3: 1.0}, None),  # above the chord
+        ({1: 12.0, 2: 8.0, 3: 5.0, 4: 3.0}, 2),  # 2 and 3 lie equally far below
+        ({2: 100.0, 4: 30.0, 10: 20.0, 20: 10.0}, 4),  # not evenly spaced
+        ({1: 5.0, 2: 5.0, 3: 5.0}, None),
+        ({1: 0.0, 2: 0.0, 3: 0.0}, None),
+        ({1: 5.0, 2: 4.0, 3: 5.0}, 2),
+        ({np.int64(1): np.float64(9), np.int64(2): np.float64(2), np.int64(3): np.float64(1)}, 2),
+    ],
+)
+def test_knee(inertias: dict[int, float], expected: int | None) -> None:
+    assert daskkm.knee(inertias) == expected
+
+
+def test_knee_of_what_is_not_finite() -> None:
+    with pytest.raises(daskkm.FitError, match="inertia of k = 2 is nan; give finite"):
+        daskkm.knee({1: 1.0, 2: float("nan"), 3: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"models": {}}, "no models to assess; give at least one"),
+        ({"X": np.zeros((10, 3), np.uint8)}, "X has 3 features but the model of k = 2 .* on 4"),
+        ({"X": np.zeros((0, 4), np.uint8)}, "X has no tiles"),
+        ({"X": np.full((10, 4), 1e200)}, "too large to square; mend them"),
+        ({"classes": np.zeros(9, int)}, r"int64 of shape \(9,\) for 10 tiles; give each tile one"),
+        ({"classes": np.zeros((10, 1), int)}, r"of shape \(10, 1\) for 10 tiles"),
+        ({"classes": da.zeros(11, dtype=int)}, r"of shape \(11,\) for 10 tiles"),
+        ({"classes": np.zeros(10)}, r"classes are float64 of shape \(10,\)"),
+        ({"classes": np.arange(10) - 1}, "classes hold -1; number them from 0"),
+        ({"classes": da.arange(10) - 3}, "classes hold -3"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], match: str) -> None:
+    tiles = np.arange(40, dtype=np.uint8).reshape(10, 4)
+    call: dict[str, Any] = {"X": tiles, "models": {2: model_of(tiles[:2], tiles)}}
+    with pytest.raises(daskkm.FitError, match=match):
+        daskkm.assess(**call | changes)
+
+
+def test_tiles_that_are_not_finite_are_refused() -> None:
+    tiles = np.eye(4)
+    models = {2: model_of(tiles[:2], tiles)}
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        daskkm.assess(np.full((4, 4), np.nan), models)
