@@ -57,7 +57,9 @@ class Reader:
     def find_origin(self) -> None:
         """Let float statistics be taken about somewhere amid the tiles."""
         if not self.exact:
-            self.origin = np.median(self.take(np.arange(min(self.shape[0], _FEW))), axis=0)
+            few = self.take(np.arange(min(self.shape[0], _FEW)))
+            # In float64, or float32 tiles would be rounded where it is subtracted from them.
+            self.origin = np.median(few.astype(np.float64), axis=0)
 
     def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
         """Make a pass: the statistics of every centroid."""

@@ -203,6 +203,13 @@ def test_float_tiles(rows: NDArray[Any], scale: float) -> None:
     assert model.inertia_ == pytest.approx(exact.inertia_ * scale**2, rel=1e-9)
 
 
+def test_float32_tiles_are_summed_in_float64() -> None:
+    tiles = np.random.default_rng(0).uniform(40, 210, (500, 8)).astype(np.float32)
+    model = daskkm.fit_sweep(tiles, [1], n_init=1, random_state=0).models[1]
+    expected = tiles.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(model.cluster_centers_[0], expected, rtol=1e-14)
+
+
 @pytest.mark.parametrize("offset", [0, 1e6, 1e9])
 def test_float_tiles_far_from_zero(offset: float) -> None:
     rng = np.random.default_rng(0)
