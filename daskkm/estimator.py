@@ -275,8 +275,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
             msg = f"n_clusters is {k!r}; give an integer of at least 1"
             raise FitError(msg)
-        if len(X) < k:  # an unknown length is only known by reading
-            msg = f"n_samples={len(X)} should be >= n_clusters={k}."
+        n = as_tiles(X).shape[0]
+        if n < k:  # never so of an unknown size: that is found out, and refused, by reading
+            msg = f"n_samples={n} should be >= n_clusters={k}."
             raise FitError(msg)
         return int(k)
 
