@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskkm import kernel, lloyd
-from daskkm.blocks import as_tiles, is_lazy
+from daskkm.blocks import as_tiles, is_lazy, sending
 from daskkm.errors import FitError
 from daskkm.fit import fit_sweep
 from daskkm.reader import Reader
@@ -174,7 +174,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.cluster_centers_ = self.fitted_.cluster_centers_
         self.inertia_ = self.fitted_.inertia_
         self.n_iter_ = self.fitted_.n_iter_
-        self.labels_ = self.fitted_.predict(X)
+        with sending(X):
+            self.labels_ = self.fitted_.predict(X)
         found = np.count_nonzero(self.fitted_.counts_)
         if found < k:
             msg = (
@@ -203,7 +204,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             Before `fit`.
         """
         check_is_fitted(self)
-        return self.fitted_.predict(self._validated(X, reset=False))
+        X = self._validated(X, reset=False)
+        with sending(X):
+            return self.fitted_.predict(X)
 
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distance of each tile to each centroid.
@@ -223,7 +226,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             As `predict`.
         """
         check_is_fitted(self)
-        return self.fitted_.transform(self._validated(X, reset=False))
+        X = self._validated(X, reset=False)
+        with sending(X):
+            return self.fitted_.transform(X)
 
     def score(
         self,
@@ -263,7 +268,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Return X if it is lazy, else as an array; keep or compare what is known of features."""
-        if is_lazy(X):
+        if is_lazy(X) or np.ma.isMaskedArray(X):  # which `as_tiles` refuses
             validate_data(self, as_tiles(X), reset=reset, skip_check_array=True)
             return X
         # The first dtype is what others become.
@@ -284,7 +289,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _restarts(self) -> int:
         drawn = isinstance(self.init, str) or callable(self.init)
         if self.n_init == "auto":
-            return 10 if callable(self.init) or self.init == "random" else 1
+            # An array is compared with no string: that gives an array.
+            return 10 if drawn and self.init not in ("k-means++", "k-means||") else 1
         if not drawn and self.n_init != 1:
             msg = (
                 "Explicit initial center position passed: performing only one init in "

@@ -40,7 +40,8 @@ class Reader:
             kernel.check_exact(total, self.shape[1], self.tiles.dtype)
         if isinstance(X, np.ndarray):
             # Else each pass would send it to the workers again.
-            self.tiles = self.tiles.persist()
+            with blocks.sending(X):
+                self.tiles = self.tiles.persist()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -142,7 +143,10 @@ def _checked_weights(
     n = int(tiles.shape[0])
     if sample_weight is None:
         return None, n
-    weights = sample_weight if isinstance(sample_weight, da.Array) else np.asarray(sample_weight)
+    given = isinstance(sample_weight, da.Array)
+    weights: Any = sample_weight if given else np.asarray(sample_weight)
+    if np.isnan(weights.shape).any():  # of the same selection as the tiles
+        weights = weights.copy().compute_chunk_sizes()
     if weights.shape != (n,) or weights.dtype.kind not in "biuf":
         msg = (
             f"sample_weight has shape {weights.shape} and dtype {weights.dtype}; "
