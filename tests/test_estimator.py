@@ -392,7 +392,21 @@ def spoilt(value: Any) -> NDArray[np.float64]:
         (np.ma.masked_equal(make_tiles(), 0), ValueError, "masked array"),
         ([["a", "b"]] * 4, ValueError, "could not convert string"),
     ],
-    ids=str,
+    ids=[
+        "NaN",
+        "infinity",
+        "NaN in blocks",
+        "infinity in blocks",
+        "sparse",
+        "complex",
+        "complex in blocks",
+        "one axis",
+        "one axis in blocks",
+        "no tiles",
+        "no tiles in blocks",
+        "masked",
+        "words",
+    ],
 )
 def test_tiles_that_do_not_fit_are_refused(X: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
@@ -428,7 +442,17 @@ def test_nothing_is_said_before_a_fit() -> None:
         (["heavy"] * 300, "give one number for each"),
         (2.0, r"shape \(\)"),
     ],
-    ids=str,
+    ids=[
+        "all negative",
+        "one negative",
+        "NaN",
+        "infinite",
+        "zero",
+        "too few",
+        "two axes",
+        "words",
+        "one number",
+    ],
 )
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
 def test_weights_that_do_not_fit_are_refused(
