@@ -31,11 +31,16 @@ if TYPE_CHECKING:
 SWEEPS = ((5,), (3, 4, 5, 6, 7), (256,))
 
 
-def sample_tiles(n: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Return n tiles drawn from the sample sheets, (n, 256) uint8."""
+def all_tiles() -> NDArray[np.uint8]:
+    """Return the tiles of the sample sheets, (5610, 256) uint8."""
     folder = Path(__file__).parent.parent / "images"
     sheets = [tiles.read_sheet(path, (16, 16))[1] for path in tiles.find_sheets(folder)]
-    digits = np.concatenate([tiles.cut(sheet, (16, 16)) for sheet in sheets]).reshape(-1, 256)
+    return np.concatenate([tiles.cut(sheet, (16, 16)) for sheet in sheets]).reshape(-1, 256)
+
+
+def sample_tiles(n: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return n tiles drawn from the sample sheets, (n, 256) uint8."""
+    digits = all_tiles()
     return digits[np.random.default_rng(seed).integers(0, len(digits), n)]
 
 

@@ -9,6 +9,8 @@ The stack is a task of its own, so that it reaches each worker once and not with
 from __future__ import annotations
 
 import math
+import warnings
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +24,7 @@ from daskkm.lloyd import Farthest
 from daskkm.seeding import Drawn, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dask.delayed import Delayed
     from numpy.typing import NDArray
@@ -77,6 +79,18 @@ def as_tiles(X: Any) -> da.Array:
 def is_lazy(X: Any) -> bool:
     """Tell whether X is read block by block: a dask or Zarr array, or a TileStore."""
     return hasattr(X, "chunks") or hasattr(X, "features")
+
+
+@contextmanager
+def sending(X: Any) -> Iterator[None]:
+    """Keep dask from advice against sending tiles to workers, where X is in memory.
+
+    Where they lie, there is no other way.
+    """
+    with warnings.catch_warnings():
+        if not is_lazy(X):
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        yield
 
 
 def tile_shape(X: Any) -> tuple[int, ...] | None:

@@ -304,7 +304,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Return X if it is lazy, else as an array; keep or compare what is known of features."""
-        if is_lazy(X):
+        if is_lazy(X) or np.ma.isMaskedArray(X):  # which `as_tiles` refuses
             validate_data(self, as_tiles(X), reset=reset, skip_check_array=True)
             return X
         # The first dtype is what others become.
@@ -316,15 +316,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
             msg = f"n_clusters is {k!r}; give an integer of at least 1"
             raise FitError(msg)
-        if len(X) < k:  # an unknown length is only known by reading
-            msg = f"n_samples={len(X)} should be >= n_clusters={k}."
+        n = as_tiles(X).shape[0]
+        if n < k:  # never so of an unknown size: that is found out, and refused, by reading
+            msg = f"n_samples={n} should be >= n_clusters={k}."
             raise FitError(msg)
         return int(k)
 
     def _restarts(self) -> int:
         drawn = isinstance(self.init, str) or callable(self.init)
         if self.n_init == "auto":
-            return 10 if callable(self.init) or self.init == "random" else 1
+            # An array is compared with no string: that gives an array.
+            return 10 if drawn and self.init not in ("k-means++", "k-means||") else 1
         if not drawn and self.n_init != 1:
             msg = (
                 "Explicit initial center position passed: performing only one init in "

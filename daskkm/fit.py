@@ -310,7 +310,14 @@ def _drawn_starts(
             "use k-means++ or k-means||"
         )
         raise FitError(msg)
-    return seeding.starts(sample, tiles.take_weights(indices), ks, n_init, method, seed)
+    weights = tiles.take_weights(indices)
+    if weights is not None and not weights.any():
+        msg = (
+            f"none of the {len(sample)} tiles that starts are drawn from has weight; "
+            "use k-means++ or k-means||"
+        )
+        raise FitError(msg)
+    return seeding.starts(sample, weights, ks, n_init, method, seed)
 
 
 def _from_candidates(

@@ -199,7 +199,8 @@ def means(statistics: NDArray[Any]) -> NDArray[np.float64]:
     ndarray of shape (k, d), float64
     """
     sums, counts = statistics[:, :-2], statistics[:, -2]
-    centroids = sums / np.maximum(counts, 1)[:, None]
+    # Not max(counts, 1): fractional weights may add up to less.
+    centroids = sums / np.where(counts > 0, counts, 1)[:, None]
     centroids[counts == 0] = centroids[np.argmax(counts)]
     return np.asarray(centroids, np.float64)
 

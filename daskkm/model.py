@@ -266,4 +266,7 @@ def _problem(model: FittedModel) -> str | None:
 
 def _as_given(X: Any, lazy: da.Array) -> Any:
     """Return what was asked for of X: in memory if X was."""
-    return lazy if is_lazy(X) else lazy.compute()
+    if is_lazy(X):
+        return lazy
+    with blocks.sending(X):
+        return lazy.compute()

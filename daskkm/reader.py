@@ -40,7 +40,8 @@ class Reader:
             kernel.check_exact(total, self.shape[1], self.tiles.dtype)
         if isinstance(X, np.ndarray):
             # Else each pass would send it to the workers again.
-            self.tiles = self.tiles.persist()
+            with blocks.sending(X):
+                self.tiles = self.tiles.persist()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,7 +58,9 @@ class Reader:
     def find_origin(self) -> None:
         """Let float statistics be taken about somewhere amid the tiles."""
         if not self.exact:
-            self.origin = np.median(self.take(np.arange(min(self.shape[0], _FEW))), axis=0)
+            few = self.take(np.arange(min(self.shape[0], _FEW)))
+            # In float64, or float32 tiles would be rounded where it is subtracted from them.
+            self.origin = np.median(few.astype(np.float64), axis=0)
 
     def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
         """Make a pass: the statistics of every centroid."""
@@ -155,7 +158,10 @@ def _checked_weights(
     n = int(tiles.shape[0])
     if sample_weight is None:
         return None, n
-    weights = sample_weight if isinstance(sample_weight, da.Array) else np.asarray(sample_weight)
+    given = isinstance(sample_weight, da.Array)
+    weights: Any = sample_weight if given else np.asarray(sample_weight)
+    if np.isnan(weights.shape).any():  # of the same selection as the tiles
+        weights = weights.copy().compute_chunk_sizes()
     if weights.shape != (n,) or weights.dtype.kind not in "biuf":
         msg = (
             f"sample_weight has shape {weights.shape} and dtype {weights.dtype}; "

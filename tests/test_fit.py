@@ -87,6 +87,42 @@ def test_seeding_reads_only_the_blocks_that_hold_the_sample(
     assert result.bytes_read == source.reads.sum() * 2
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("ks", "n_init"), [([5], 1), ([2, 3, 5], 4)])
+@pytest.mark.parametrize(("init", "passes"), [("k-means++", 5), ("k-means||", 6)])
+def test_seedings_in_passes_are_shared_by_all_models(
+    monkeypatch: pytest.MonkeyPatch,
+    init: str,
+    passes: int,
+    ks: list[int],
+    n_init: int,
+    weighted: bool,
+) -> None:
+    """As many passes as the largest k has centroids, or six, and the blocks of the first tiles."""
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 8)
+    rng = np.random.default_rng(0)
+    source, X = counting(rng.integers(0, 256, (500, 2), np.uint8), chunk=5)
+    weight_source, weights = counting(rng.integers(0, 3, (500, 1)), chunk=5)
+    steps = iter_passes(
+        X,
+        ks,
+        n_init=n_init,
+        init=init,
+        max_iter=1,
+        tol=0,
+        random_state=0,
+        sample_weight=weights[:, 0] if weighted else None,
+    )
+    first = next(steps)  # it measures the starts
+    again = source.reads == passes + 2
+    assert set(source.reads[~again]) == {passes + 1}
+    seedings = 1 if init == "k-means||" else n_init
+    assert 5 <= again.sum() <= 5 * seedings
+    assert first.number == passes + 2
+    if weighted:  # once to check them, once to draw the first tiles
+        assert set(weight_source.reads) == {passes + 3}
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -201,6 +237,13 @@ def test_float_tiles(rows: NDArray[Any], scale: float) -> None:
     exact = daskkm.fit_sweep(rows, [5], n_init=2, random_state=0).models[5]
     np.testing.assert_allclose(model.cluster_centers_, exact.cluster_centers_ * scale, rtol=1e-9)
     assert model.inertia_ == pytest.approx(exact.inertia_ * scale**2, rel=1e-9)
+
+
+def test_float32_tiles_are_summed_in_float64() -> None:
+    tiles = np.random.default_rng(0).uniform(40, 210, (500, 8)).astype(np.float32)
+    model = daskkm.fit_sweep(tiles, [1], n_init=1, random_state=0).models[1]
+    expected = tiles.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(model.cluster_centers_[0], expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("offset", [0, 1e6, 1e9])

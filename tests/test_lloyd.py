@@ -225,3 +225,8 @@ def test_the_notebooks_loop_ends_at_the_same_centroids() -> None:
     last, _ = Data(tiles).fit(tiles[:4])
     np.testing.assert_array_equal(last[0].centroids, expected)
     np.testing.assert_array_equal(last[0].counts, np.bincount(labels))
+
+
+def test_means_of_clusters_that_weigh_less_than_one_tile() -> None:
+    statistics = np.array([[0.5, 1.0, 0.25, 5.0], [0.0, 0.0, 0.0, 0.0], [6.0, 3.0, 3.0, 15.0]])
+    np.testing.assert_array_equal(lloyd.means(statistics), [[2, 4], [2, 1], [2, 1]])

@@ -1,0 +1,182 @@
+"""Seedings of the sample sheets' tiles: what they leave, how often they read, how long they take.
+
+``python -m benchmarks.seeding [--k K ...] [--seeds N] [--json]``; dask-ml's k-means|| (by its
+defaults) comes beside where it is installed, as with the extra ``bench``.
+
+What a seeding leaves is the sum of squared distances of all tiles to the nearest start, here
+as a multiple of what scikit-learn's greedy k-means++ leaves. Seconds of daskkm include the
+pass that measures it. Medians over the seeds are quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
+
+import dask
+import dask.array as da
+import numpy as np
+from sklearn.cluster import kmeans_plusplus
+
+from benchmarks.kernel import all_tiles
+from daskkm.fit import Pass, iter_passes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+ROWS_A_BLOCK = 1000
+
+
+class Seeding(NamedTuple):
+    """What one seeding did."""
+
+    left: float  # sum of squared distances to the nearest start
+    reads: float  # tiles read, as a multiple of their number
+    seconds: float
+
+
+class Counting:
+    """Tiles that count how many of them are read."""
+
+    def __init__(self, tiles: NDArray[Any]) -> None:
+        self.tiles, self.shape, self.dtype, self.ndim = tiles, tiles.shape, tiles.dtype, 2
+        self.read = 0
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Return a block."""
+        rows = np.asarray(self.tiles[key])
+        with self._lock:
+            self.read += len(rows)
+        return rows
+
+    def blocks(self) -> da.Array:
+        """Return the tiles, block by block and lazily."""
+        meta = np.empty((0, 0), self.dtype)
+        return da.from_array(self, chunks=(ROWS_A_BLOCK, -1), meta=meta, asarray=False)
+
+
+def first_pass(X: Any, k: int, init: str | ArrayLike, seed: int) -> Pass:
+    """Seed, and measure what is left."""
+    settings: dict[str, Any] = {"n_init": 1, "max_iter": 1, "tol": 0, "random_state": seed}
+    return next(iter_passes(X, [k], init=init, **settings))
+
+
+def left(X: NDArray[Any], start: NDArray[Any]) -> float:
+    """Return the sum of squared distances of all tiles to the nearest start."""
+    return first_pass(X, len(start), start, 0).steps[len(start), 0].inertia
+
+
+def ours(init: str, X: NDArray[Any], k: int, seed: int) -> Seeding:
+    """Seed by daskkm."""
+    source = Counting(X)
+    blocks = source.blocks()
+    started = time.perf_counter()
+    found = first_pass(blocks, k, init, seed)
+    seconds = time.perf_counter() - started
+    return Seeding(found.steps[k, 0].inertia, source.read / len(X) - 1, seconds)
+
+
+def in_memory(X: NDArray[Any], k: int, seed: int) -> Seeding:
+    """Seed by daskkm's k-means++ from all tiles, brought together."""
+    return ours("k-means++", X, k, seed)
+
+
+def in_passes(X: NDArray[Any], k: int, seed: int) -> Seeding:
+    """Seed by daskkm's k-means++ as if there were too many tiles to bring together."""
+    with patch("daskkm.seeding._SAMPLE", 1):
+        return ours("k-means++", X, k, seed)
+
+
+def scalable(X: NDArray[Any], k: int, seed: int) -> Seeding:
+    """Seed by daskkm's k-means||."""
+    return ours("k-means||", X, k, seed)
+
+
+def scikit_learn(X: NDArray[Any], k: int, seed: int) -> Seeding:
+    """Seed by scikit-learn's k-means++."""
+    wide = X.astype(np.float64)
+    started = time.perf_counter()
+    start, _ = kmeans_plusplus(wide, k, random_state=seed)
+    seconds = time.perf_counter() - started
+    return Seeding(left(X, start), 1, seconds)
+
+
+def dask_ml(X: NDArray[Any], k: int, seed: int) -> Seeding:
+    """Seed by dask-ml's k-means||, by its defaults."""
+    from dask_ml.cluster.k_means import k_init
+
+    source = Counting(X.astype(np.float64))
+    blocks = source.blocks()
+    started = time.perf_counter()
+    start = k_init(blocks, k, init="k-means||", random_state=seed)
+    seconds = time.perf_counter() - started
+    return Seeding(left(X, np.asarray(start)), source.read / len(X), seconds)
+
+
+METHODS: dict[str, Callable[[NDArray[Any], int, int], Seeding]] = {
+    "scikit-learn k-means++": scikit_learn,
+    "daskkm k-means++": in_memory,
+    "daskkm k-means++, in passes": in_passes,
+    "daskkm k-means||": scalable,
+    "dask-ml k-means||": dask_ml,
+}
+
+
+def measure(X: NDArray[np.uint8], k: int, seeds: int) -> list[dict[str, Any]]:
+    """Seed by every method, and compare with scikit-learn."""
+    rows: list[dict[str, Any]] = []
+    for name, method in METHODS.items():
+        try:
+            method(X, k, 0)  # the first call compiles and imports
+        except ImportError:
+            rows.append({"k": k, "method": name})
+            continue
+        found = [method(X, k, seed) for seed in range(seeds)]
+        medians = [statistics.median(column) for column in zip(*found, strict=True)]
+        rows.append({"k": k, "method": name} | dict(zip(Seeding._fields, medians, strict=True)))
+    for row in rows:
+        if "left" in row:
+            row["ratio"] = row["left"] / rows[0]["left"]
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    name = f"{row['k']:4}  {row['method']:27}"
+    if "left" not in row:
+        return f"{name}  not installed"
+    return f"{name}  {row['ratio']:5.3f}x  {row['reads']:6.1f}  {row['seconds']:7.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Run, print a table, and return its rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--k", type=int, nargs="+", default=[7, 50, 200])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="print a line of JSON too")
+    options = parser.parse_args(arguments)
+    X = all_tiles()
+    print(f"{len(X)} tiles of {X.shape[1]} uint8, medians over {options.seeds} seeds")
+    print("   k  method                         left   reads  seconds")
+    rows = []
+    with dask.config.set(scheduler="threads"):
+        for k in options.k:
+            found = measure(X, k, options.seeds)
+            print(*map(line, found), sep="\n", flush=True)
+            rows += found
+    if options.json:
+        print(json.dumps({"machine": platform.machine(), "rows": rows}))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
