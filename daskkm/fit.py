@@ -205,8 +205,8 @@ def iter_passes(
     tiles = Reader(X, sample_weight)
     _check_size(tiles.shape[0], ks)
     started = time.perf_counter()
-    starts = _starts(tiles, ks, n_init, init, seed)
     tiles.find_origin()
+    starts = _starts(tiles, ks, n_init, init, seed)
     names = list(starts)
     steps: dict[tuple[int, int], Step] = {}
     for done in lloyd.iterate(

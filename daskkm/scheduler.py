@@ -185,7 +185,8 @@ def _remote(name: str) -> Iterator[Client]:
         msg = f"{address}: no scheduler answers there ({why}); start one with: dask scheduler"
         raise SchedulerError(msg) from error
     # A connection that is lost is said once, by the error that it becomes.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    for module in ("client", "batched"):
+        logging.getLogger(f"distributed.{module}").setLevel(logging.CRITICAL)
     try:
         try:
             client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
