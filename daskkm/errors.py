@@ -5,28 +5,93 @@ The sentence says what is wrong, where, and what to do.
 
 
 class DaskkmError(Exception):
-    """Any error that daskkm raises on purpose."""
+    """Any error that daskkm raises on purpose.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> try:
+    ...     daskkm.open_store("nowhere.zarr")
+    ... except daskkm.DaskkmError as error:
+    ...     print(type(error).__name__)
+    StoreError
+    """
 
 
 class SheetError(DaskkmError):
-    """A sheet that cannot be read, or does not fit with the others."""
+    """A sheet that cannot be read, or does not fit with the others.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> daskkm.ingest("nowhere", "tiles.zarr")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.SheetError: nowhere: there is no such folder; name the folder that holds ...
+    """
 
 
 class StoreError(DaskkmError):
-    """A store that is missing, incomplete, damaged or not one of ours."""
+    """A store that is missing, incomplete, damaged or not one of ours.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> daskkm.open_store("nowhere.zarr")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.StoreError: ...nowhere.zarr: there is no store; make one with: ...
+    """
 
 
 class SchedulerError(DaskkmError):
-    """A scheduler that cannot be reached, or has no workers."""
+    """A scheduler that cannot be reached, or has no workers.
+
+    Examples
+    --------
+    >>> from daskkm.scheduler import check_name
+    >>> check_name("nowhere.json")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.SchedulerError: nowhere.json: there is no such scheduler file; start one with: ...
+    """
 
 
 class ResultsError(DaskkmError):
-    """Results that cannot be written."""
+    """Results that cannot be written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from daskkm.results import save_json
+    >>> save_json(Path("nowhere/sweep.json"), {})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.ResultsError: nowhere/sweep.json: results cannot be written (...); choose ...
+    """
 
 
 class ModelError(DaskkmError):
-    """A saved model that is missing, damaged or not one of ours, or that cannot be written."""
+    """A saved model that is missing, damaged or not one of ours, or that cannot be written.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> daskkm.load_model("nowhere.zarr")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.ModelError: nowhere.zarr: there is no saved model; make one with: ...
+    """
 
 
 class FitError(DaskkmError, ValueError):
-    """Parameters that do not fit the tiles."""
+    """Parameters that do not fit the tiles.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> daskkm.fit_sweep([[0.0], [1.0]], [3])
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.FitError: there are 2 tiles, too few for k = 3; lower k
+    """

@@ -53,6 +53,16 @@ class SweepResult:
         Bytes of tiles that the blocks of those passes held, counted likewise.
     random_state : int
         The seed; the one that was drawn if none was given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> result = fit_sweep(tiles, [1, 2], n_init=2, random_state=0)
+    >>> result.models[1].inertia_, result.statistics[1].tolist()
+    (10004.0, [[204, 4, 20408]])
+    >>> result.bytes_read == result.passes * tiles.nbytes
+    True
     """
 
     models: dict[int, FittedModel]
@@ -145,8 +155,8 @@ def fit_sweep(
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
       Up to 32,768 tiles are brought together, in one read. From more it draws in passes: one
-      read of the blocks that hold the first centroids, then as many passes as the largest k,
-      shared by all k and restarts.
+      read of the blocks that hold the first centroids, then as many passes as the largest k
+      (none if that is 1), shared by all k and restarts.
     * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
       pool of candidates shared by all k and restarts, and one that weights them. Every restart
       then clusters the pool in memory. For k above about 30 it is the better choice.
@@ -255,7 +265,7 @@ def _checked(
     numbers |= {"n_init": n_init, "max_iter": max_iter, "random_state": seed}
     for name, number in numbers.items():
         least = 0 if name == "random_state" else 1
-        if not isinstance(number, (int, np.integer)) or number < least:
+        if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
             msg = f"{name} is {number!r}; give an integer of at least {least}"
             raise FitError(msg)
     if not isinstance(tol, Real) or not 0 <= tol < np.inf:

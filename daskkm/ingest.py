@@ -52,6 +52,20 @@ def ingest(
         or holds no whole tile. Headers are checked before anything is written.
     StoreError
         If the store cannot be written, or something else is in its place.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> import daskkm
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "sheet.png")
+    >>> store = daskkm.ingest(folder, folder / "tiles.zarr", tile=16)
+    >>> len(store), store.tile, store.sheets[0].name
+    (12, (16, 16), 'sheet.png')
+    >>> store.provenance()["row"].tolist()
+    [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
     tile = (tile, tile) if isinstance(tile, int) else (int(tile[0]), int(tile[1]))
     if min(tile) < 1:

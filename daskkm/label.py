@@ -40,6 +40,20 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
         If the model was fitted to tiles of another shape or dtype.
     StoreError
         If a tile cannot be read, or labels cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> import daskkm
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "sheet.png")
+    >>> store = daskkm.ingest(folder, folder / "tiles.zarr")
+    >>> model = daskkm.KMeans(n_clusters=3, random_state=0).fit(store)
+    >>> label(store, model)
+    >>> bool((store.labels(3) == model.labels_).all())
+    True
     """
     model = getattr(model, "fitted_", model)
     _check_fits(store, model)

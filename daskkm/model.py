@@ -48,6 +48,16 @@ class FittedModel:
     tile : tuple of int, or None
         Shape of a tile, (height, width) or (height, width, bands); None if it was fitted to an
         array of features.
+
+    Examples
+    --------
+    >>> import daskkm, numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> model = daskkm.fit_sweep(tiles, [2], random_state=0).models[2]
+    >>> model.counts_.tolist(), model.converged_, model.dtype
+    ([2, 2], True, dtype('uint8'))
+    >>> model.transform(tiles).min(axis=1).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
 
     cluster_centers_: NDArray[np.float64]

@@ -52,6 +52,15 @@ class Quality:
         Agreement of the pairs of tiles with the classes, 0 for chance and 1 for all.
     normalized_mutual_info : float or None
         Mutual information of clusters and classes over the mean of their entropies, 0 to 1.
+
+    Examples
+    --------
+    >>> import daskkm, numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> models = daskkm.fit_sweep(tiles, [2], random_state=0).models
+    >>> quality = daskkm.assess(tiles, models, classes=[0, 0, 0, 1])[2]
+    >>> quality.sizes.tolist(), round(quality.silhouette, 3), quality.purity
+    ([2, 2], 0.99, 0.75)
     """
 
     inertia: float

@@ -75,6 +75,19 @@ class TileStore:
     tiles : zarr.Array of shape (n, height, width) or (n, height, width, bands), uint8
     sheets : tuple of Sheet
         In the order of their tiles.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> import daskkm
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "sheet.png")
+    >>> store = daskkm.ingest(folder, folder / "tiles.zarr")
+    >>> store.features()
+    dask.array<tiles, shape=(12, 256), dtype=uint8, chunksize=(12, 256), chunktype=numpy.ndarray>
+    >>> store.check()
     """
 
     def __init__(self, path: Path, group: zarr.Group, said: Mapping[str, Any]) -> None:
@@ -399,6 +412,19 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     ------
     StoreError
         If there is none, it is not one of daskkm's, or it is not complete.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> import daskkm
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "sheet.png")
+    >>> made = daskkm.ingest(folder, folder / "tiles.zarr", tile=(24, 32))
+    >>> store = open_store(folder / "tiles.zarr")
+    >>> len(store), store.tile
+    (4, (24, 32))
     """
     # Absolute, because workers read it from folders of their own.
     path = Path(path).absolute()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import daskkm
 
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
@@ -122,3 +125,11 @@ def test_functions_stay_functions_whatever_is_imported(name: str) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [name, "True"]
+
+
+@pytest.mark.parametrize("name", daskkm.__all__)
+def test_every_public_name_has_an_example(name: str) -> None:
+    """That they run is what pytest's --doctest-modules sees to."""
+    documented = inspect.getdoc(getattr(daskkm, name)) or ""
+    assert "\nExamples\n--------\n" in documented
+    assert ">>> " in documented
