@@ -25,12 +25,14 @@ import numpy as np
 from sklearn.cluster import kmeans_plusplus
 
 from benchmarks.kernel import all_tiles
-from daskkm.fit import Pass, iter_passes
+from daskkm.fit import iter_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from daskkm.reader import Pass
 
 ROWS_A_BLOCK = 1000
 
@@ -67,7 +69,8 @@ class Counting:
 def first_pass(X: Any, k: int, init: str | ArrayLike, seed: int) -> Pass:
     """Seed, and measure what is left."""
     settings: dict[str, Any] = {"n_init": 1, "max_iter": 1, "tol": 0, "random_state": seed}
-    return next(iter_passes(X, [k], init=init, **settings))
+    passes = iter_passes(X, [k], init=init, **settings)
+    return next(done for done in passes if done.steps)
 
 
 def left(X: NDArray[Any], start: NDArray[Any]) -> float:

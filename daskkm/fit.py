@@ -6,11 +6,10 @@ Every pass reads each block once for all models that are still moving.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 import dask.array as da
@@ -20,15 +19,18 @@ from daskkm import lloyd, seeding
 from daskkm.blocks import tile_shape
 from daskkm.errors import FitError
 from daskkm.model import FittedModel
-from daskkm.reader import Reader
+from daskkm.reader import Pass, Reader
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.lloyd import Step
 
+    Starts = dict[tuple[int, int], NDArray[np.float64]]
     Init = str | ArrayLike | Mapping[int, ArrayLike] | Callable[..., ArrayLike]
 
+
+T = TypeVar("T")
 
 # How far the candidates of k-means|| are clustered: only starts are wanted.
 _POOL_ITER, _POOL_TOL = 30, 1e-3
@@ -71,25 +73,6 @@ class SweepResult:
     passes: int
     bytes_read: int
     random_state: int
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass of a sweep's iterations.
-
-    Attributes
-    ----------
-    number : int
-        Passes so far, from the seeding's on.
-    seconds : float
-        Wall time of this round, its update included.
-    steps : dict of (k, restart) to Step
-        The last step of every model, those that are done included.
-    """
-
-    number: int
-    seconds: float
-    steps: dict[tuple[int, int], Step]
 
 
 def fit_sweep(
@@ -214,9 +197,8 @@ def iter_passes(
     ks, n_init, max_iter, seed = _checked(ks, n_init, max_iter, tol, random_state)
     tiles = Reader(X, sample_weight)
     _check_size(tiles.shape[0], ks)
-    started = time.perf_counter()
     tiles.find_origin()
-    starts = _starts(tiles, ks, n_init, init, seed)
+    starts = yield from _starts(tiles, ks, n_init, init, seed)
     names = list(starts)
     steps: dict[tuple[int, int], Step] = {}
     for done in lloyd.iterate(
@@ -229,8 +211,7 @@ def iter_passes(
         origin=tiles.origin,
     ):
         steps |= {names[i]: step for i, step in done.items()}
-        yield Pass(tiles.passes, time.perf_counter() - started, dict(steps))
-        started = time.perf_counter()
+        yield tiles.made(steps)
     best = _best(steps)
     models = {
         k: FittedModel(
@@ -282,10 +263,10 @@ def _check_size(n_tiles: int, ks: Sequence[int]) -> None:
 
 def _starts(
     tiles: Reader, ks: Sequence[int], n_init: int, init: Init, seed: int
-) -> dict[tuple[int, int], NDArray[np.float64]]:
-    """Return the starting centroids of every (k, restart)."""
+) -> Generator[Pass, None, Starts]:
+    """Make the passes of a seeding; return the starting centroids of every (k, restart)."""
     if isinstance(init, str):
-        return _drawn_starts(tiles, ks, n_init, init, seed)
+        return (yield from _drawn_starts(tiles, ks, n_init, init, seed))
     if callable(init):
         return {
             (k, restart): _start(
@@ -301,19 +282,22 @@ def _starts(
 
 def _drawn_starts(
     tiles: Reader, ks: Sequence[int], n_init: int, method: str, seed: int
-) -> dict[tuple[int, int], NDArray[np.float64]]:
+) -> Generator[Pass, None, Starts]:
     """Draw the starting centroids of every (k, restart)."""
     if method not in seeding.METHODS:
         msg = f"init {method!r} is not known; use one of {', '.join(seeding.METHODS)} or an array"
         raise FitError(msg)
     if method == "k-means||":
-        return _from_candidates(tiles, ks, n_init, seed)
+        return (yield from _from_candidates(tiles, ks, n_init, seed))
     if method == "k-means++" and not seeding.few(tiles.shape[0]):
         firsts = tiles.draw_first(n_init, seed)
-        longest = seeding.kmeans_plusplus_passes(firsts, max(ks), tiles.trials(seed))
+        yield tiles.made()
+        passes = seeding.kmeans_plusplus_passes(firsts, max(ks), tiles.trials(seed))
+        longest = yield from _made(tiles, passes)
         return {(k, restart): start[:k] for k in ks for restart, start in enumerate(longest)}
     indices = seeding.sample_indices(tiles.shape[0], seed)
     sample = tiles.take(indices)
+    yield tiles.made()
     if len(sample) < ks[-1]:
         msg = (
             f"starts are drawn from {len(sample)} tiles, too few for k = {ks[-1]}; "
@@ -330,13 +314,26 @@ def _drawn_starts(
     return seeding.starts(sample, weights, ks, n_init, method, seed)
 
 
+def _made(tiles: Reader, passes: Generator[None, None, T]) -> Generator[Pass, None, T]:
+    """Make the passes of a generator that knows nothing of what a pass is; return its result."""
+    while True:
+        try:
+            next(passes)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        yield tiles.made()
+
+
 def _from_candidates(
     tiles: Reader, ks: Sequence[int], n_init: int, seed: int
-) -> dict[tuple[int, int], NDArray[np.float64]]:
+) -> Generator[Pass, None, Starts]:
     """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
     k = max(ks)
-    pool = seeding.candidates(tiles.draw_first(1, seed), k, tiles.trials(seed))
+    first = tiles.draw_first(1, seed)
+    yield tiles.made()
+    pool = yield from _made(tiles, seeding.candidates(first, k, tiles.trials(seed)))
     weights = tiles.measure(pool.astype(np.float64), np.array([0, len(pool)]))[:, -2]
+    yield tiles.made()
     if len(pool) < k:  # fewer tiles than that differ: repeat some, that weigh nothing
         weights = np.resize(weights, k) * (np.arange(k) < len(pool))
         pool = np.resize(pool, (k, pool.shape[1]))

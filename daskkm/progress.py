@@ -13,9 +13,10 @@ from daskkm.quality import knee
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from daskkm.fit import Pass, SweepResult
+    from daskkm.fit import SweepResult
     from daskkm.model import FittedModel
     from daskkm.quality import Quality
+    from daskkm.reader import Pass
 
 _WIDTH = 100  # characters of a line of the closing table
 _HEADINGS = ("  k", "inertia", "iter", "converged", "CH", "DB", "silh", "purity", "ARI", "NMI")
@@ -60,6 +61,9 @@ class Progress:
         ----------
         done : Pass
         """
+        if not done.steps:
+            click.echo(f"pass {done.number}: seeding, {done.seconds:.2f} s", err=True)
+            return
         states = _states(done)
         moving = sum(state.moving for state in states.values())
         head = (

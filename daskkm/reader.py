@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -13,12 +15,33 @@ from daskkm.blocks import as_tiles
 from daskkm.errors import FitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
+    from daskkm.lloyd import Step
+
 # Tiles enough to find out about where float tiles lie.
 _FEW = 1000
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a sweep.
+
+    Attributes
+    ----------
+    number : int
+        Passes so far.
+    seconds : float
+        Wall time since the one before, the work between them included.
+    steps : dict of (k, restart) to Step
+        The last step of every model, those that are done included; none while seeding.
+    """
+
+    number: int
+    seconds: float
+    steps: dict[tuple[int, int], Step]
 
 
 class Reader:
@@ -31,6 +54,7 @@ class Reader:
         self.passes = 0
         self.bytes_read = 0
         self._totals: NDArray[Any] | None = None
+        self._last = time.perf_counter()
         if np.isnan(self.tiles.shape[0]):  # as after a selection: only reading tells
             # On a copy: the sizes are written into the array itself.
             self.tiles = self.tiles.copy().compute_chunk_sizes()
@@ -54,6 +78,11 @@ class Reader:
         """Whether statistics are sums of integers."""
         weights = None if self.weights is None else self.weights.dtype
         return kernel.statistics_dtype(self.tiles.dtype, weights) == np.int64
+
+    def made(self, steps: Mapping[tuple[int, int], Step] | None = None) -> Pass:
+        """Return the pass that was just made, which led to these steps."""
+        before, self._last = self._last, time.perf_counter()
+        return Pass(self.passes, self._last - before, dict(steps or {}))
 
     def find_origin(self) -> None:
         """Let float statistics be taken about somewhere amid the tiles."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -291,7 +291,9 @@ def _draw(mass: NDArray[Any], uniform: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.asarray(np.minimum(rows, len(mass) - 1))
 
 
-def kmeans_plusplus_passes(first: NDArray[Any], k: int, try_all: Try) -> list[NDArray[np.float64]]:
+def kmeans_plusplus_passes(
+    first: NDArray[Any], k: int, try_all: Try
+) -> Generator[None, None, list[NDArray[np.float64]]]:
     """Draw k tiles for each seeding by greedy k-means++, in k passes over all tiles.
 
     As `kmeans_plusplus`, but that the candidates of a step are drawn without replacement.
@@ -306,6 +308,11 @@ def kmeans_plusplus_passes(first: NDArray[Any], k: int, try_all: Try) -> list[ND
     try_all : callable
         ``try_all(trials, n_draws, step)`` makes a pass: see `Outcome`.
 
+    Yields
+    ------
+    None
+        After each pass.
+
     Returns
     -------
     list of ndarray of shape (k, d), float64
@@ -318,6 +325,7 @@ def kmeans_plusplus_passes(first: NDArray[Any], k: int, try_all: Try) -> list[ND
     for step in range(1, k + 1):
         n_draws = n_candidates(step) if step < k else 0
         outcomes = try_all(trials, n_draws, step)
+        yield
         for i, (trial, outcome) in enumerate(zip(trials, outcomes, strict=True)):
             best = int(np.argmin(outcome.potentials))
             taken = trial.candidates[best : best + 1]
@@ -326,7 +334,7 @@ def kmeans_plusplus_passes(first: NDArray[Any], k: int, try_all: Try) -> list[ND
     return [trial.chosen for trial in trials]
 
 
-def candidates(first: NDArray[Any], k: int, try_all: Try) -> NDArray[Any]:
+def candidates(first: NDArray[Any], k: int, try_all: Try) -> Generator[None, None, NDArray[Any]]:
     """Draw the candidates of k-means||, in 5 passes over all tiles.
 
     In each round 2 k tiles are drawn without replacement, with probability proportional to
@@ -340,6 +348,11 @@ def candidates(first: NDArray[Any], k: int, try_all: Try) -> NDArray[Any]:
         The largest number of clusters.
     try_all : callable
         As for `kmeans_plusplus_passes`.
+
+    Yields
+    ------
+    None
+        After each pass.
 
     Returns
     -------
@@ -355,6 +368,7 @@ def candidates(first: NDArray[Any], k: int, try_all: Try) -> NDArray[Any]:
     for step in range(1, _ROUNDS + 1):
         wide = pool.astype(np.float64)
         (outcome,) = try_all([Trial(wide[:-1], wide[-1:])], _OVERSAMPLING * k, step)
+        yield
         pool = np.concatenate([pool, outcome.drawn[0].tiles])
     return pool
 
