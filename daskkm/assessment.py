@@ -133,19 +133,17 @@ def assess_counted(
     stack = np.concatenate([model.cluster_centers_ for model in models.values()])
     offsets = np.cumsum([0, *(len(m.cluster_centers_) for m in models.values())], dtype=np.intp)
     if fitted is None:
-        tiles.origin = _origin(tiles, models)
         statistics = tiles.measure(stack, offsets)
     else:
-        tiles.origin = fitted.origin
         statistics = np.concatenate([fitted.statistics[k] for k in models])
 
-    sums = [_Sums(statistics[lo:hi], stack[lo:hi], tiles.origin) for lo, hi in pairwise(offsets)]
+    sums = [_Sums(statistics[lo:hi], stack[lo:hi]) for lo, hi in pairwise(offsets)]
     means, filled = (
         np.concatenate(parts) for parts in zip(*((s.means, s.sizes > 0) for s in sums), strict=True)
     )
     spread, scales = tiles.spread(stack, offsets, means, filled, classes, names)
     qualities = {
-        k: own.quality(spread[lo:hi, :2] / scales, spread[lo:hi, 2:].astype(np.int64))
+        k: own.quality(spread[lo:hi, :2] / scales, spread[lo:hi, 2], spread[lo:hi, 3:].astype(int))
         for k, own, (lo, hi) in zip(models, sums, pairwise(offsets), strict=True)
     }
     return Assessment(qualities, tiles.passes, tiles.bytes_read)
@@ -157,7 +155,6 @@ class _Sums:
 
     statistics: NDArray[Any]
     centroids: NDArray[np.float64]
-    origin: NDArray[np.float64] | int
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -165,18 +162,27 @@ class _Sums:
 
     @property
     def means(self) -> NDArray[np.float64]:
-        return lloyd.means(self.statistics) + self.origin
+        return lloyd.means(self.statistics)
 
-    def quality(self, sums: NDArray[np.float64], table: NDArray[np.int64]) -> Quality:
+    def quality(
+        self, sums: NDArray[np.float64], squares: NDArray[Any], table: NDArray[np.int64]
+    ) -> Quality:
         """Return the figures, given each cluster's sums of the second pass."""
         sizes, filled = self.sizes, self.sizes > 0
         compared = quality.comparable(sizes)
         spreads = sums[filled, 0] / sizes[filled]
         classed = table.shape[1] > 0
+        exact = self.statistics.dtype.kind == "i"
+        part = self.statistics[filled], self.centroids[filled]
+        within = float(sum(lloyd.scatter(*part) if exact else squares[filled]))
         return Quality(
-            inertia=lloyd.inertia(self.statistics, self.centroids - self.origin),
+            inertia=lloyd.inertia(self.statistics, self.centroids),
             sizes=sizes,
-            calinski_harabasz=quality.calinski_harabasz(self.statistics) if compared else None,
+            calinski_harabasz=(
+                quality.calinski_harabasz(sizes[filled], self.means[filled], within)
+                if compared
+                else None
+            ),
             davies_bouldin=(
                 quality.davies_bouldin(self.means[filled], spreads) if compared else None
             ),
@@ -199,14 +205,6 @@ def _check_models(tiles: da.Array, models: Mapping[int, FittedModel]) -> None:
                 "give it tiles of the same shape"
             )
             raise FitError(msg)
-
-
-def _origin(tiles: Reader, models: Mapping[int, FittedModel]) -> NDArray[np.float64] | int:
-    """Return a point amid float tiles, for their statistics: the mean of those fitted."""
-    if tiles.exact:
-        return 0
-    model = next(iter(models.values()))
-    return np.asarray(model.counts_ @ model.cluster_centers_ / model.counts_.sum())
 
 
 def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | None]:

@@ -35,7 +35,7 @@ _Found = TypeVar("_Found", Drawn, Farthest)
 
 _FAN_IN = 8
 _BLOCK_BYTES = 4 << 20  # of arrays that have no chunks of their own: those of a store
-_ROUNDING = 1e-10  # of a mean of many floats, relative
+_ROUNDING = 1e-13  # of a mean of many floats, relative
 _PANEL = 1024  # tiles whose distances to all centroids are in memory at once
 
 
@@ -62,9 +62,12 @@ def as_tiles(X: Any) -> da.Array:
     if np.ma.isMaskedArray(getattr(X, "_meta", X)):
         msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
         raise FitError(msg)
-    if hasattr(X, "features"):  # a TileStore, which this module need not know
+    if hasattr(type(X), "features"):  # a TileStore, which this module need not know
         X = X.features()
-    tiles = X if hasattr(X, "chunks") else np.asarray(X)  # a Zarr array is not read yet
+    tiles = X if is_lazy(X) else np.asarray(X)  # a Zarr array is not read yet
+    if np.isnan(tiles.shape[1:]).any():
+        msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
+        raise FitError(msg)
     if tiles.ndim != 2 or not tiles.shape[1]:
         msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
         raise FitError(msg)
@@ -72,13 +75,15 @@ def as_tiles(X: Any) -> da.Array:
     if not isinstance(tiles, da.Array):
         rows = max(1, _BLOCK_BYTES // (tiles.shape[1] * tiles.dtype.itemsize))
         # name=False: a name made from the content would cost a read of it.
-        tiles = da.from_array(tiles, chunks=getattr(X, "chunks", None) or (rows, -1), name=False)
+        chunks = getattr(X, "chunks", None) if is_lazy(X) else None
+        tiles = da.from_array(tiles, chunks=chunks or (rows, -1), name=False)
     return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
 
 
 def is_lazy(X: Any) -> bool:
     """Tell whether X is read block by block: a dask or Zarr array, or a TileStore."""
-    return hasattr(X, "chunks") or hasattr(X, "features")
+    # Of its type: a data frame has columns for attributes, and these may have any name.
+    return hasattr(type(X), "chunks") or hasattr(type(X), "features")
 
 
 @contextmanager
@@ -95,7 +100,7 @@ def sending(X: Any) -> Iterator[None]:
 
 def tile_shape(X: Any) -> tuple[int, ...] | None:
     """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
-    return X.tile if hasattr(X, "features") else None
+    return X.tile if hasattr(type(X), "features") else None
 
 
 def statistics(
@@ -103,7 +108,6 @@ def statistics(
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     *,
-    origin: NDArray[np.float64] | int = 0,
     weights: da.Array | None = None,
 ) -> da.Array:
     """Return the statistics of every centroid over all tiles, lazily.
@@ -114,8 +118,6 @@ def statistics(
         Tiles, in one chunk along the features.
     stack : ndarray of shape (sum of k, d), float64
     offsets : ndarray of shape (n_models + 1,), intp
-    origin : ndarray of shape (d,), float64, optional
-        As for `daskkm.kernel.block_statistics`.
     weights : dask array of shape (n,), int64 or float64, optional
         In the chunks of the tiles.
 
@@ -130,7 +132,6 @@ def statistics(
         *_with(X, weights),
         stack=_shared(stack),
         offsets=offsets,
-        origin=origin,
         dtype=kind,
         chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
         new_axis=2,
@@ -394,13 +395,13 @@ def spread(
 
     Returns
     -------
-    dask array of shape (sum of k, 2 + n_classes), int64 (float64 for float tiles)
+    dask array of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
         Per centroid, over the tiles labelled with it: the sum of their distances to the mean
-        and that of their simplified silhouettes, both times their scale; the tiles of each
-        class.
+        and that of their simplified silhouettes, both times their scale; for float tiles the
+        sum of the squares of those distances; the tiles of each class.
     """
     kind = np.dtype(np.float64 if X.dtype.kind == "f" else np.int64)
-    rows, columns = len(stack), 2 + len(names)
+    rows, columns = len(stack), 3 + len(names)
     parts = da.map_blocks(
         _one_spread,
         X,
@@ -467,10 +468,9 @@ def _one_statistics(
     *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | int,
 ) -> NDArray[Any]:
     weights = None if weights is None else weights[:, 0]
-    return kernel.block_statistics(tiles, stack, offsets, origin, weights)[None]
+    return kernel.block_statistics(tiles, stack, offsets, weights)[None]
 
 
 def _one_spread(
@@ -485,7 +485,7 @@ def _one_spread(
     kind: np.dtype[Any],
 ) -> NDArray[Any]:
     """Return a block's `spread`, model by model and cluster by cluster."""
-    found = np.zeros((1, len(stack), 2 + len(names)), kind)
+    found = np.zeros((1, len(stack), 3 + len(names)), kind)
     codes = None if classes is None else np.searchsorted(names, classes[:, 0])
     for lo, hi in pairwise(offsets):
         labels, silhouettes = _silhouettes(tiles, stack[lo:hi], filled[lo:hi])
@@ -494,8 +494,10 @@ def _one_spread(
             distances = np.sqrt(kernel.distances_to_all(tiles[own], means[lo + j][None]))
             row[0] = _fixed(distances, scales[0], kind).sum()
             row[1] = _fixed(silhouettes[own], scales[1], kind).sum()
+            if kind.kind == "f":
+                row[2] = np.square(distances).sum()
             if codes is not None:
-                row[2:] = np.bincount(codes[own], minlength=len(names))
+                row[3:] = np.bincount(codes[own], minlength=len(names))
     return found
 
 
@@ -526,7 +528,9 @@ def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[
 
 
 def _one_distances(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.sqrt(kernel.distances_to_all(tiles, centroids))
+    kernel.check_finite(tiles)
+    distances = kernel.distances_to_all(tiles, centroids)
+    return np.sqrt(distances, out=distances)
 
 
 def _one_farthest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
@@ -138,7 +139,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             Here by convention.
         sample_weight : array-like or dask array of shape (n,), optional
             Not negative; 1 each if not given. Where all are whole numbers, a tile of weight w
-            counts exactly as w tiles do.
+            adds to sums exactly what w tiles do.
 
         Returns
         -------
@@ -161,6 +162,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         RuntimeWarning
             If there is one start, an array, and `n_init` asks for more.
         """
+        if isinstance(self.init, Mapping):
+            msg = "init is a mapping, which is for a sweep of many k; give an array"
+            raise FitError(msg)
         X = self._validated(X, reset=True)
         k = self._checked_n_clusters(X)
         self.fitted_ = fit_sweep(
@@ -205,6 +209,34 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         check_is_fitted(self)
         return self.fitted_.predict(self._validated(X, reset=False))
 
+    def fit_predict(
+        self,
+        X: Any,
+        y: Any = None,  # noqa: ARG002
+        sample_weight: ArrayLike | da.Array | None = None,
+    ) -> Any:
+        """Find the centroids and return `labels_`. Parameters and errors are those of `fit`.
+
+        Returns
+        -------
+        ndarray, or lazy dask array where X is not in memory, of shape (n,), int32
+        """
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any = None,  # noqa: ARG002
+        sample_weight: ArrayLike | da.Array | None = None,
+    ) -> Any:
+        """Find the centroids and `transform`. Parameters and errors are those of `fit`.
+
+        Returns
+        -------
+        ndarray, or lazy dask array where X is not in memory, of shape (n, n_clusters), float64
+        """
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distance of each tile to each centroid.
 
@@ -215,7 +247,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Returns
         -------
         ndarray, or lazy dask array where X is not in memory, of shape (n, n_clusters), float64
-            Or what `set_output` asks for.
+            Or the data frame that `set_output` asks for, which is in memory whatever X was.
 
         Raises
         ------
@@ -251,10 +283,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """
         check_is_fitted(self)
         tiles = Reader(self._validated(X, reset=False), sample_weight)
-        tiles.find_origin()
         k = len(self.cluster_centers_)
         statistics = tiles.measure(self.cluster_centers_, np.array([0, k]))
-        return -lloyd.inertia(statistics, self.cluster_centers_ - tiles.origin)
+        return -lloyd.inertia(statistics, self.cluster_centers_)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a Zarr group, from which `load_model` reads the very same.
@@ -307,6 +338,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if is_lazy(X) or np.ma.isMaskedArray(X):  # which `as_tiles` refuses
             validate_data(self, as_tiles(X), reset=reset, skip_check_array=True)
             return X
+        if isinstance(X, np.ndarray) and not X.dtype.isnative:
+            X = X.astype(X.dtype.newbyteorder("="))
         # The first dtype is what others become.
         dtypes = [np.float64, *kernel.SUPPORTED_DTYPES]
         return validate_data(self, X, reset=reset, dtype=dtypes, order="C")
@@ -371,17 +404,22 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
     True
     """
     saved = load_saved(path)
-    centroids = saved.model.cluster_centers_
-    params = saved.settings.get("params", {"n_clusters": len(centroids)}) | saved.extra
+    k, d = saved.model.cluster_centers_.shape
+    params = saved.settings.get("params", {"n_clusters": k})
+    names = saved.settings.get("feature_names")
     try:
-        model = KMeans(**params)
+        model = KMeans(**{**params, **saved.extra})
+        fits = model.n_clusters == k and len(names or range(d)) == d
     except TypeError as error:
         msg = f"{path}: the saved model's parameters are none of KMeans ({error}); fit it again"
         raise ModelError(msg) from error
+    if not fits:
+        msg = f"{path}: the saved model's parameters are not those of its centroids; fit it again"
+        raise ModelError(msg)
     model.fitted_ = saved.model
     model._show_fitted()
-    model.n_features_in_ = centroids.shape[1]
-    if names := saved.settings.get("feature_names"):
+    model.n_features_in_ = d
+    if names:
         model.feature_names_in_ = np.array(names, object)
     return model
 

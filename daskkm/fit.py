@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import dask
-import dask.array as da
 import numpy as np
 
 from daskkm import lloyd, seeding
@@ -22,6 +20,7 @@ from daskkm.model import FittedModel
 from daskkm.reader import Pass, Reader
 
 if TYPE_CHECKING:
+    import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.lloyd import Step
@@ -45,9 +44,8 @@ class SweepResult:
     models : dict of int to FittedModel
         The best model of each k, by k.
     statistics : dict of int to ndarray of shape (k, d + 2), int64 or float64
-        For each of them, cluster by cluster: vector sum, count, sum of squared norms.
-    origin : ndarray of shape (d,), float64, or 0
-        The origin about which float statistics were taken.
+        For each of them, cluster by cluster: vector sum, count, and sum of squares: squared
+        norms in int64, squared distances to the centroid in float64.
     passes : int
         Passes over the tiles, counted as they were made: the seeding's, the iterations' and
         those that relocated empty clusters.
@@ -69,7 +67,6 @@ class SweepResult:
 
     models: dict[int, FittedModel]
     statistics: dict[int, NDArray[Any]]
-    origin: NDArray[np.float64] | int
     passes: int
     bytes_read: int
     random_state: int
@@ -113,7 +110,8 @@ def fit_sweep(
         Seed of all draws; one is drawn if none is given.
     sample_weight : array of shape (n,), optional
         Weights of the tiles, not negative; 1 each if not given. Where all are whole numbers,
-        of whatever dtype, a tile of weight w counts exactly as w tiles do.
+        of whatever dtype, and add up to less than 2**53, a tile of weight w adds to sums exactly
+        what w tiles do, and starts drawn in memory are the same.
 
     Returns
     -------
@@ -134,7 +132,8 @@ def fit_sweep(
 
     Notes
     -----
-    Seeding reads the tiles this often, before the first iteration:
+    Seeding reads the tiles this often, before the first iteration (and an array of unknown size
+    is read once more, to know it):
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
       Up to 32,768 tiles are brought together, in one read. From more it draws in passes: one
@@ -197,21 +196,9 @@ def iter_passes(
     ks, n_init, max_iter, seed = _checked(ks, n_init, max_iter, tol, random_state)
     tiles = Reader(X, sample_weight)
     _check_size(tiles.shape[0], ks)
-    tiles.find_origin()
     starts = yield from _starts(tiles, ks, n_init, init, seed)
-    names = list(starts)
-    steps: dict[tuple[int, int], Step] = {}
-    for done in lloyd.iterate(
-        list(starts.values()),
-        tiles.measure,
-        tiles.farthest,
-        max_iter=max_iter,
-        tol=tol,
-        variance=tiles.mean_variance,
-        origin=tiles.origin,
-    ):
-        steps |= {names[i]: step for i, step in done.items()}
-        yield tiles.made(steps)
+    tiles.wants_variance = tol > 0
+    steps = yield from _iterations(tiles, starts, max_iter, tol)
     best = _best(steps)
     models = {
         k: FittedModel(
@@ -221,13 +208,32 @@ def iter_passes(
             n_iter_=step.iteration,
             converged_=step.converged,
             restart_=restart,
-            dtype=tiles.tiles.dtype,
+            dtype=tiles.tiles.dtype.newbyteorder("="),
             tile=tile_shape(X),
         )
         for k, (restart, step) in best.items()
     }
     statistics = {k: step.statistics for k, (_, step) in best.items()}
-    return SweepResult(models, statistics, tiles.origin, tiles.passes, tiles.bytes_read, seed)
+    return SweepResult(models, statistics, tiles.passes, tiles.bytes_read, seed)
+
+
+def _iterations(
+    tiles: Reader, starts: Starts, max_iter: int, tol: float
+) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
+    """Make the passes from the starts on; return the last step of every (k, restart)."""
+    names = list(starts)
+    steps: dict[tuple[int, int], Step] = {}
+    for done in lloyd.iterate(
+        list(starts.values()),
+        tiles.measure,
+        tiles.farthest,
+        max_iter=max_iter,
+        tol=tol,
+        variance=tiles.mean_variance,
+    ):
+        steps |= {names[i]: step for i, step in done.items()}
+        yield tiles.made(steps)
+    return steps
 
 
 def _checked(
@@ -328,27 +334,15 @@ def _from_candidates(
     tiles: Reader, ks: Sequence[int], n_init: int, seed: int
 ) -> Generator[Pass, None, Starts]:
     """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
-    k = max(ks)
     first = tiles.draw_first(1, seed)
     yield tiles.made()
-    pool = yield from _made(tiles, seeding.candidates(first, k, tiles.trials(seed)))
+    pool = yield from _made(tiles, seeding.candidates(first, max(ks), tiles.trials(seed)))
     weights = tiles.measure(pool.astype(np.float64), np.array([0, len(pool)]))[:, -2]
     yield tiles.made()
-    if len(pool) < k:  # fewer tiles than that differ: repeat some, that weigh nothing
-        weights = np.resize(weights, k) * (np.arange(k) < len(pool))
-        pool = np.resize(pool, (k, pool.shape[1]))
-    passes = iter_passes(
-        pool,
-        ks,
-        n_init=n_init,
-        init="k-means++",
-        max_iter=_POOL_ITER,
-        tol=_POOL_TOL,
-        random_state=seed,
-        sample_weight=weights,
-    )
-    with dask.config.set(scheduler="synchronous"):  # it is small, and here already
-        *_, end = passes
+    drawn = seeding.starts(pool, weights, ks, n_init, "k-means++", seed)
+    # It is small, and here already.
+    here = Reader(pool, weights, scheduler="synchronous")
+    *_, end = _iterations(here, drawn, _POOL_ITER, _POOL_TOL)
     return {name: step.centroids for name, step in end.steps.items()}
 
 

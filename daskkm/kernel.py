@@ -74,9 +74,7 @@ def label_block(
         If the shapes do not fit together, or float tiles are not finite.
     """
     tiles, stack = _checked(tiles, stack, offsets)
-    if tiles.dtype.kind == "f" and not np.isfinite(tiles).all():
-        msg = "the tiles hold NaN or infinity; mend them"
-        raise ValueError(msg)
+    check_finite(tiles)
     labels = np.empty((len(tiles), len(offsets) - 1), np.int32)
     _label(tiles, _prepare(tiles.dtype, stack, offsets), _norm_dtype(tiles)(0), labels)
     return labels
@@ -86,7 +84,6 @@ def block_statistics(
     tiles: NDArray[Any],
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | int = 0,
     weights: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Reduce a block to the statistics of every centroid of a stack.
@@ -95,17 +92,15 @@ def block_statistics(
     ----------
     tiles, stack, offsets
         As for `label_block`.
-    origin : ndarray of shape (d,), float64, optional
-        For float statistics only: what is subtracted from each tile before it is added.
-        Somewhere amid the tiles, it keeps sums of squares from cancelling.
     weights : ndarray of shape (n,), int64 or float64, optional
         How often each tile counts; 1 if not given.
 
     Returns
     -------
     ndarray of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
-        Per centroid, over the tiles labelled with it: vector sum, count, sum of squared
-        norms. Exact for integer tiles without weights or with integer ones.
+        Per centroid, over the tiles labelled with it: vector sum, count, and sum of squares. For
+        int64, which is exact, these are the squared norms; for float64 the squared distances
+        to the centroid, because no sum of squares about another point could be trusted.
 
     Raises
     ------
@@ -115,7 +110,7 @@ def block_statistics(
         If sums of squares could exceed int64.
     """
     if weights is not None or tiles.dtype.kind == "f":
-        return _weighted_statistics(tiles, stack, offsets, origin, weights)
+        return _weighted_statistics(tiles, stack, offsets, weights)
     tiles, stack = _checked(tiles, stack, offsets)
     n, d = tiles.shape
     check_exact(n, d, tiles.dtype)
@@ -133,23 +128,22 @@ def _weighted_statistics(
     tiles: NDArray[Any],
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    origin: NDArray[np.float64] | int,
     weights: NDArray[Any] | None,
 ) -> NDArray[Any]:
-    """Label the tiles as they are; then add them up, floats about the origin."""
+    """Label the tiles, then add them up as often as their weights say."""
     labels = label_block(tiles, stack, offsets)
     number = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
     if weights is None:
         weights = np.ones(len(tiles), number)
+    statistics = np.zeros((len(stack), tiles.shape[1] + 2), number)
+    weights, tiles = _read_only(weights.astype(number)), _read_only(tiles)
     if number == np.int64:
         check_exact(int(weights.sum()), tiles.shape[1], tiles.dtype)
+        norms = np.empty(len(tiles), np.int64)
+        _square(tiles, norms)
+        _add_weighted(tiles, norms, weights, labels, offsets, statistics)
     else:
-        tiles = (tiles - origin).astype(np.float64, copy=False)
-    tiles = _read_only(tiles)
-    norms = np.empty(len(tiles), number)
-    _square(tiles, norms)
-    statistics = np.zeros((len(stack), tiles.shape[1] + 2), number)
-    _add_weighted(tiles, norms, _read_only(weights.astype(number)), labels, offsets, statistics)
+        _add_about(tiles, weights, labels, offsets, _read_only(stack), statistics)
     return statistics
 
 
@@ -250,6 +244,13 @@ def nearest_two(
     return labels, own, other
 
 
+def check_finite(tiles: NDArray[Any]) -> None:
+    """Raise ValueError if float tiles hold NaN or infinity."""
+    if tiles.dtype.kind == "f" and not np.isfinite(tiles).all():
+        msg = "the tiles hold NaN or infinity; mend them"
+        raise ValueError(msg)
+
+
 def check_dtype(dtype: np.dtype[Any]) -> None:
     """Raise TypeError if tiles of this dtype are not supported."""
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
@@ -262,12 +263,14 @@ def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
     """Raise OverflowError if statistics of n tiles of d features could exceed int64.
 
     With weights n is their sum. Without, only 16-bit tiles can get there: 2**63 / 65535**2 is
-    2.1e9 pixels, while uint8 tiles would need 1.4e14.
+    2.1e9 pixels, while 8-bit tiles would need 1.4e14. Squared distances between tiles, which
+    seedings sum, are as large.
     """
-    if dtype.kind != "f" and n * d * _peak(dtype) ** 2 >= 2**63:
+    if dtype.kind != "f" and n * d * _span(dtype) ** 2 >= 2**63:
         msg = (
-            f"{n} tiles of {d} {dtype} features could overflow the exact 64-bit sums of squares; "
-            f"use at most {(2**63 - 1) // (d * _peak(dtype) ** 2)} tiles, or scale them to uint8"
+            f"{n} tiles (weights added up) of {d} {dtype} features could overflow the exact 64-bit "
+            f"sums of squares; use at most {(2**63 - 1) // (d * _span(dtype) ** 2)}, "
+            "or scale tiles to 8 bits"
         )
         raise OverflowError(msg)
 
@@ -575,6 +578,32 @@ def _add_weighted(
             statistics[j, d + 1] += weight * norms[i]
 
 
+@njit(nogil=True, cache=True)
+def _add_about(
+    tiles: Any, weights: Any, labels: Any, offsets: Any, stack: Any, statistics: Any
+) -> None:
+    """Add tiles to the statistics of their centroids, squared about these."""
+    d = tiles.shape[1]
+    for i in range(len(tiles)):
+        weight = weights[i]
+        for m in range(len(offsets) - 1):
+            j = offsets[m] + labels[i, m]
+            for p in range(d):
+                statistics[j, p] += weight * tiles[i, p]
+            statistics[j, d] += weight
+            statistics[j, d + 1] += weight * _about(tiles[i], stack[j])
+
+
+@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+def _about(tile: Any, centroid: Any) -> Any:
+    """Return a squared distance, in whatever order the compiler likes."""
+    total = 0.0
+    for p in range(len(tile)):
+        difference = np.float64(tile[p]) - centroid[p]
+        total += difference * difference
+    return total
+
+
 def _peak(dtype: np.dtype[Any]) -> int:
     """Return the largest magnitude of an integer type."""
     limits = np.iinfo(dtype)
@@ -588,20 +617,24 @@ def _norm_dtype(tiles: NDArray[Any]) -> type[np.generic]:
     return np.int32 if tiles.shape[1] * _peak(tiles.dtype) ** 2 < 2**31 else np.int64
 
 
+def _span(dtype: np.dtype[Any]) -> int:
+    """Return the largest difference between numbers of an integer type."""
+    limits = np.iinfo(dtype)
+    return int(limits.max) - int(limits.min)
+
+
 def _distance_dtype(tiles: NDArray[Any]) -> type[np.generic]:
     """Return the narrowest type that holds any squared distance between tiles."""
-    limits = np.iinfo(tiles.dtype)
-    widest = tiles.shape[1] * (int(limits.max) - int(limits.min)) ** 2
-    return np.int32 if widest < 2**31 else np.int64
+    return np.int32 if tiles.shape[1] * _span(tiles.dtype) ** 2 < 2**31 else np.int64
 
 
 def _same_type(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
     """Tell whether centroids could be tiles of an integer type, as those are that were drawn."""
     if dtype.kind == "f":
         return False
-    limits = np.iinfo(dtype)
-    if centroids.shape[1] * (int(limits.max) - int(limits.min)) ** 2 >= 2**53:
+    if centroids.shape[1] * _span(dtype) ** 2 >= 2**53:
         return False
+    limits = np.iinfo(dtype)
     inside = (centroids >= limits.min) & (centroids <= limits.max)
     return bool((inside & (centroids == np.floor(centroids))).all())
 

@@ -88,8 +88,7 @@ def iterate(
     *,
     max_iter: int,
     tol: float,
-    variance: Callable[[NDArray[Any]], float] | None = None,
-    origin: NDArray[np.float64] | int = 0,
+    variance: Callable[[NDArray[Any], NDArray[np.float64]], float] | None = None,
 ) -> Iterator[dict[int, Step]]:
     """Run Lloyd's iterations for all models, one pass over the data a round.
 
@@ -112,10 +111,9 @@ def iterate(
     tol : float
         A model has converged when ``sum_j |shift_j|**2 <= tol * mean(var(tiles, axis=0))``.
     variance : callable, optional
-        Returns ``mean(var(tiles, axis=0))``; called once, after the first pass, with the first
-        model's statistics, from which `mean_variance` takes it if this is not given.
-    origin : ndarray of shape (d,), float64, optional
-        The origin about which `measure` takes statistics.
+        Returns ``mean(var(tiles, axis=0))``, after each pass, because that of floats is only
+        as good as the centroids; called with the first model's statistics and centroids, from
+        which `mean_variance` takes it if this is not given.
 
     Yields
     ------
@@ -123,17 +121,15 @@ def iterate(
         What the pass did, by the model's place in `starts`.
     """
     models = {i: _Model(start) for i, start in enumerate(starts)}
-    tolerance: float | None = None
     while models:
         offsets = np.cumsum([0, *(len(m.centroids) for m in models.values())], dtype=np.intp)
         stack = np.concatenate([m.centroids for m in models.values()])
         statistics = measure(stack, offsets)
         parts = [statistics[lo:hi] for lo, hi in pairwise(offsets)]
-        if tolerance is None:
-            tolerance = tol * (variance or mean_variance)(parts[0])
-        updates = _refill(stack, offsets, parts, list(models.values()), find_farthest, origin)
+        tolerance = tol * (variance or mean_variance)(parts[0], stack[: offsets[1]])
+        updates = _refill(stack, offsets, parts, list(models.values()), find_farthest)
         steps = {
-            i: models[i].advance(measured, update, origin, tolerance, max_iter)
+            i: models[i].advance(measured, update, tolerance, max_iter)
             for i, measured, update in zip(models, parts, updates, strict=True)
         }
         yield steps
@@ -154,14 +150,13 @@ class _Model:
         self,
         measured: NDArray[Any],
         update: NDArray[Any],
-        origin: NDArray[np.float64] | int,
         tolerance: float,
         max_iter: int,
     ) -> Step:
         """Move the centroids to the means of `update` and say what happened."""
         centroids, last = self.centroids, self.stopped
         if not self.stopped:
-            self.centroids = means(update) + origin
+            self.centroids = means(update)
             self.iteration += 1
             self.shift = float(np.square(self.centroids - centroids).sum())
             # Settled clusters give the same means again, to the bit: a shift of exactly 0.
@@ -173,7 +168,7 @@ class _Model:
             centroids=centroids,
             counts=_counts(measured),
             statistics=measured,
-            inertia=inertia(measured, centroids - origin),
+            inertia=inertia(measured, centroids),
             shift=self.shift,
             converged=self.converged,
             last=last,
@@ -183,8 +178,9 @@ class _Model:
 def _counts(statistics: NDArray[Any]) -> NDArray[Any]:
     """Return the weight of each cluster, as integers if they all are."""
     counts = statistics[:, -2]
-    whole = counts.astype(np.int64)
-    return whole if np.array_equal(whole, counts) else counts.copy()
+    if counts.max() < 2**53 and np.array_equal(counts, np.rint(counts)):
+        return counts.astype(np.int64)
+    return counts.copy()
 
 
 def means(statistics: NDArray[Any]) -> NDArray[np.float64]:
@@ -208,53 +204,76 @@ def means(statistics: NDArray[Any]) -> NDArray[np.float64]:
 def inertia(statistics: NDArray[Any], centroids: NDArray[np.float64]) -> float:
     """Return the sum of squared distances of all tiles to the centroids they belong to.
 
-    With m_j the mean of cluster j, ``sum |x - c_j|**2 = (Q_j - |S_j|**2 / n_j) +
-    n_j |c_j - m_j|**2``. The first bracket cancels badly in floating point, so for integer
-    statistics it is taken as ``(n_j Q_j - |S_j|**2) / n_j`` in exact integers. Neither term
-    is ever negative, and the sum runs in the order of the centroids.
+    Float statistics hold it. For integer ones, with m_j the mean of cluster j, it is
+    ``sum_j (Q_j - |S_j|**2 / n_j) + n_j |c_j - m_j|**2``. The first bracket would cancel badly
+    in floating point, so it is taken as ``(n_j Q_j - |S_j|**2) / n_j`` in exact integers.
+    Neither term is ever negative, and the sum runs in the order of the centroids.
 
     Parameters
     ----------
     statistics : ndarray of shape (k, d + 2), int64 or float64
-        Sums S, counts n and sums of squared norms Q of the tiles of each cluster.
+        As `daskkm.kernel.block_statistics` defines them: sums S, counts n and squares Q.
     centroids : ndarray of shape (k, d), float64
-        About the same origin as the statistics.
 
     Returns
     -------
     float
     """
+    if statistics.dtype.kind == "f":
+        return float(sum(statistics[:, -1]))
     filled = statistics[:, -2] > 0
     part, centroids = statistics[filled], centroids[filled]
-    off_mean = np.square(centroids - part[:, :-2] / part[:, -2, None]).sum(axis=1)
-    return float(sum(_scatter(part) + part[:, -2] * off_mean))
+    return float(sum(scatter(part, centroids) + _off_mean(part, centroids)))
 
 
-def mean_variance(statistics: NDArray[Any]) -> float:
+def mean_variance(statistics: NDArray[Any], centroids: NDArray[np.float64]) -> float:
     """Return mean(var(tiles, axis=0)) from the statistics of any clustering of the tiles.
 
     Parameters
     ----------
     statistics : ndarray of shape (k, d + 2), int64 or float64
+    centroids : ndarray of shape (k, d), float64
 
     Returns
     -------
     float
     """
-    total = statistics.sum(axis=0, keepdims=True)
-    return float(_scatter(total)[0] / total[0, -2] / (statistics.shape[1] - 2))
+    n, d = statistics[:, -2].sum(), centroids.shape[1]
+    if statistics.dtype.kind == "i":
+        return float(scatter(statistics.sum(axis=0, keepdims=True), centroids[:1])[0] / n / d)
+    part, centroids = (each[statistics[:, -2] > 0] for each in (statistics, centroids))
+    counts, middles = part[:, -2], means(part)
+    between = np.square(middles - counts @ middles / n).sum(axis=1)
+    return float((scatter(part, centroids) + counts * between).sum() / n / d)
 
 
-def _scatter(statistics: NDArray[Any]) -> NDArray[np.float64]:
-    """Return each cluster's sum of squared distances to its mean, (n Q - |S|^2) / n."""
+def scatter(statistics: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each cluster's sum of squared distances to its mean.
+
+    Parameters
+    ----------
+    statistics : ndarray of shape (k, d + 2), int64 or float64
+        Of clusters that are not empty.
+    centroids : ndarray of shape (k, d), float64
+
+    Returns
+    -------
+    ndarray of shape (k,), float64
+    """
     sums, counts, squares = statistics[:, :-2], statistics[:, -2], statistics[:, -1]
     if statistics.dtype.kind == "f":
-        return np.asarray(np.maximum(squares - np.square(sums).sum(axis=1) / counts, 0.0))
+        return np.asarray(np.maximum(squares - _off_mean(statistics, centroids), 0.0))
     # int64 while it fits, else Python's integers: exact both ways.
     if int(counts.max()) * int(squares.max()) >= 2**63:
         sums, counts, squares = (a.astype(object) for a in (sums, counts, squares))
     # By Cauchy-Schwarz |S|^2 <= n Q, so the check above covers both products.
     return np.asarray((counts * squares - (sums * sums).sum(axis=1)) / counts, np.float64)
+
+
+def _off_mean(statistics: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each cluster's n |c - m|^2: by how much its tiles are farther off than its mean."""
+    counts = statistics[:, -2]
+    return np.asarray(counts * np.square(centroids - means(statistics)).sum(axis=1))
 
 
 def _refill(
@@ -263,7 +282,6 @@ def _refill(
     parts: list[NDArray[Any]],
     models: list[_Model],
     find_farthest: FindFarthest,
-    origin: NDArray[np.float64] | int,
 ) -> list[NDArray[Any]]:
     """Give each empty cluster a tile: the statistics from which the models are updated.
 
@@ -277,14 +295,12 @@ def _refill(
         return parts
     farthest = find_farthest(stack, offsets, wanted)
     return [
-        relocate(part, far, origin) if n else part
+        relocate(part, far) if n else part
         for part, far, n in zip(parts, farthest, wanted, strict=True)
     ]
 
 
-def relocate(
-    statistics: NDArray[Any], farthest: Farthest, origin: NDArray[np.float64] | int = 0
-) -> NDArray[Any]:
+def relocate(statistics: NDArray[Any], farthest: Farthest) -> NDArray[Any]:
     """Move the farthest tiles out of their clusters and into the empty ones.
 
     Parameters
@@ -292,23 +308,22 @@ def relocate(
     statistics : ndarray of shape (k, d + 2), int64 or float64
     farthest : Farthest
         One tile for each empty cluster, in their order; fewer leave the rest empty.
-    origin : ndarray of shape (d,), float64, optional
-        The origin of the statistics.
 
     Returns
     -------
     ndarray of shape (k, d + 2)
-        The statistics after the moves.
+        Sums and counts after the moves. Squares stay: no update has a use for them.
     """
     moved = statistics.copy()
     empty = np.flatnonzero(statistics[:, -2] == 0)
+    # Fractional weights round: taken away again, they may leave something that is nothing.
+    nothing = statistics[:, -2] * (_NOTHING if statistics.dtype.kind == "f" else 0)
     # strict=False: there are fewer tiles than empty clusters when no more lie off a centroid.
     found = zip(empty, farthest.tiles, farthest.labels, farthest.weights, strict=False)
     for cluster, tile, label, weight in found:
-        wide = tile.astype(statistics.dtype) - origin
-        row = (weight * np.concatenate([wide, [1, wide @ wide]])).astype(statistics.dtype)
-        moved[label] -= row
-        if moved[label, -2] <= _NOTHING * statistics[label, -2]:  # fractional weights round
+        row = weight * np.append(tile.astype(statistics.dtype), 1)
+        moved[label, :-1] -= row
+        if moved[label, -2] <= nothing[label]:
             moved[label] = 0
-        moved[cluster] = row
+        moved[cluster, :-1] = row
     return moved

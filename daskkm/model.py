@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm import blocks
+from daskkm import blocks, kernel
 from daskkm.blocks import as_tiles, is_lazy
 from daskkm.errors import FitError, ModelError
 
@@ -229,7 +229,7 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
         settings = dict(said["settings"])
         names = list(said["extra"])
         problem = _problem(model)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"its attributes are not those of a model ({error!r})"
     if problem:
         msg = f"{path}: the saved model is damaged: {problem}; {kind.mend}"
@@ -267,7 +267,9 @@ def _problem(model: FittedModel) -> str | None:
         return (
             f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
         )
-    if tile is not None and math.prod(tile) != centroids.shape[1]:
+    if model.dtype not in kernel.SUPPORTED_DTYPES:
+        return f"no model is fitted to tiles of dtype {model.dtype}"
+    if tile is not None and (math.prod(tile) != centroids.shape[1] or min(tile) < 1):
         return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"
     if not (np.isfinite(centroids).all() and math.isfinite(model.inertia_)):
         return "its centroids or its inertia are not finite"

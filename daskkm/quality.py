@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskkm import lloyd
 from daskkm.errors import FitError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 # A distance up to which scikit-learn takes a mean distance for zero.
 _ZERO = 1e-8
-_ROUNDING = 1e-13  # of a sum of squares of many floats, relative
+_ROUNDING = 1e-15  # of a mean, relative
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,20 @@ def comparable(counts: NDArray[Any]) -> bool:
     return bool(1 < np.count_nonzero(counts) < counts.sum())
 
 
-def calinski_harabasz(statistics: NDArray[Any]) -> float:
+def calinski_harabasz(counts: NDArray[Any], means: NDArray[np.float64], within: float) -> float:
     """Return the ratio of the scatter between clusters to that within them.
 
-    It is (B / (m - 1)) / (W / (n - m)) for n tiles in m clusters that have any; 1 where
-    W = 0, as in scikit-learn, or where W of float tiles is lost in the rounding of the sums.
+    It is (B / (m - 1)) / (W / (n - m)) for n tiles in m clusters; 1 where W = 0, as in
+    scikit-learn, or is no more than the rounding of the means could make it.
 
     Parameters
     ----------
-    statistics : ndarray of shape (k, d + 2), int64 or float64
-        As `daskkm.kernel.block_statistics` defines them, of clusters that are `comparable`.
+    counts : ndarray of shape (m,)
+        Tiles of each cluster that has any.
+    means : ndarray of shape (m, d), float64
+        The mean tile of each.
+    within : float
+        Sum of squared distances of the tiles to them.
 
     Returns
     -------
@@ -108,13 +111,11 @@ def calinski_harabasz(statistics: NDArray[Any]) -> float:
     T. Calinski and J. Harabasz, A dendrite method for cluster analysis, Communications in
     Statistics 3 (1974).
     """
-    part = statistics[statistics[:, -2] > 0]
-    counts, means, total = part[:, -2], lloyd.means(part), part.sum(axis=0)
-    within = lloyd.inertia(part, means)
-    between = float(counts @ np.square(means - total[:-2] / total[-2]).sum(axis=1))
-    if within <= (_ROUNDING * part[:, -1].sum() if part.dtype.kind == "f" else 0):
+    n = int(counts.sum())
+    between = float(counts @ np.square(means - counts @ means / n).sum(axis=1))
+    if within <= _ROUNDING**2 * float(counts @ np.square(means).sum(axis=1)):
         return 1.0
-    return between * int(total[-2] - len(part)) / (within * (len(part) - 1))
+    return between * (n - len(counts)) / (within * (len(counts) - 1))
 
 
 def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> float:
@@ -139,12 +140,13 @@ def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> 
     D. L. Davies and D. W. Bouldin, A cluster separation measure, IEEE Trans. Pattern Analysis
     and Machine Intelligence 1 (1979).
     """
-    # Row by row, so that memory is (m, d) and not (m, m, d).
-    apart = np.sqrt([np.square(means - mean).sum(axis=1) for mean in means])
-    if (spreads <= _ZERO).all() or (apart <= _ZERO).all():
-        return 0.0
-    apart[apart == 0] = np.inf
-    return float(((spreads[:, None] + spreads) / apart).max(axis=1).mean())
+    worst, farthest = np.empty(len(means)), 0.0
+    for i, mean in enumerate(means):  # so that memory is (m, d)
+        apart = np.sqrt(np.square(means - mean).sum(axis=1))
+        farthest = max(farthest, float(apart.max()))
+        apart[apart == 0] = np.inf
+        worst[i] = ((spreads[i] + spreads) / apart).max()
+    return 0.0 if (spreads <= _ZERO).all() or farthest <= _ZERO else float(worst.mean())
 
 
 def purity(table: NDArray[np.int64]) -> float:

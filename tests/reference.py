@@ -33,12 +33,14 @@ def labels(
 def statistics(
     tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> NDArray[Any]:
-    """Sum, count and sum of squared norms of the tiles of every centroid."""
+    """Sum, count and squares of the tiles of every centroid: of floats, squared distances."""
     wide = tiles.astype(np.float64 if tiles.dtype.kind == "f" else np.int64)
-    rows = np.hstack([wide, np.ones_like(wide, shape=(len(wide), 1)), (wide**2).sum(1)[:, None]])
+    ones = np.ones_like(wide, shape=(len(wide), 1))
     total = np.zeros((len(stack), tiles.shape[1] + 2), wide.dtype)
     for m, own in enumerate(labels(tiles, stack, offsets).T):
-        np.add.at(total, offsets[m] + own, rows)
+        about = stack[offsets[m] + own] if tiles.dtype.kind == "f" else 0
+        squares = ((wide - about) ** 2).sum(axis=1, dtype=wide.dtype)[:, None]
+        np.add.at(total, offsets[m] + own, np.hstack([wide, ones, squares]))
     return total
 
 

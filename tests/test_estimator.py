@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dask
 import dask.array as da
 import numpy as np
+import pandas
 import pytest
 import sklearn.cluster
 import zarr
@@ -440,7 +441,6 @@ def test_nothing_is_said_before_a_fit() -> None:
         (np.ones(299), r"shape \(299,\) .* for each of the 300 tiles"),
         (np.ones((300, 1)), r"shape \(300, 1\)"),
         (["heavy"] * 300, "give one number for each"),
-        (2.0, r"shape \(\)"),
     ],
     ids=[
         "all negative",
@@ -451,7 +451,6 @@ def test_nothing_is_said_before_a_fit() -> None:
         "too few",
         "two axes",
         "words",
-        "one number",
     ],
 )
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
@@ -482,3 +481,123 @@ def test_a_sample_without_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     weights = np.arange(300) == 299
     with pytest.raises(daskkm.FitError, match="none of the 8 tiles that starts are drawn from"):
         KMeans(1, init="random", random_state=0).fit(make_tiles(), sample_weight=weights)
+
+
+def test_columns_of_a_data_frame_may_have_any_name() -> None:
+    frame = pandas.DataFrame({"features": [0.0, 1, 10, 11], "chunks": [0.0, 0, 5, 5]})
+    model = KMeans(2, random_state=0).fit(frame)
+    assert sorted(model.cluster_centers_.tolist()) == [[0.5, 0], [10.5, 5]]
+    assert model.feature_names_in_.tolist() == ["features", "chunks"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_tiles_that_are_not_finite_are_found_when_they_are_read(bad: float) -> None:
+    tiles = make_tiles(dtype="float64")
+    model = KMeans(3, random_state=0).fit(tiles)
+    tiles[250, 2] = bad
+    for method in (model.predict, model.transform):
+        lazy = method(in_blocks(tiles))
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            lazy.compute()
+    for method in (model.score, model.fit):
+        with pytest.raises(ValueError, match=r"NaN|infinity"):
+            method(in_blocks(tiles))
+
+
+def test_big_endian_tiles_are_tiles() -> None:
+    tiles = make_tiles(dtype="uint16")
+    model = KMeans(3, random_state=0).fit(tiles)
+    other = KMeans(3, random_state=0).fit(tiles.astype(">u2"))
+    assert other.fitted_.dtype == np.dtype("uint16") == model.fitted_.dtype
+    np.testing.assert_array_equal(other.cluster_centers_, model.cluster_centers_)
+    lazy = KMeans(3, random_state=0).fit(in_blocks(tiles.astype(">u2")))
+    np.testing.assert_array_equal(lazy.cluster_centers_, model.cluster_centers_)
+
+
+def test_weights_by_place_and_as_one_number() -> None:
+    tiles = make_tiles()
+    weights = np.arange(len(tiles)) % 3
+    model = KMeans(3, random_state=0).fit(tiles, sample_weight=weights)
+    again = KMeans(3, random_state=0)
+    np.testing.assert_array_equal(again.fit_predict(tiles, None, weights), model.labels_)
+    np.testing.assert_array_equal(again.fit_transform(tiles, None, weights), model.transform(tiles))
+    one = KMeans(3, random_state=0).fit(tiles, sample_weight=2.0)
+    assert one.inertia_ == 2 * KMeans(3, random_state=0).fit(tiles).inertia_
+
+
+def test_a_mapping_is_no_start() -> None:
+    tiles = make_tiles()
+    init: Any = {2: tiles[:2]}
+    with pytest.raises(daskkm.FitError, match="init is a mapping"):
+        KMeans(2, init=init).fit(tiles)
+
+
+def test_a_function_is_given_an_array_whose_size_is_known() -> None:
+    def init(X: da.Array, k: int, random_state: np.random.RandomState) -> Any:
+        assert isinstance(random_state, np.random.RandomState)
+        return X[:k].compute()
+
+    tiles = make_tiles()
+    model = KMeans(3, init=init, n_init=1).fit(selected(tiles))
+    kept = selected(tiles).compute()
+    expected = KMeans(3, init=kept[:3], n_init=1).fit(kept)
+    np.testing.assert_array_equal(model.cluster_centers_, expected.cluster_centers_)
+
+
+def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    tiles = pandas.DataFrame(make_tiles(dtype="float64"), columns=list("abcdef"))
+    inits: list[Any] = ["k-means||", tiles.to_numpy()[:3], tiles.to_numpy()[:3].tolist()]
+    for init in inits:
+        model = KMeans(init=init, n_init=1, tol=np.float64(1e-3), random_state=7)
+        model.set_params(n_clusters=np.int64(3))
+        model.fit(tiles).save(tmp_path / "model.zarr")
+        again = daskkm.load_model(tmp_path / "model.zarr")
+        for name, value in model.get_params().items():
+            np.testing.assert_array_equal(again.get_params()[name], value)
+        np.testing.assert_array_equal(again.cluster_centers_, model.cluster_centers_)
+        np.testing.assert_array_equal(again.fitted_.counts_, model.fitted_.counts_)
+        np.testing.assert_array_equal(again.predict(tiles), model.labels_)
+        assert (again.inertia_, again.n_iter_) == (model.inertia_, model.n_iter_)
+        assert again.n_features_in_ == 6
+        assert again.feature_names_in_.tolist() == list("abcdef")
+        assert again.score(tiles) == model.score(tiles)
+        again.fit(tiles)
+        assert again.inertia_ == model.inertia_
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"init": lambda X, k, random_state: X[:k]}, r"init is <function.*set_params\(init="),
+        ({"random_state": np.random.RandomState(0)}, r"random_state is RandomState"),
+    ],
+)
+def test_what_only_a_pickle_could_hold_is_not_saved(
+    params: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    model = KMeans(2, n_init=1, **params).fit(make_tiles())
+    with pytest.raises(daskkm.ModelError, match=match):
+        model.save(tmp_path / "model.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"params": None},
+        {"params": [1]},
+        {"params": {"lr": 3}},
+        {"params": {"n_clusters": 99}},
+        {"params": {"n_clusters": 2}, "feature_names": ["a"]},
+        {"params": {"n_clusters": 2}, "feature_names": 5},
+    ],
+)
+def test_parameters_that_are_no_estimators_are_not_loaded(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = KMeans(2, random_state=0).fit(make_tiles())
+    model.fitted_.save(tmp_path / "model.zarr", settings=settings)
+    with pytest.raises(daskkm.ModelError, match=r"model\.zarr: the saved model's parameters"):
+        daskkm.load_model(tmp_path / "model.zarr")
+    model.fitted_.save(tmp_path / "model.zarr")
+    assert daskkm.load_model(tmp_path / "model.zarr").n_clusters == 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -368,3 +370,67 @@ def test_every_pass_of_a_seeding_is_shown(
         *[False] * seeding_passes,
         True,
     ]
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_signed_tiles_and_weights_at_the_limit_of_what_is_exact(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, seed: int
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 4)
+    rng = np.random.default_rng(seed)
+    tiles = np.where(rng.random((40, 2)) < 0.5, -32768, 32767).astype(np.int16)
+    weights = np.full(40, (2**63 - 1) // (2 * 65535**2) // 40)
+    call: dict[str, Any] = {"n_init": 1, "random_state": seed, "sample_weight": weights}
+    whole = daskkm.fit_sweep(da.from_array(tiles, chunks=40), [3], **call).models[3]
+    parts = daskkm.fit_sweep(da.from_array(tiles, chunks=chunk), [3], **call).models[3]
+    assert parts.inertia_ == whole.inertia_
+    np.testing.assert_array_equal(parts.cluster_centers_, whole.cluster_centers_)
+    with pytest.raises(OverflowError, match=r"weights added up.*use at most 1073"):
+        daskkm.fit_sweep(tiles, [3], **call | {"sample_weight": weights * 2})
+
+
+@pytest.mark.parametrize("weight", [1e19, 2.0**60, 2**63])
+def test_weights_beyond_what_integers_hold(weight: float) -> None:
+    tiles = np.array([[0.0], [1], [10], [11]])
+    weights = np.full(4, weight, np.uint64 if isinstance(weight, int) else np.float64)
+    result = daskkm.fit_sweep(tiles, [2], init=[[0.0], [10.0]], sample_weight=weights)
+    assert result.models[2].cluster_centers_.tolist() == [[0.5], [10.5]]
+    assert result.models[2].inertia_ == pytest.approx(float(weight))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("apart", [1e3, 1e5, 1e7, 1e9])
+def test_inertia_of_float_clusters_far_apart(apart: float, dtype: str, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    offsets = np.array([-1, 0, 1])[rng.integers(0, 3, 600)] * apart
+    tiles = (rng.normal(0, 1, (600, 3)) + offsets[:, None]).astype(dtype)
+    weights = rng.random(600) if weighted else np.ones(600)
+    start = np.array([[-apart] * 3, [0.0] * 3, [apart] * 3])
+    call: dict[str, Any] = {"init": start, "sample_weight": weights if weighted else None}
+    model = daskkm.fit_sweep(tiles, [3], **call).models[3]
+    own = model.cluster_centers_[model.predict(tiles)]
+    direct = (weights[:, None] * np.square(tiles.astype(float) - own)).sum()
+    assert model.inertia_ == pytest.approx(direct, rel=1e-12)
+    assert daskkm.KMeans(3, init=start, n_init=1).fit(tiles, sample_weight=weights).score(
+        tiles, sample_weight=weights
+    ) == pytest.approx(-direct, rel=1e-12)
+
+
+def test_fits_at_once_leave_the_settings_of_dask_alone(rows: NDArray[Any]) -> None:
+    def fit(seed: int) -> float:
+        model = daskkm.fit_sweep(rows[:600], [3], n_init=1, init="k-means||", random_state=seed)
+        return model.models[3].inertia_
+
+    before = dask.config.get("scheduler", None)
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(fit, range(16)))
+    assert dask.config.get("scheduler", None) == before
+    assert at_once == [fit(seed) for seed in range(16)]
+
+
+def test_an_unknown_number_of_features_is_refused(rows: NDArray[Any]) -> None:
+    X = da.from_array(rows[:50], chunks=(20, 100))
+    with pytest.raises(daskkm.FitError, match=r"compute_chunk_sizes\(\) tells"):
+        daskkm.fit_sweep(X[:, X[0] >= 0], [2])

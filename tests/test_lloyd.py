@@ -131,8 +131,16 @@ def test_relocation_takes_the_farthest_first_and_the_first_on_ties() -> None:
         statistics,
         lloyd.Farthest(np.zeros(2), order, tiles[order], labels.astype(np.int32), np.ones(2, int)),
     )
-    assert moved.tolist() == [[0, 1, 0], [303, 3, 30609], [200, 1, 40000]]
-    assert moved.sum(axis=0).tolist() == statistics.sum(axis=0).tolist()
+    assert moved[:, :-1].tolist() == [[0, 1], [303, 3], [200, 1]]
+
+
+def test_relocation_leaves_a_light_rest_of_a_heavy_cluster() -> None:
+    statistics = np.array([[10**15 + 1, 10**13 + 1, 0], [0, 0, 0]])
+    far = lloyd.Farthest(
+        np.zeros(1), np.zeros(1, int), np.array([[100]]), np.zeros(1, np.int32), np.array([10**13])
+    )
+    moved = lloyd.relocate(statistics, far)
+    assert moved[:, :-1].tolist() == [[1, 1], [10**15, 10**13]]
 
 
 def test_farthest_most_sorts_by_distance_then_index() -> None:
@@ -200,7 +208,7 @@ def test_inertia_from_statistics_is_the_sum_of_squared_distances(
     statistics = reference.statistics(tiles, centroids, np.array([0, 3]))
     direct = reference.distances(tiles, centroids).min(axis=1).sum()
     assert lloyd.inertia(statistics, centroids) == pytest.approx(direct, rel=1e-13, abs=1e-9)
-    variance = lloyd.mean_variance(statistics)
+    variance = lloyd.mean_variance(statistics, centroids)
     assert variance == pytest.approx(tiles.astype(float).var(axis=0).mean(), rel=1e-13)
 
 
@@ -208,8 +216,9 @@ def test_inertia_is_exact_where_int64_would_overflow() -> None:
     # A billion tiles, half 254 and half 255: sums of squares beyond 2**63.
     n, d = 10**9, 256
     statistics = np.array([[n // 2 * 509] * d + [n, n // 2 * (254**2 + 255**2) * d]])
-    assert lloyd.inertia(statistics, np.full((1, d), 254.5)) == n * d / 4
-    assert lloyd.mean_variance(statistics) == 0.25
+    centroid = np.full((1, d), 254.5)
+    assert lloyd.inertia(statistics, centroid) == n * d / 4
+    assert lloyd.mean_variance(statistics, centroid) == 0.25
 
 
 def test_inertia_of_tiles_on_their_centroids_is_zero_and_never_negative() -> None:

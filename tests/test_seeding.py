@@ -151,6 +151,13 @@ def test_arrivals_are_exponential_and_independent() -> None:
     assert np.abs(correlation - np.eye(5)).max() < 5 / 200_000**0.5
 
 
+def test_the_logarithm() -> None:
+    u = np.concatenate(
+        [np.geomspace(2.0**-53, 0.999, 100_000), 1 - np.geomspace(2.0**-53, 0.1, 999)]
+    )
+    np.testing.assert_allclose(seeding._minus_log(u), -np.log(u), rtol=1e-12)
+
+
 def test_a_race_is_won_in_proportion_to_mass() -> None:
     mass = np.array([0.0, 1, 4, 9, 0])
     tiles = np.arange(5)[:, None]
