@@ -148,9 +148,8 @@ def test_many_writers_at_once_and_the_last_one_stays(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
 
 
-def test_what_a_killed_run_left_beside_it_is_in_no_ones_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_run_left_beside_it_is_in_no_ones_way(tmp_path: Path) -> None:
+    write(tmp_path / "h", [0])
     for pid in ("1", str(os.getpid())):
         for left in ("old", "partial"):
             (tmp_path / f"h.{pid}.{left}").mkdir()
