@@ -196,6 +196,33 @@ def distances(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
     )
 
 
+def write_labels(
+    X: da.Array, centroids: NDArray[np.float64], labels: Any, distances: Any = None
+) -> Delayed:
+    """Write the label of every tile under one model, and the distances if asked to, lazily.
+
+    Every task writes what is of its own block, wherever it runs; only sizes come back.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+        Tiles, in one chunk along the features.
+    centroids : ndarray of shape (k, d), float64
+    labels : object
+        Runs of rows are written to it by ``labels[first:last] = …``, a block at a time.
+    distances : object, optional
+        Likewise, but ``distances.rows`` at a time.
+
+    Returns
+    -------
+    Delayed ndarray of shape (k,), int64
+        How many tiles each label was given.
+    """
+    # A task of its own, under a name that no other run has.
+    targets = dask.delayed((labels, distances), pure=False, traverse=False)
+    return _gathered(_one_written, X, None, sum, centroids=_shared(centroids), targets=targets)
+
+
 def farthest(
     X: da.Array,
     stack: NDArray[np.float64],
@@ -531,6 +558,23 @@ def _one_distances(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArr
     kernel.check_finite(tiles)
     distances = kernel.distances_to_all(tiles, centroids)
     return np.sqrt(distances, out=distances)
+
+
+def _one_written(
+    tiles: NDArray[Any],
+    first: NDArray[np.int64],
+    *,
+    centroids: NDArray[np.float64],
+    targets: tuple[Any, Any],
+) -> NDArray[np.int64]:
+    labels, distances = targets
+    start, own = int(first[0, 0]), _one_labels(tiles, centroids)
+    labels[start : start + len(tiles)] = own
+    # For many clusters, the distances of a block are many times the block.
+    for lo in range(0, len(tiles), distances.rows) if distances is not None else ():
+        part = _one_distances(tiles[lo : lo + distances.rows], centroids)
+        distances[start + lo : start + lo + len(part)] = part
+    return np.bincount(own, minlength=len(centroids))
 
 
 def _one_farthest(

@@ -75,6 +75,11 @@ def given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number of things in words: 1 sheet, 2 sheets."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 _LEAST_MEMORY = 200_000_000
 # Which options a scheduler follows: one that others started, none.
 _FOLLOWS = {

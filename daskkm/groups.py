@@ -1,17 +1,23 @@
 """Zarr groups and arrays that are whole or not there, and never read with a chunk missing.
 
-What is written is written beside its place, as ``NAME.PID.partial``, and moved there when it is
-complete; nothing is replaced but a node (a group or an array) of the same kind. Chunks are
-uncompressed, each with a CRC-32C, cut along the first axis only. Before a chunk is read its size
-is checked, because zarr reads a missing one as zeros.
+What is written is written beside its place, as ``NAME.TOKEN.partial`` with a token of its own, and
+moved there when it is complete; nothing is replaced but a node (a group or an array) of the same
+kind, which is ``NAME.TOKEN.old`` until it is removed. Chunks are uncompressed, each with a CRC-32C,
+cut along the first axis only. Before a chunk is read its size is checked, because zarr reads a
+missing one as zeros.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import math
 import os
+import re
+import secrets
 import shutil
-from contextlib import contextmanager
+import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +36,11 @@ if TYPE_CHECKING:
     from daskkm.errors import DaskkmError
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+# What the system leaves in any folder.
+_SYSTEMS = re.compile(r"\.DS_Store|\.nfs.*")
+# What a run that was killed leaves beside a place.
+_LEFT = re.compile(r"\.[0-9a-f]+\.(partial|old)$")
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,8 @@ class Kind:
     rows : str
         What the first axis of its arrays counts.
     members : frozenset of str
-        What its folder may hold. One that holds anything else is never replaced.
+        What its folder may hold: nodes. One that holds anything else is never replaced, nor is
+        one where the folder of a node in it does.
     error : type of DaskkmError
         What is raised.
     make : str
@@ -54,6 +66,10 @@ class Kind:
         What to do when it is damaged.
     format : int
         The only one that is read.
+    names : tuple of pairs of str
+        Groups in it, each with the pattern of the names of what these may hold.
+    placed : bool
+        Whether its place is anyone's choice.
     """
 
     name: str
@@ -64,6 +80,8 @@ class Kind:
     make: str
     mend: str
     format: int = 1
+    names: tuple[tuple[str, str], ...] = ()
+    placed: bool = True
 
 
 def open_node(path: Path, kind: Kind) -> tuple[Any, dict[str, Any]]:
@@ -91,7 +109,10 @@ def open_node(path: Path, kind: Kind) -> tuple[Any, dict[str, Any]]:
         msg = f"{path}: {what} no {kind.noun}; {kind.make}"
         raise kind.error(msg)
     said = _attributes(node)
-    if found := _difference(said, kind):
+    if found := _other(said, kind):
+        msg = f"{path}: this is not a {kind.noun} ({found}); name a {kind.noun}, or {kind.make}"
+        raise kind.error(msg)
+    if found := _other_format(said, kind):
         msg = (
             f"{path}: this is not a {kind.noun} that this version of daskkm reads ({found}); "
             f"use the version that made it, or remove it and {kind.mend}"
@@ -194,14 +215,71 @@ def replacing(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
     DaskkmError
         The kind's: if something else is there, or the folder cannot be written.
     """
-    path = check_free(path, kind)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with beside(path, kind) as partial:
+        yield partial
+        put(partial, path, kind)
+
+
+@contextmanager
+def beside(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
+    """Give a node a place to be written to, from where `put` takes it, or where it is removed.
+
+    Parameters, what is yielded and raised are those of `replacing`.
+    """
+    partial = _beside(check_free(path, kind), "partial")
     try:
         yield partial
-        with write_errors_named(path, kind):
-            _replace(path, partial, kind)
     finally:
         _discard(partial)
+
+
+def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
+    """Put a complete node in its place. The one that was there goes only when that is done.
+
+    Parameters
+    ----------
+    partial : Path
+        As `beside` gave it.
+    path : path-like
+    kind : Kind
+
+    Raises
+    ------
+    DaskkmError
+        The kind's: if something else is there by now, or the folder cannot be written.
+    """
+    while True:
+        place = check_free(path, kind)  # again: much may have happened since
+        try:
+            with write_errors_named(place, kind), set_aside(place):
+                partial.rename(place)
+        except kind.error as error:
+            # Another run has put its own there in between. The last one stays.
+            if getattr(error.__cause__, "errno", None) not in _TAKEN:
+                raise
+        else:
+            return
+
+
+@contextmanager
+def set_aside(place: Path) -> Iterator[None]:
+    """Move away what is at a place, if anything, and remove it, or else bring it back.
+
+    It is removed when the body is done. When that fails it comes back, if the place is free.
+    """
+    old = _beside(place, "old")
+    with suppress(FileNotFoundError):
+        place.rename(old)
+    try:
+        yield
+    except BaseException:
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def create_group(path: Path) -> zarr.Group:
@@ -289,13 +367,12 @@ def check_free(path: str | os.PathLike[str], kind: Kind) -> Path:
         path = Path(path).resolve()
         found = _foreign(path, kind)
     except (OSError, RuntimeError) as error:
-        msg = f"{path}: a {kind.noun} cannot be put there ({error}); choose another place"
+        advice = "choose another place" if kind.placed else "see that it can be written"
+        msg = f"{path}: a {kind.noun} cannot be put there ({error}); {advice}"
         raise kind.error(msg) from error
     if found:
-        msg = (
-            f"{path}: this is not a {kind.noun} of daskkm's to be replaced ({found}); "
-            "choose another place"
-        )
+        advice = "choose another place" if kind.placed else "move it elsewhere"
+        msg = f"{path}: this is not a {kind.noun} of daskkm's to be replaced ({found}); {advice}"
         raise kind.error(msg)
     return path
 
@@ -306,10 +383,8 @@ def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = (
-            f"{path}: the {kind.noun} cannot be written ({error}); "
-            "make room or choose another place"
-        )
+        advice = "choose another place" if kind.placed else "see that the folder can be written"
+        msg = f"{path}: the {kind.noun} cannot be written ({error}); make room or {advice}"
         raise kind.error(msg) from error
 
 
@@ -350,51 +425,110 @@ def _open(path: Path, kind: Kind) -> zarr.Group | zarr.Array[Any] | None:
         raise kind.error(msg) from error
 
 
+def _said_at(path: Path, kind: Kind) -> dict[str, Any]:
+    """Return what a node says of itself, from one read. Zarr takes several to open it."""
+    try:
+        attributes = json.loads((path / "zarr.json").read_bytes()).get("attributes", {})
+        return dict(attributes.get("daskkm", {}))
+    except FileNotFoundError:
+        raise
+    except (*_UNREADABLE, AttributeError) as error:
+        msg = f"{path}: the metadata cannot be read ({error}); remove it and {kind.mend}"
+        raise kind.error(msg) from error
+
+
 def _attributes(node: zarr.Group | zarr.Array[Any]) -> dict[str, Any]:
     said = node.attrs.get("daskkm")
     return dict(said) if isinstance(said, dict) else {}
 
 
-def _difference(said: Mapping[str, Any], kind: Kind) -> str | None:
-    """Say what keeps a node with these attributes from being read as of a kind, if anything."""
+def _other(said: Mapping[str, Any], kind: Kind) -> str | None:
+    """Say what a node with these attributes is, if it is of no such kind."""
     if not said:
         return "it is none of daskkm's"
     found = said.get("kind", "store")  # the first stores did not say
-    if found != kind.name:
-        return f"its kind is {found}, not {kind.name}"
-    if said.get("format") != kind.format:
-        return f"its format is {said.get('format')}, not {kind.format}"
-    return None
+    return None if found == kind.name else f"its kind is {found}, not {kind.name}"
+
+
+def _other_format(said: Mapping[str, Any], kind: Kind) -> str | None:
+    """Say what format a node of this kind is of, if it is not the one that is read."""
+    found = said.get("format")
+    return None if found == kind.format else f"its format is {found}, not {kind.format}"
 
 
 def _foreign(path: Path, kind: Kind) -> str | None:
     """Say what at a place is not to be replaced by a node of a kind, if anything."""
-    if path.is_mount() or path == Path.cwd():
+    # Path.is_mount fails where another run moves what is there.
+    if os.path.ismount(path) or path == Path.cwd():
         return "it is a mount point or the folder you are in"
-    if not path.is_dir():
-        return "it is a file" if path.exists() else None
-    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-    if foreign := sorted(names - kind.members):
-        return f"it holds {foreign[0]}"
-    if not names:
-        return None
-    node = _open(path, kind)
-    return _difference({} if node is None else _attributes(node), kind)
+    # One question at a time of what is there: another run may move it between two of them.
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return "it is a file"
+    while entries := _entries(path):
+        if stray := _stray(entries, kind):
+            return f"it holds {stray}"
+        try:
+            said = _said_at(path, kind)
+        except FileNotFoundError:
+            if path / "zarr.json" in entries:
+                continue  # it has just been moved: look again
+            said = {}
+        return _other(said, kind) or _other_format(said, kind)
+    return None
 
 
-def _replace(path: Path, partial: Path, kind: Kind) -> None:
-    """Put a complete node in its place. The one that was there goes only when that is done."""
-    check_free(path, kind)  # again: much may have happened since
-    old = path.with_name(f"{path.name}.{os.getpid()}.old")
+def is_empty(folder: Path) -> bool:
+    """Tell whether a folder holds nothing of anyone's."""
+    return not _entries(folder)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what a folder holds, in order; nothing if it is gone."""
     try:
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        return sorted(entry for entry in folder.iterdir() if not _SYSTEMS.fullmatch(entry.name))
+    except FileNotFoundError:
+        return []
+
+
+def _stray(entries: list[Path], kind: Kind) -> str | None:
+    """Return the first that is not of a node of this kind, nor of a node in it, if there is one."""
+    names = dict(kind.names)
+    for entry in entries:
+        if entry.name not in kind.members:
+            return entry.name
+        if entry.name == "c" or not entry.is_dir():  # chunks, of which there may be many
+            continue
+        if found := _stray_within(entry, names.get(entry.name)):
+            return f"{entry.name}/{found}"
+    return None
+
+
+def _stray_within(folder: Path, names: str | None = None) -> str | None:
+    """Return what is not of the node in a folder, if anything. The chunks are not looked at."""
+    group = names is not None or _is_group(folder)
+    for entry in _entries(folder):
+        if entry.name == "zarr.json" or (entry.name == "c" and not group):
+            continue
+        known = group and re.fullmatch(names or ".*", _LEFT.sub("", entry.name))
+        if not (known and (entry.is_dir() or not entry.exists())):
+            return entry.name
+        if found := _stray_within(entry):
+            return f"{entry.name}/{found}"
+    return None
+
+
+def _is_group(folder: Path) -> bool:
+    """Tell whether a folder says that it is a Zarr group: not if what it says is damaged."""
+    try:
+        return bool(json.loads((folder / "zarr.json").read_bytes())["node_type"] == "group")
+    except _UNREADABLE:
+        return False
+
+
+def _beside(path: Path, what: str) -> Path:
+    """Return a name beside a place that no other run has, in whatever container or thread."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.{what}")
 
 
 def _discard(partial: Path) -> None:

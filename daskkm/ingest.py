@@ -154,7 +154,8 @@ def command(images: Path, store: Path, tile: tuple[int, int]) -> None:
     """Cut the sheets in the folder IMAGES into tiles and write them to a store."""
     written = ingest(images, store, tile)
     click.echo(
-        f"{store}: {len(written)} tiles of {tile[0]} x {tile[1]} from {len(written.sheets)} sheets"
+        f"{store}: {cli.count(len(written), 'tile')} of {tile[0]} x {tile[1]} "
+        f"from {cli.count(len(written.sheets), 'sheet')}"
     )
 
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
-from daskkm.errors import FitError
+from daskkm.errors import FitError, StoreError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from daskkm.estimator import KMeans
     from daskkm.model import FittedModel
     from daskkm.store import TileStore
@@ -24,7 +26,8 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
     Labels go block by block from the kernel into ``labels/K`` in the store, on the active
     `distributed.Client` if there is one, else on dask's default scheduler; none pass through
     this process on their way. They take their place when all are written, and that of labels
-    of the same k; distances of the same k that were there before go with these.
+    of the same k; distances of the same k that were there before go with these. Of two runs at
+    once for the same k, the labels of the one that ends last stay.
 
     Parameters
     ----------
@@ -37,9 +40,9 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
     Raises
     ------
     FitError
-        If the model was fitted to tiles of another shape or dtype.
+        If the model is none or not fitted, or was fitted to tiles of another shape or dtype.
     StoreError
-        If a tile cannot be read, or labels cannot be written.
+        If the store is none, a tile cannot be read, or labels cannot be written.
 
     Examples
     --------
@@ -55,16 +58,49 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
     >>> bool((store.labels(3) == model.labels_).all())
     True
     """
-    model = getattr(model, "fitted_", model)
+    _check_store(store)
+    _write(store, _fitted(model), distances=distances)
+
+
+def _write(store: TileStore, model: FittedModel, *, distances: bool) -> NDArray[Any]:
+    """Write labels as `label` does, and return how many tiles each was given."""
+    from daskkm import blocks
+
     _check_fits(store, model)
-    # Both of them of one array, so that every tile is read once.
-    found = model.predict(store), model.transform(store) if distances else None
+    centroids = model.cluster_centers_
     said = {
-        "k": len(model.cluster_centers_),
+        "k": len(centroids),
         "inertia": model.inertia_,
-        "centroids": hashlib.sha256(model.cluster_centers_.tobytes()).hexdigest(),
+        "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
     }
-    store.write_labels(*found, said)
+    with store.writing_labels(said, distances=distances) as targets:
+        sizes: NDArray[Any] = blocks.write_labels(store.features(), centroids, *targets).compute()
+    return sizes
+
+
+def _check_store(store: Any) -> None:
+    from daskkm.store import TileStore
+
+    if not isinstance(store, TileStore):
+        msg = (
+            f"labels go into a TileStore, which {type(store).__name__} is not; "
+            "get one from daskkm.open_store or daskkm.ingest"
+        )
+        raise StoreError(msg)
+
+
+def _fitted(model: Any) -> FittedModel:
+    """Return what a model, or an estimator, was fitted to; raise FitError if that is nothing."""
+    from daskkm.model import FittedModel
+
+    fitted = getattr(model, "fitted_", model)
+    if isinstance(fitted, FittedModel):
+        return fitted
+    what = f"{type(model).__name__} is no model"
+    if hasattr(model, "fit"):
+        what = f"this {type(model).__name__} is not fitted"
+    msg = f"{what}; fit a daskkm.KMeans, or read a saved model by daskkm.load_model"
+    raise FitError(msg)
 
 
 def _check_fits(store: TileStore, model: FittedModel) -> None:
@@ -101,8 +137,6 @@ def command(
 
     Writes labels/K, and distances/K if asked to, into the store.
     """
-    import dask.array as da
-
     from daskkm.model import load_saved
     from daskkm.store import open_store
 
@@ -113,11 +147,10 @@ def command(
     with scheduler.connect(scheduler_name, **local) as client:
         if client is not None:
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
-        label(store, model, distances=distances)
-        sizes = da.bincount(store.labels(k), minlength=k).compute()
+        sizes = _write(store, model, distances=distances)
     also = f" and {store_path / 'distances' / str(k)}" if distances else ""
     click.echo(
-        f"{len(store)} tiles in clusters of {' '.join(map(str, sizes))}, "
+        f"{cli.count(len(store), 'tile')} in clusters of {' '.join(map(str, sizes))}, "
         f"{time.perf_counter() - started:.1f} s; labels are in {store_path / 'labels' / str(k)}"
         f"{also}"
     )

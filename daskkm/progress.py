@@ -138,6 +138,8 @@ def closing_table(models: Mapping[int, FittedModel], qualities: Mapping[int, Qua
     lines.append(
         "CH (Calinski-Harabasz) and silh (silhouette): more is better; DB (Davies-Bouldin): less."
     )
+    if any(q.purity is not None for q in qualities.values()):
+        lines.append("purity, ARI (adjusted Rand) and NMI: more is better, 1 is perfect.")
     found = knee({k: model.inertia_ for k, model in models.items()})
     if found is not None:
         lines.append(f"The curve of inertia has its knee at k = {found}.")

@@ -39,9 +39,45 @@ def check_writable(out: Path, ks: Iterable[int]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
-        for folder in (out / str(k) for k in ks):
-            if folder.exists() and not folder.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{folder.name} in it is not a folder")
+        for name in ("sweep.json", "contact_sheet.png"):
+            _check_no_folder(out / name)
+    for k in ks:
+        _check_folder(out / str(k), k)
+
+
+def _check_folder(folder: Path, k: int) -> None:
+    """Raise ResultsError if pictures of k centroids could not be written to a folder."""
+    if not folder.exists():
+        return
+    with _errors_named(folder.parent):
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder.name} in it is not a folder")
+    with _errors_named(folder):
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for i in range(1, k + 1):
+            _check_no_folder(folder / f"centroid{i}.png")
+
+
+def _check_no_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path.name} in it is a folder")
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    ResultsError
+        If it cannot be removed.
+    """
+    with _errors_named(path):
+        path.unlink(missing_ok=True)
 
 
 def save_centroids(out: Path, pictures: NDArray[np.uint8]) -> None:

@@ -1,13 +1,13 @@
 """The store: tiles in a Zarr group, where they came from, and the labels they were given.
 
-Chunks are 4 MiB, whole tiles; every write covers whole chunks. Labels and distances lie in
-``labels/K`` and ``distances/K``, in chunks of as many tiles.
+Chunks are about 4 MiB, whole tiles; every write covers whole chunks. Labels and distances lie in
+``labels/K``, in chunks of as many tiles, and ``distances/K``, in chunks of about 4 MiB of which a
+whole number goes into as many tiles: so whoever has a chunk of tiles writes all that is of them.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ _STORE = Kind(
     error=StoreError,
     make="make one with: python -m daskkm.ingest IMAGES --store PATH",
     mend="ingest the sheets again",
+    names=(("labels", "[0-9]+"), ("distances", "[0-9]+")),
 )
 _LABELS = Kind(
     name="labels",
@@ -53,6 +54,7 @@ _LABELS = Kind(
     error=StoreError,
     make="make one with: python -m daskkm.label MODEL --store PATH",
     mend="label the tiles again",
+    placed=False,
 )
 _DISTANCES = Kind(
     name="distances",
@@ -62,6 +64,7 @@ _DISTANCES = Kind(
     error=StoreError,
     make="make one with: python -m daskkm.label MODEL --store PATH --distances",
     mend="label the tiles again, with distances",
+    placed=False,
 )
 
 
@@ -149,44 +152,68 @@ class TileStore:
         Returns
         -------
         dask array of shape (n_tiles, k), float64
-            Euclidean.
-        """
-        return self._learnt(_DISTANCES, k, (k,))
-
-    def write_labels(
-        self, labels: da.Array, distances: da.Array | None, said: Mapping[str, Any]
-    ) -> None:
-        """Write the labels of the model of k clusters, and the distances if there are any.
-
-        Every task writes its own chunk, wherever it runs, and nothing comes back. They take the
-        place of those that were there when all are written.
-
-        Parameters
-        ----------
-        labels : dask array of shape (n_tiles,), int32
-            In blocks of the same tiles as those of `features`.
-        distances : dask array of shape (n_tiles, k), float64, or None
-        said : mapping of str to Any
-            What they are to say of the model, its ``k`` at least, as JSON has it.
+            Euclidean. A block of tiles has one block of them or several.
 
         Raises
         ------
         StoreError
-            If they cannot be written, or a tile cannot be read.
+            If there are none, or they are of another model than the labels.
         """
-        k = said["k"]
+        found = self._learnt(_DISTANCES, k, (k,))
+        of, labels_of = (self._said(kind, k) for kind in (_DISTANCES, _LABELS))
+        if of != labels_of:  # two runs took their places at once
+            msg = (
+                f"{self._place(_DISTANCES, k)}: the distances are of another model than the "
+                f"labels; {_DISTANCES.mend}"
+            )
+            raise StoreError(msg)
+        return found
+
+    @contextmanager
+    def writing_labels(
+        self, said: Mapping[str, Any], *, distances: bool
+    ) -> Iterator[tuple[Target, Target | None]]:
+        """Yield what takes the place of the labels of the model of k clusters, and the distances.
+
+        That is when the body is done, with all tiles written. Distances that were there go in
+        any case: they may be of another model.
+
+        Parameters
+        ----------
+        said : mapping of str to Any
+            What they are to say of the model, its ``k`` at least, as JSON has it.
+        distances : bool
+            Whether distances are written too.
+
+        Yields
+        ------
+        tuple of Target, and of Target or None
+            For labels, of shape (n_tiles,), int32, and for distances, of shape (n_tiles, k),
+            float64. Each write is of whole chunks, or the last one; any worker may do it.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be written, or something else is in their place.
+        """
+        k, n = said["k"], len(self)
+        stale = groups.check_free(self._place(_DISTANCES, k), _DISTANCES)
         with ExitStack() as stack:
-            # They take their places in turn, labels first; by then the distances of an earlier
-            # model are gone. So distances that are there belong to the labels, whatever happens.
-            sources = {_DISTANCES: distances, _LABELS: labels}
-            sources = {kind: rows for kind, rows in sources.items() if rows is not None}
-            targets = [
-                stack.enter_context(self._new(kind, rows, k, said))
-                for kind, rows in sources.items()
-            ]
-            da.store(list(sources.values()), targets, lock=False)
-            stale = groups.check_free(self._place(_DISTANCES, k), _DISTANCES)
-            shutil.rmtree(stale, ignore_errors=True)
+            # Chunks of whole tiles, of which the last block may have fewer.
+            rows = min(self.tiles.chunks[0], n)
+            labels = stack.enter_context(self._new(_LABELS, k, (n,), "int32", rows))
+            own = None
+            if distances:
+                part = _part(rows, 8 * k)
+                own = stack.enter_context(self._new(_DISTANCES, k, (n, k), "float64", part))
+            yield labels, own
+            for target in filter(None, (labels, own)):
+                target.complete(said)
+            # Distances that are there belong to the labels, whenever this is cut short.
+            with groups.write_errors_named(stale, _DISTANCES), groups.set_aside(stale):
+                labels.put()
+            if own is not None:
+                own.put()
 
     def check(self) -> None:
         """Find out whether all chunks are there and whole, without reading them.
@@ -214,6 +241,27 @@ class TileStore:
         """
         arrays = {name: groups.member(self._group, name, _STORE) for name in _PROVENANCE}
         return {name: groups.read(array, 0, len(self), _STORE) for name, array in arrays.items()}
+
+    def provenance_of(self, name: str) -> da.Array:
+        """Return where each tile came from in one respect, lazily.
+
+        Parameters
+        ----------
+        name : {"sheet", "row", "col"}
+            As in `provenance`.
+
+        Returns
+        -------
+        dask array of shape (n_tiles,), int32
+            In blocks of the same tiles as those of `features`.
+        """
+        array = groups.member(self._group, name, _STORE)
+        return self._rows(array, (), _STORE, name).rechunk((self.features().chunks[0],))
+
+    def _said(self, kind: Kind, k: int) -> dict[str, Any]:
+        """Return what labels or distances say of their model."""
+        _, said = groups.open_node(self._place(kind, k), kind)
+        return {name: value for name, value in said.items() if name != "kind"}
 
     def _place(self, kind: Kind, k: int) -> Path:
         return self.path / kind.name / str(k)
@@ -244,38 +292,65 @@ class TileStore:
 
     @contextmanager
     def _new(
-        self, kind: Kind, rows: da.Array, k: int, said: Mapping[str, Any]
-    ) -> Iterator[_Target]:
-        """Yield what takes the place of the labels or distances of k when all are written."""
+        self, kind: Kind, k: int, shape: tuple[int, ...], dtype: str, rows: int
+    ) -> Iterator[Target]:
+        """Yield new labels or distances of k, to be put in their place."""
         path = self._place(kind, k)
-        with groups.replacing(path, kind) as partial:
+        with groups.beside(path, kind) as partial:
             with groups.write_errors_named(path, kind):
                 zarr.open_group(self.path, mode="r+").require_group(kind.name)
                 array = groups.create_array(
                     partial,
                     None,
-                    rows.shape,
-                    rows.dtype,
-                    rows=self.tiles.chunks[0],
-                    dimensions=("tile", "cluster")[: rows.ndim],
+                    shape,
+                    dtype,
+                    rows=rows,
+                    dimensions=("tile", "cluster")[: len(shape)],
                 )
-            yield _Target(array, path, kind)
-            groups.check(array, kind)
-            with groups.write_errors_named(path, kind):
-                groups.complete(array, kind, said)
+            yield Target(array, path, partial, kind)
 
 
 @dataclass(frozen=True)
-class _Target:
-    """What `dask.array.store` writes to, on whichever worker: there an error is named best."""
+class Target:
+    """Labels or distances being written, on whichever worker: there an error is named best."""
 
     array: zarr.Array[Any]
     path: Path
+    partial: Path
     kind: Kind
+
+    @property
+    def rows(self) -> int:
+        """Rows of a chunk."""
+        return self.array.chunks[0]
 
     def __setitem__(self, key: Any, rows: NDArray[Any]) -> None:
         with groups.write_errors_named(self.path, self.kind):
             self.array[key] = rows
+
+    def complete(self, said: Mapping[str, Any]) -> None:
+        """Find out whether all was written, and say so in it."""
+        groups.check(self.array, self.kind)
+        with groups.write_errors_named(self.path, self.kind):
+            groups.complete(self.array, self.kind, said)
+
+    def put(self) -> None:
+        """Put it in its place."""
+        groups.put(self.partial, self.path, self.kind)
+
+
+def _chunk_rows(tile_bytes: int) -> int:
+    """Return how many tiles make a chunk: a number that divides well, for those of distances."""
+    rows = max(1, _CHUNK_BYTES // tile_bytes)
+    return rows - rows % (1 << max(0, rows.bit_length() - 5))
+
+
+def _part(rows: int, row_bytes: int) -> int:
+    """Return the divisor of a number of rows that comes nearest to a chunk of these, in ratio."""
+    wanted = max(1, _CHUNK_BYTES // row_bytes)
+    divisors = [d for d in range(1, math.isqrt(rows) + 1) if rows % d == 0]
+    divisors += [rows // d for d in divisors]
+    return min(divisors, key=lambda d: abs(math.log(d / wanted)))
 
 
 def _read_rows(
@@ -300,7 +375,7 @@ class StoreWriter:
         self._waiting: list[NDArray[np.uint8]] = []
         self._written = 0
         shape = (n_tiles, *tile, *bands)
-        chunk = max(1, _CHUNK_BYTES // math.prod(shape[1:]))
+        chunk = _chunk_rows(math.prod(shape[1:]))
         with groups.write_errors_named(path, _STORE):
             group = self._group = groups.create_group(partial)
             self._tiles = groups.create_array(

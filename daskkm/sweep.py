@@ -96,7 +96,8 @@ def command(
     for k in ks:
         model.check_free(_place(out, k))
     store = _open_or_ingest(images, store_path)
-    click.echo(f"{store_path}: {len(store)} tiles from {len(store.sheets)} sheets", err=True)
+    tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
+    click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
     with scheduler.connect(scheduler_name, **local) as client:
         if client is not None:
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
@@ -114,7 +115,7 @@ def command(
         settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
         _save_models(out, result.models, store.tile, settings)
         click.echo("one pass more: how good each k is", err=True)
-        classes = store.provenance()["sheet"] if sheet_classes else None
+        classes = store.provenance_of("sheet") if sheet_classes else None
         found = assess_counted(store, result.models, classes, result)
     _save_figures(out, result, found, store, {"store": store_path.as_posix(), "settings": settings})
     click.echo(progress.closing_table(result.models, found.qualities))
@@ -127,12 +128,13 @@ def command(
 
 def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
     """Return the store, ingested anew where it is missing or its sheets have changed."""
+    from daskkm import groups
     from daskkm.ingest import ingest
     from daskkm.store import open_store
 
     # A store named on its own must not be replaced by whatever lies in ./images.
     alone = cli.given("store_path") or not images.exists()
-    empty = store_path.is_dir() and not any(store_path.iterdir())
+    empty = store_path.is_dir() and groups.is_empty(store_path)
     present = store_path.exists() and not empty
     if present and alone and not cli.given("images"):
         return open_store(store_path)
@@ -153,6 +155,9 @@ def _save_models(
     """Write the models, their centroids as pictures, and the contact sheet."""
     from daskkm import report, results
 
+    # Those of an earlier sweep would not belong to these models, if this one were cut short.
+    for name in ("sweep.json", "contact_sheet.png"):
+        results.remove(out / name)
     pictures = {k: results.to_pixels(m.cluster_centers_, tile) for k, m in models.items()}
     for k, model in models.items():
         results.save_centroids(out, pictures[k])

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 import daskkm
-from daskkm import cli
+from daskkm import assessment, cli, groups
+from daskkm.label import command as label_command
+from daskkm.sweep import command as sweep_command
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ def test_sheets_as_classes(home: Path) -> None:
     assert one.split() == [*one.split()[:4], *"---", "0.200", "0.000", "0.000", "5610"]
     assert twelve.endswith(" …")
     assert max(map(len, (head, one, twelve, *rest))) <= 100
+    assert rest[1].startswith("purity, ARI (adjusted Rand) and NMI: more is better, 1 is perfect")
     assert "knee" not in done.stdout
     said = json.loads((home / "centroids" / "sweep.json").read_text())
     assert said["knee"] is None
@@ -121,6 +124,73 @@ def test_sheets_as_classes(home: Path) -> None:
     for entry in said["models"]:
         for name in ("silhouette", "purity", "adjusted_rand", "normalized_mutual_info"):
             assert entry[name] == getattr(found[entry["k"]], name)
+
+
+def test_a_sweep_cut_short_leaves_no_figures_of_another(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
+    flags = [
+        *("--images", str(sheets), "--store", str(tmp_path / "s.zarr"), "--out", str(tmp_path)),
+        *("--scheduler", "threads", "--n-init", "1", "--k", "2"),
+    ]
+    sweep_command.main(flags, standalone_mode=False)
+    before = daskkm.load_model(tmp_path / "2" / "model.zarr").cluster_centers_
+    assert (tmp_path / "sweep.json").exists()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assessment, "assess_counted", interrupt)
+    with pytest.raises(click.Abort):
+        sweep_command.main([*flags, "--seed", "1"], standalone_mode=False)
+    after = daskkm.load_model(tmp_path / "2" / "model.zarr").cluster_centers_
+    assert (before != after).any()
+    assert not (tmp_path / "sweep.json").exists()
+
+
+def test_folders_where_results_go_are_said_before_the_work(home: Path) -> None:
+    for name in ("sweep.json", "contact_sheet.png", "5/centroid2.png"):
+        (home / "centroids" / name).mkdir(parents=True)
+        assert_fails(sweep(cwd=home), Path(name).name, "is a folder")
+        (home / "centroids" / name).rmdir()
+    assert not (home / "store").exists()
+
+
+def test_one_of_a_thing_is_not_many(sheets: Path, tmp_path: Path) -> None:
+    for name in ("s_1.png", "s_2.png"):
+        (sheets / name).unlink()
+    done = run("daskkm.ingest", sheets, "--store", "s.zarr", "--tile", "32x24", cwd=tmp_path)
+    assert done.stdout == "s.zarr: 1 tile of 32 x 24 from 1 sheet\n"
+    done = sweep("--store", "s.zarr", "--k", "1", cwd=tmp_path)
+    assert done.stderr.startswith("s.zarr: 1 tile from 1 sheet\n")
+
+
+def test_the_sizes_that_are_printed_are_those_of_the_run(
+    sheets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
+    fits = [daskkm.fit_sweep(store, [3], random_state=seed, n_init=1) for seed in (0, 1)]
+    ours, others = (fit.models[3] for fit in fits)
+    assert sorted(ours.counts_) != sorted(others.counts_)
+    ours.save(tmp_path / "m.zarr")
+    put = groups.put
+
+    def then_another(partial: Path, path: Path, kind: groups.Kind) -> None:
+        """Put the labels in their place; at once those of another run take it."""
+        put(partial, path, kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(groups, "put", put)
+            daskkm.label(store, others)
+
+    monkeypatch.setattr(groups, "put", then_another)
+    flags = ["--store", str(store.path), "--scheduler", "threads"]
+    label_command.main([str(tmp_path / "m.zarr"), *flags], standalone_mode=False)
+    assert f"clusters of {' '.join(map(str, ours.counts_))}, " in capsys.readouterr().out
+    np.testing.assert_array_equal(store.labels(3), others.predict(store).compute())
 
 
 def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
@@ -213,7 +283,9 @@ def test_a_labelling_that_fails_ends_with_1_and_one_line(swept: Path, digits: Ti
 
     model = Path("centroids") / "3" / "model.zarr"
     assert_fails(label("none"), "none", "no saved model", "daskkm.sweep")
-    assert_fails(label("store/tiles.zarr"), "tiles.zarr", "not a saved model")
+    done = label("store/tiles.zarr")
+    assert_fails(done, "tiles.zarr", "its kind is store", "name a saved model", "K/model.zarr")
+    assert "remove" not in done.stderr
     assert_fails(label(model, "--store", "none"), "none", "no store", "daskkm.ingest")
     assert_fails(label(model, "--store", digits.path), "(8, 8)", "(16, 16)", "fit a model")
     (swept / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").unlink()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import pickle
-from typing import TYPE_CHECKING
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from daskkm import groups
 from daskkm.errors import DaskkmError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class OddError(DaskkmError):
@@ -59,7 +61,7 @@ def test_what_is_not_completed_is_not_seen_and_costs_nothing(tmp_path: Path) -> 
             groups.create_group(partial)
             groups.open_node(partial, KIND)
 
-    with pytest.raises(OddError, match=r"partial: this is not a heap of odds .*begin anew"):
+    with pytest.raises(OddError, match=r"partial: this is not a heap of odds .*make one"):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["h.zarr"]
     assert read(tmp_path / "h.zarr") == [1]
@@ -82,6 +84,99 @@ def test_only_its_own_kind_and_format_is_read_or_replaced(tmp_path: Path) -> Non
     with pytest.raises(OddError, match="it holds evens"):
         write(tmp_path / "more", [3])
     assert read(tmp_path / "more") == [1]
+
+
+def test_whatever_else_is_there_is_seen_where_it_may_be(tmp_path: Path) -> None:
+    for place in (".git", "odds/notes.txt", "odds/.git", "odds/evens/zarr.json"):
+        write(tmp_path / "h", [1])
+        stray = tmp_path / "h" / place
+        stray.parent.mkdir(exist_ok=True)
+        stray.touch()
+        first = "/".join(place.split("/")[:2])
+        with pytest.raises(OddError, match=f"it holds {first}.*; choose another place"):
+            write(tmp_path / "h", [3])
+        assert read(tmp_path / "h") == [1]
+        shutil.rmtree(tmp_path / "h")
+    (tmp_path / "dots" / ".git").mkdir(parents=True)
+    with pytest.raises(OddError, match=r"it holds \.git"):
+        write(tmp_path / "dots", [1])
+    assert (tmp_path / "dots" / ".git").exists()
+    write(tmp_path / "h", [1])
+    for left in (".DS_Store", ".nfs0001", "odds/.DS_Store"):
+        (tmp_path / "h" / left).touch()
+    write(tmp_path / "h", [3])
+    assert read(tmp_path / "h") == [3]
+
+
+def test_groups_in_it_hold_what_their_names_say(tmp_path: Path) -> None:
+    kind = dataclasses.replace(KIND, members=KIND.members | {"sets"}, names=(("sets", "[0-9]+"),))
+    for name, refused in (("12", False), ("12.0a1b2c3d.partial", False), ("mine", True)):
+        write(tmp_path / "h", [1], kind)
+        folder = tmp_path / "h" / "sets" / name
+        zarr.create_array(folder, shape=(2,), dtype="u1")
+        if refused:
+            with pytest.raises(OddError, match=f"it holds sets/{name}"):
+                write(tmp_path / "h", [3], kind)
+            assert folder.exists()
+            continue
+        (folder / "notes.txt").touch()
+        with pytest.raises(OddError, match=f"it holds sets/{name}/notes.txt"):
+            write(tmp_path / "h", [3], kind)
+        (folder / "notes.txt").unlink()
+        write(tmp_path / "h", [3], kind)
+        assert not folder.exists()
+
+
+def test_no_two_writers_have_the_same_place_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "h"
+    write(path, [0])
+    with groups.replacing(path, KIND) as one, groups.replacing(path, KIND) as other:
+        assert one != other
+        for partial, value in ((one, 1), (other, 2)):
+            group = groups.create_group(partial)
+            groups.create_array(group, "odds", (1,), "int64", rows=1)[:] = np.array([value])
+            groups.complete(group, KIND, {"n": 1})
+    assert read(path) == [1]  # the last to end
+    assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
+
+
+def test_many_writers_at_once_and_the_last_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "h"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda value: write(path, [value] * 3), range(60)))
+    assert len(set(read(path))) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
+
+
+def test_what_a_killed_run_left_beside_it_is_in_no_ones_way(tmp_path: Path) -> None:
+    write(tmp_path / "h", [0])
+    for pid in ("1", str(os.getpid())):
+        for left in ("old", "partial"):
+            (tmp_path / f"h.{pid}.{left}").mkdir()
+            (tmp_path / f"h.{pid}.{left}" / "zarr.json").touch()
+    for value in (1, 3):
+        write(tmp_path / "h", [value])
+        assert read(tmp_path / "h") == [value]
+
+
+def test_what_cannot_be_put_in_its_place_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "h", Path.rename
+    write(path, [1])
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    fixed = dataclasses.replace(KIND, placed=False)
+    for kind, advice in ((KIND, "or choose another place"), (fixed, "or see that the folder can")):
+        with pytest.raises(OddError, match=f"cannot be written .*Read-only.*make room {advice}"):
+            write(path, [3], kind)
+        assert read(path) == [1]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
 
 
 def test_zeros_are_written_also_through_a_pickle(tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -16,12 +20,10 @@ import zarr
 from PIL import Image
 
 import daskkm
-from daskkm import groups
+from daskkm import groups, kernel
 from daskkm.errors import FitError, StoreError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from daskkm.model import FittedModel
     from daskkm.store import TileStore
 
@@ -193,6 +195,121 @@ def test_labels_that_cannot_be_written(store: TileStore, monkeypatch: pytest.Mon
     with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
         daskkm.label(store, model)
     assert (store.path / "labels" / "2" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("distances", [False, True])
+def test_what_is_in_the_place_of_distances_is_said_before_the_work(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch, distances: bool
+) -> None:
+    model = fit(store, 2)
+    (store.path / "distances" / "2").mkdir(parents=True)
+    (store.path / "distances" / "2" / "thesis.tex").touch()
+    monkeypatch.setattr(groups, "read", None)  # no tile is read
+    with pytest.raises(StoreError, match=r"distances/2: .*it holds thesis\.tex.*move it elsewhere"):
+        daskkm.label(store, model, distances=distances)
+    assert (store.path / "distances" / "2" / "thesis.tex").exists()
+
+
+def test_what_cannot_be_labelled(store: TileStore) -> None:
+    model = fit(store, 2)
+    for no_store in (str(store.path), store.path, store.features(), np.zeros((3, 64), np.uint8)):
+        with pytest.raises(StoreError, match=r"^labels go into a TileStore, which .* is not; get"):
+            daskkm.label(no_store, model)  # type: ignore[arg-type]
+    with pytest.raises(FitError, match=r"^this KMeans is not fitted; fit a"):
+        daskkm.label(store, daskkm.KMeans(5))
+    for no_model in ("m.zarr", None, model.cluster_centers_):
+        with pytest.raises(FitError, match=r"is no model; .*daskkm\.load_model"):
+            daskkm.label(store, no_model)  # type: ignore[arg-type]
+    assert not (store.path / "labels").exists()
+
+
+def agrees(store: TileStore, models: list[FittedModel], *, distances: bool) -> None:
+    """Assert that labels, and distances if there are any, are those of the model they name."""
+    k = len(models[0].cluster_centers_)
+    array: Any = zarr.open_array(store.path / "labels" / str(k), mode="r")
+    (model,) = (m for m in models if m.inertia_ == array.attrs["daskkm"]["inertia"])
+    np.testing.assert_array_equal(store.labels(k), model.predict(store).compute())
+    try:
+        found = store.distances(k).compute()
+    except StoreError as error:
+        # Either of them may come last: then there are none, or they say that they are others'.
+        assert re.search("no set of distances|are of another model", str(error))  # noqa: PT017
+    else:
+        assert distances
+        np.testing.assert_array_equal(found, model.transform(store).compute())
+
+
+@pytest.mark.parametrize("distances", [False, True])
+def test_two_runs_at_once_leave_the_labels_of_one(store: TileStore, distances: bool) -> None:
+    models = [fit(store, 3), fit(store, 3, seed=1)]
+    assert models[0].inertia_ != models[1].inertia_
+    start = threading.Barrier(2)
+
+    def label(model: FittedModel, with_distances: bool) -> None:
+        start.wait()
+        daskkm.label(store, model, distances=with_distances)
+
+    for _ in range(8):
+        with ThreadPoolExecutor(2) as pool:
+            runs = [
+                pool.submit(label, models[0], distances),
+                pool.submit(label, models[1], False),
+            ]
+        for run in runs:
+            run.result()
+        agrees(store, models, distances=distances)
+    assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "3"}
+
+
+def test_distances_of_another_model_than_the_labels_are_refused(store: TileStore) -> None:
+    daskkm.label(store, fit(store, 3), distances=True)
+    kept = store.path.parent / "kept"
+    (store.path / "distances" / "3").rename(kept)
+    daskkm.label(store, fit(store, 3, seed=1))
+    kept.rename(store.path / "distances" / "3")
+    with pytest.raises(StoreError, match=r"distances/3: .*another model .*label the tiles again"):
+        store.distances(3)
+
+
+def test_distances_stay_until_the_labels_can_be_replaced(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rename = fit(store, 3), Path.rename
+    daskkm.label(store, model, distances=True)
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            assert not (store.path / "distances" / "3").exists()  # nor beside labels of another
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(StoreError, match="labels/3: the set of labels cannot be written"):
+            daskkm.label(store, fit(store, 3, seed=1))
+    np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
+    np.testing.assert_array_equal(store.distances(3), model.transform(store).compute())
+
+
+def test_distances_are_computed_and_written_in_parts(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For many clusters, the distances of a block of tiles are many times the block."""
+    model = fit(store, 9)
+    # Seven tiles are 504 bytes of distances: too many.
+    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 100)
+    measure, sizes = kernel.distances_to_all, []
+
+    def measured(tiles: Any, centroids: Any) -> Any:
+        sizes.append(len(tiles))
+        return measure(tiles, centroids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "distances_to_all", measured)
+        daskkm.label(store, model, distances=True)
+    assert max(sizes) == 1
+    assert store.distances(9).chunks[0] == (1,) * 30
+    np.testing.assert_array_equal(store.distances(9), model.transform(store).compute())
 
 
 def test_labels_of_other_tiles_are_refused(store: TileStore, sheets: Path) -> None:

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "estimator": {"dask", "numpy", "sklearn"},
     "progress": {"click"},
     "ingest": {"click"},
-    "label": {"click", "dask"},
+    "label": {"click", "numpy"},
     "sweep": {"click"},
     "__init__": set(),
     "__main__": {"click"},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,6 @@ from PIL import Image
 
 from daskkm import report, results
 from daskkm.errors import ResultsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_centroids_are_rounded_and_clipped_to_pixels(tmp_path: Path) -> None:
@@ -58,10 +58,33 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "3").touch()
     with pytest.raises(ResultsError, match="3 in it is not a folder"):
         results.check_writable(tmp_path, [2, 3])
+    (tmp_path / "3").unlink()
+    for name in ("sweep.json", "contact_sheet.png", "3/centroid2.png"):
+        (tmp_path / name).mkdir(parents=True)
+        with pytest.raises(ResultsError, match=rf"{Path(name).name} in it is a folder"):
+            results.check_writable(tmp_path, [2, 3])
+        (tmp_path / name).rmdir()
     with pytest.raises(ResultsError, match=match):
         results.save_json(tmp_path / "none" / "sweep.json", {})
     with pytest.raises(ResultsError, match=match):
         results.save_centroids(tmp_path / "file", np.zeros((1, 2, 2), np.uint8))
+
+
+def test_a_folder_of_earlier_results_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "3").mkdir()
+    temporary = tempfile.TemporaryFile
+
+    def refuse(dir: Path) -> Any:  # noqa: A002 (its name)
+        if dir.name == "3":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return temporary(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    results.check_writable(tmp_path, [2])
+    with pytest.raises(ResultsError, match=r"3: results cannot be written \(Permission denied\)"):
+        results.check_writable(tmp_path, [2, 3])
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (3, 5), (200, 120), (8, 8, 3)])

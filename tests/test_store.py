@@ -16,6 +16,7 @@ import zarr
 from PIL import Image
 
 import daskkm
+from daskkm import store as store_module
 from daskkm import tiles
 from daskkm.errors import SheetError, StoreError
 from daskkm.store import create_store
@@ -54,6 +55,20 @@ def test_many_chunks_hold_the_same_as_one(
     np.testing.assert_array_equal(parts.features().compute(), whole.features().compute())
     for name, values in whole.provenance().items():
         np.testing.assert_array_equal(parts.provenance()[name], values)
+        lazy = parts.provenance_of(name)
+        assert lazy.chunks == parts.features().chunks[:1]
+        np.testing.assert_array_equal(lazy.compute(), values)
+
+
+def test_chunks_of_many_rows_can_be_cut_evenly() -> None:
+    for tile_bytes in (1, 9, 256, 400, 576, 640, 768, 784, 3072, 1 << 20, 5 << 20):
+        rows = store_module._chunk_rows(tile_bytes)
+        assert max(1, 0.93 * (4 << 20) / tile_bytes - 1) <= rows <= max(1, (4 << 20) / tile_bytes)
+        for k in (1, 5, 256, 3000):
+            part = store_module._part(rows, 8 * k)
+            assert rows % part == 0
+            assert part * 8 * k <= 6 << 20
+            assert part == rows or part * 8 * k >= 1 << 20
 
 
 def test_rgb_sheets(tmp_path: Path) -> None:
@@ -196,7 +211,9 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
     refused(r"s_3\.png: this is not an image")
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "group", "newer", "more"])
+@pytest.mark.parametrize(
+    "kind", ["file", "folder", "group", "newer", "more", "dots", "inside", "set", "deep"]
+)
 def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "precious"
     if kind == "file":
@@ -208,12 +225,16 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
         zarr.create_group(path).create_array("a", shape=(3,), dtype="u1")
     elif kind == "newer":
         zarr.create_group(path).attrs["daskkm"] = {"format": 2, "complete": True}
+    elif kind == "dots":
+        (path / ".git").mkdir(parents=True)
     else:
+        places = {"more": ".", "inside": "tiles", "set": "labels/mine", "deep": "distances/5"}
         daskkm.ingest(sheets, path, tile=(8, 8))
-        (path / "notes.txt").write_text("precious")
+        (path / places[kind]).mkdir(parents=True, exist_ok=True)
+        (path / places[kind] / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
     with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
-        daskkm.ingest(sheets, path)
+        daskkm.ingest(sheets, path, tile=4)
     assert path.exists()
     assert sorted(path.rglob("*")) == before
 
@@ -222,7 +243,7 @@ def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"none\.zarr: there is no store; make one"):
         daskkm.open_store(tmp_path / "none.zarr")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match="not a store that this version"):
+    with pytest.raises(StoreError, match=r"not a store \(it is none of daskkm's\); name a store"):
         daskkm.open_store(tmp_path / "other.zarr")
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
