@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 (shown by help())
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     ----------
     X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
         Tiles: uint8, int8, uint16, int16, float32 or float64.
-    models : mapping of int to FittedModel
+    models : mapping of int to FittedModel or KMeans
         As in `SweepResult.models`.
     classes : NumPy or dask array of shape (n,), non-negative integers, optional
         The true class of each tile, for purity, adjusted Rand index and normalized mutual
@@ -124,7 +124,7 @@ def assess_counted(
     FitError, ValueError, TypeError, OverflowError
         As `assess`.
     """
-    _check_models(blocks.as_tiles(X), models)
+    models = _checked(blocks.as_tiles(X), models)
     tiles = Reader(X)
     if not tiles.shape[0]:
         msg = "X has no tiles; give it some"
@@ -193,11 +193,13 @@ class _Sums:
         )
 
 
-def _check_models(tiles: da.Array, models: Mapping[int, FittedModel]) -> None:
-    if not models:
-        msg = "there are no models to assess; give at least one, by its k"
+def _checked(tiles: da.Array, models: Any) -> dict[int, FittedModel]:
+    """Return the models, or what estimators among them have fitted, if they are of such tiles."""
+    if not isinstance(models, Mapping) or not models:
+        msg = f"models are {models!r}; give a mapping of each k to its model, at least one"
         raise FitError(msg)
-    for k, model in models.items():
+    found: dict[int, Any] = {k: getattr(model, "fitted_", model) for k, model in models.items()}
+    for k, model in found.items():
         d = model.cluster_centers_.shape[1]
         if tiles.shape[1] != d:
             msg = (
@@ -205,6 +207,7 @@ def _check_models(tiles: da.Array, models: Mapping[int, FittedModel]) -> None:
                 "give it tiles of the same shape"
             )
             raise FitError(msg)
+    return found
 
 
 def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | None]:
@@ -212,7 +215,11 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
     if classes is None:
         return np.empty(0, int), None
     if not isinstance(classes, da.Array):
-        classes = da.from_array(np.asarray(classes), chunks=-1)
+        try:
+            classes = da.from_array(np.asarray(classes), chunks=-1)
+        except ValueError as error:
+            msg = f"classes are no array ({error}); give each tile one integer"
+            raise FitError(msg) from error
     if classes.ndim == 1 and np.isnan(classes.shape[0]):
         classes = classes.copy().compute_chunk_sizes()
     n = tiles.shape[0]

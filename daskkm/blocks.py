@@ -64,7 +64,11 @@ def as_tiles(X: Any) -> da.Array:
         raise FitError(msg)
     if hasattr(type(X), "features"):  # a TileStore, which this module need not know
         X = X.features()
-    tiles = X if is_lazy(X) else np.asarray(X)  # a Zarr array is not read yet
+    try:
+        tiles = X if is_lazy(X) else np.asarray(X)  # a Zarr array is not read yet
+    except ValueError as error:
+        msg = f"X is no array ({error}); give it as (n_tiles, n_features)"
+        raise FitError(msg) from error
     if np.isnan(tiles.shape[1:]).any():
         msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
         raise FitError(msg)

@@ -35,7 +35,7 @@ T = TypeVar("T")
 _POOL_ITER, _POOL_TOL = 30, 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer
 class SweepResult:
     """What a sweep found.
 

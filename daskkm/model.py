@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from daskkm.groups import Kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer
 class FittedModel:
     """The best of the restarts of one k.
 
@@ -267,7 +267,7 @@ def _problem(model: FittedModel) -> str | None:
         return (
             f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
         )
-    if model.dtype not in kernel.SUPPORTED_DTYPES:
+    if model.dtype.newbyteorder("=") not in kernel.SUPPORTED_DTYPES:
         return f"no model is fitted to tiles of dtype {model.dtype}"
     if tile is not None and (math.prod(tile) != centroids.shape[1] or min(tile) < 1):
         return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"

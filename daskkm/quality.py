@@ -23,7 +23,7 @@ _ZERO = 1e-8
 _ROUNDING = 1e-15  # of a mean, relative
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer
 class Quality:
     """How well a model fits tiles, in figures that can be compared across k.
 

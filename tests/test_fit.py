@@ -331,6 +331,7 @@ def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
         ({"init": np.full((3, 4), np.nan)}, "give finite numbers"),
         ({"init": [[1], [2, 3], [4]]}, "k = 3 are no array of numbers"),
         ({"ks": [2, 3], "init": {2: np.zeros((2, 4))}}, r"k = 3 have shape \(\)"),
+        ({"X": [[1.0], [2.0, 3.0]]}, "X is no array"),
         ({"X": np.zeros(10, np.uint8)}, r"X has shape \(10,\); give it as"),
         ({"X": np.zeros((0, 4), np.uint8)}, "0 tiles"),
         ({"X": np.zeros((10, 0), np.uint8)}, r"X has shape \(10, 0\)"),

@@ -252,7 +252,9 @@ def test_knee_of_what_is_not_finite() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"models": {}}, "no models to assess; give at least one"),
+        ({"models": {}}, "models are {}; give a mapping of each k to its model, at least one"),
+        ({"models": [1]}, r"models are \[1\]; give a mapping"),
+        ({"classes": [[1], [2, 3]]}, "classes are no array"),
         ({"X": np.zeros((10, 3), np.uint8)}, "X has 3 features but the model of k = 2 .* on 4"),
         ({"X": np.zeros((0, 4), np.uint8)}, "X has no tiles"),
         ({"X": np.full((10, 4), 1e200)}, "too large to square; mend them"),
@@ -277,3 +279,17 @@ def test_tiles_that_are_not_finite_are_refused() -> None:
     models = {2: model_of(tiles[:2], tiles)}
     with pytest.raises(ValueError, match="NaN or infinity"):
         daskkm.assess(np.full((4, 4), np.nan), models)
+
+
+@pytest.mark.parametrize("far", [1e5, 1e7, 1e9])
+def test_float_tiles_far_from_those_fitted(far: float) -> None:
+    half = np.random.default_rng(0).normal(0, 1, (200, 3))
+    tiles = np.vstack([half, half])  # twice the same: no mean is off the axis
+    tiles[200:, 0] += 20
+    model = daskkm.KMeans(2, random_state=0).fit(tiles)
+    away = tiles.copy()
+    away[:, 1] += far
+    found = daskkm.assess(away, {2: model})[2]
+    labels = model.predict(away)
+    expected = metrics.calinski_harabasz_score(away - np.array([0, far, 0]), labels)
+    assert found.calinski_harabasz == pytest.approx(expected, rel=1e-4)
