@@ -471,6 +471,8 @@ def _foreign(path: Path, kind: Kind) -> str | None:
         try:
             said = _said_at(path, kind)
         except FileNotFoundError:
+            if (path / "zarr.json").is_symlink():
+                return "it holds a zarr.json that leads nowhere"
             if path / "zarr.json" in entries:
                 continue  # it has just been moved: look again
             said = {}

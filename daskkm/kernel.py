@@ -582,16 +582,26 @@ def _add_weighted(
 def _add_about(
     tiles: Any, weights: Any, labels: Any, offsets: Any, stack: Any, statistics: Any
 ) -> None:
-    """Add tiles to the statistics of their centroids, squared about these."""
+    """Add tiles to the statistics of their centroids, squared about these.
+
+    Sums are compensated (W. Kahan, Further remarks on reducing truncation errors, Communications of
+    the ACM 8, 1965), so that the mean of many equal tiles is that tile but for a few ulp: else
+    each of them would seem to lie off its centroid.
+    """
     d = tiles.shape[1]
+    lost = np.zeros_like(statistics)
+    row = np.ones(d + 2)
     for i in range(len(tiles)):
-        weight = weights[i]
+        for p in range(d):
+            row[p] = tiles[i, p]
         for m in range(len(offsets) - 1):
             j = offsets[m] + labels[i, m]
-            for p in range(d):
-                statistics[j, p] += weight * tiles[i, p]
-            statistics[j, d] += weight
-            statistics[j, d + 1] += weight * _about(tiles[i], stack[j])
+            row[d + 1] = _about(tiles[i], stack[j])
+            for p in range(d + 2):
+                term = weights[i] * row[p] - lost[j, p]
+                total = statistics[j, p] + term
+                lost[j, p] = (total - statistics[j, p]) - term
+                statistics[j, p] = total
 
 
 @njit(nogil=True, cache=True, fastmath=_ANY_ORDER)

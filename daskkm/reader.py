@@ -63,8 +63,10 @@ class Reader:
             self.given = self.tiles = self.tiles.copy().compute_chunk_sizes()
             self._count(self.shape[0])
         self.weights, total = self._checked_weights(sample_weight)
-        if kernel.statistics_dtype(self.tiles.dtype, getattr(self.weights, "dtype", None)) == "i8":
-            kernel.check_exact(total, self.shape[1], self.tiles.dtype)
+        # Tiles are added up as they are too, for their variance.
+        whole = self.weights is None or self.weights.dtype.kind == "i"
+        most = max(total, self.shape[0]) if whole else self.shape[0]
+        kernel.check_exact(most, self.shape[1], self.tiles.dtype)
         if not is_lazy(X):
             # Else each pass would send it to the workers again.
             with blocks.sending(X):

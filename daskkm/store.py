@@ -8,7 +8,7 @@ whole number goes into as many tiles: so whoever has a chunk of tiles writes all
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import numpy as np
 import zarr
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
+from zarr.errors import ContainsGroupError
 
 from daskkm import groups
 from daskkm.errors import StoreError
@@ -298,7 +299,9 @@ class TileStore:
         path = self._place(kind, k)
         with groups.beside(path, kind) as partial:
             with groups.write_errors_named(path, kind):
-                zarr.open_group(self.path, mode="r+").require_group(kind.name)
+                # Another run may make it between the question whether it is there and the making.
+                with suppress(ContainsGroupError):
+                    zarr.open_group(self.path, mode="r+").require_group(kind.name)
                 array = groups.create_array(
                     partial,
                     None,

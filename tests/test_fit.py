@@ -435,3 +435,21 @@ def test_an_unknown_number_of_features_is_refused(rows: NDArray[Any]) -> None:
     X = da.from_array(rows[:50], chunks=(20, 100))
     with pytest.raises(daskkm.FitError, match=r"compute_chunk_sizes\(\) tells"):
         daskkm.fit_sweep(X[:, X[0] >= 0], [2])
+
+
+@pytest.mark.parametrize("tol", [0, 1e-4])
+@pytest.mark.parametrize(("distinct", "k"), [(1, 2), (5, 8)])
+def test_many_equal_float_tiles_settle(distinct: int, k: int, tol: float) -> None:
+    tiles = np.random.default_rng(0).random((distinct, 4)).repeat(200_000 // distinct, axis=0)
+    X = da.from_array(tiles, chunks=(200_000, -1))
+    model = daskkm.fit_sweep(X, [k], n_init=1, tol=tol, max_iter=50, random_state=0).models[k]
+    assert model.converged_
+    assert model.n_iter_ <= 3
+    assert model.inertia_ < 1e-20
+
+
+def test_the_variance_of_16_bit_tiles_with_fractional_weights_cannot_overflow() -> None:
+    tiles = da.zeros((10**7, 256), dtype=np.uint16, chunks=(10**6, -1))
+    weights = da.full(10**7, 0.5, chunks=10**6)
+    with pytest.raises(OverflowError, match="10000000 tiles"):
+        daskkm.fit_sweep(tiles, [2], sample_weight=weights)

@@ -208,3 +208,12 @@ def test_metadata_that_is_missing_or_damaged(tmp_path: Path) -> None:
     (path / "zarr.json").write_text("{")
     with pytest.raises(OddError, match=r"h\.zarr: the metadata cannot be read .*begin anew"):
         groups.open_node(path, KIND)
+
+
+def test_metadata_that_lead_nowhere_are_not_waited_for(tmp_path: Path) -> None:
+    node = tmp_path / "node.zarr"
+    node.mkdir()
+    (node / "zarr.json").symlink_to(tmp_path / "unmounted" / "zarr.json")
+    with pytest.raises(OddError, match=r"zarr\.json that leads nowhere"):
+        groups.check_free(node, KIND)
+    assert (node / "zarr.json").is_symlink()

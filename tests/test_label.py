@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -374,3 +375,19 @@ def test_a_run_that_is_killed_leaves_no_labels_that_look_whole(
             store.labels(name.name)  # type: ignore[arg-type]
     daskkm.label(store, model)
     np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
+
+
+def test_the_first_labels_of_two_runs_at_once(store: TileStore) -> None:
+    """Both make the group that labels are in; neither may mind that the other has."""
+    models = [fit(store, 2), fit(store, 3)]
+    for _ in range(30):
+        shutil.rmtree(store.path / "labels", ignore_errors=True)
+        start = threading.Barrier(2)
+
+        def label(model: FittedModel, start: threading.Barrier = start) -> None:
+            start.wait()
+            daskkm.label(store, model)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(label, models))
+        assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2", "3"}
