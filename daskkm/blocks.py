@@ -2,7 +2,8 @@
 
 The strategy is one task a block: it reads its tiles, labels them under every model and
 returns their statistics; a tree of sums with eight branches a node brings these together.
-Only the stack travels out, only statistics travel back, and tiles never leave their worker.
+Only the stack travels out and only statistics travel back; no tile leaves its worker but those
+that a seeding brings together and those that are moved into an empty cluster.
 The stack is a task of its own, so that it reaches each worker once and not with every block.
 """
 
@@ -130,27 +131,9 @@ def statistics(
     dask array of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
     """
     kind = kernel.statistics_dtype(X.dtype, None if weights is None else weights.dtype)
-    rows, columns = len(stack), X.shape[1] + 2
-    parts = da.map_blocks(
-        _one_statistics,
-        *_with(X, weights),
-        stack=_shared(stack),
-        offsets=offsets,
-        dtype=kind,
-        chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
-        new_axis=2,
-        meta=np.empty((0, 0, 0), kind),
-    )
-    # The sum of an array, under a name that says on the dashboard what is summed.
-    return da.reduction(
-        parts,
-        np.sum,
-        np.sum,
-        axis=0,
-        split_every=_FAN_IN,
-        dtype=kind,
-        name="statistics",
-        meta=np.empty((0, 0), kind),
+    shape = len(stack), X.shape[1] + 2
+    return _summed(
+        _one_statistics, _with(X, weights), shape, kind, stack=_shared(stack), offsets=offsets
     )
 
 
@@ -329,22 +312,50 @@ def drawn(weights: da.Array, n: int, seed: int) -> Delayed:
 
     Returns
     -------
-    Delayed list of int
-        Their global indices; independent draws.
+    Delayed list of Drawn
+        Independent draws of one each; as its tile, the weight.
     """
 
     def merge(found: list[list[Drawn]]) -> list[Drawn]:
-        return [
-            Drawn(*map(np.concatenate, zip(*of_one, strict=True))).first(1)
-            for of_one in zip(*found, strict=True)
-        ]
+        return [_joined(of_one).first(1) for of_one in zip(*found, strict=True)]
 
     return _gathered(_one_drawn, weights[:, None], None, merge, n=n, seed=seed)
 
 
-def _with(X: da.Array, weights: da.Array | None) -> list[da.Array]:
-    """Return what goes to `map_blocks` with the tiles."""
-    return [X] if weights is None else [X, weights[:, None]]
+def _with(X: da.Array, column: da.Array | None) -> list[da.Array]:
+    """Return what goes to `map_blocks`: the tiles, and a number for each of them if there is."""
+    return [X] if column is None else [X, column[:, None]]
+
+
+def _summed(
+    function: Callable[..., NDArray[Any]],
+    arrays: Sequence[da.Array],
+    shape: tuple[int, int],
+    kind: np.dtype[Any],
+    **arguments: Any,
+) -> da.Array:
+    """Return the sum over the blocks of what a function makes of each, (1, *shape), lazily."""
+    # Its name says on the dashboard what is summed.
+    name = function.__name__.removeprefix("_one_")
+    parts = da.map_blocks(
+        function,
+        *arrays,
+        **arguments,
+        dtype=kind,
+        chunks=((1,) * arrays[0].numblocks[0], (shape[0],), (shape[1],)),
+        new_axis=2,
+        meta=np.empty((0, 0, 0), kind),
+    )
+    return da.reduction(
+        parts,
+        np.sum,
+        np.sum,
+        axis=0,
+        split_every=_FAN_IN,
+        dtype=kind,
+        name=name,
+        meta=np.empty((0, 0), kind),
+    )
 
 
 def _gathered(
@@ -431,34 +442,17 @@ def spread(
         and that of their simplified silhouettes, both times their scale; for float tiles the
         sum of the squares of those distances; the tiles of each class.
     """
-    kind = np.dtype(np.float64 if X.dtype.kind == "f" else np.int64)
-    rows, columns = len(stack), 3 + len(names)
-    parts = da.map_blocks(
+    return _summed(
         _one_spread,
-        X,
-        None if classes is None else classes[:, None],
-        token="spread",  # noqa: S106 (the name of the tasks)
+        _with(X, classes),
+        (len(stack), 3 + len(names)),
+        kernel.statistics_dtype(X.dtype),
         stack=_shared(stack),
         offsets=offsets,
         means=_shared(means),
         filled=filled,
         scales=scales,
         names=names,
-        kind=kind,
-        dtype=kind,
-        chunks=((1,) * X.numblocks[0], (rows,), (columns,)),
-        new_axis=2,
-        meta=np.empty((0, 0, 0), kind),
-    )
-    return da.reduction(
-        parts,
-        np.sum,
-        np.sum,
-        axis=0,
-        split_every=_FAN_IN,
-        dtype=kind,
-        name="spread",
-        meta=np.empty((0, 0), kind),
     )
 
 
@@ -483,8 +477,7 @@ def spread_scales(n: int, d: int, dtype: np.dtype[Any]) -> tuple[float, float]:
     """
     if dtype.kind == "f":
         return 1.0, 1.0
-    limits = np.iinfo(dtype)
-    longest = math.sqrt(d) * (int(limits.max) - int(limits.min))
+    longest = math.sqrt(d) * kernel.span(dtype)
     return 2.0 ** (62 - math.ceil(math.log2(n * longest))), 2.0 ** (62 - math.ceil(math.log2(n)))
 
 
@@ -506,16 +499,17 @@ def _one_statistics(
 
 def _one_spread(
     tiles: NDArray[Any],
-    classes: NDArray[Any] | None,
+    classes: NDArray[Any] | None = None,
+    *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     means: NDArray[np.float64],
     filled: NDArray[np.bool_],
     scales: tuple[float, float],
     names: NDArray[Any],
-    kind: np.dtype[Any],
 ) -> NDArray[Any]:
     """Return a block's `spread`, model by model and cluster by cluster."""
+    kind = kernel.statistics_dtype(tiles.dtype)
     found = np.zeros((1, len(stack), 3 + len(names)), kind)
     codes = None if classes is None else np.searchsorted(names, classes[:, 0])
     for lo, hi in pairwise(offsets):

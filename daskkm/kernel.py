@@ -266,10 +266,10 @@ def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
     2.1e9 pixels, while 8-bit tiles would need 1.4e14. Squared distances between tiles, which
     seedings sum, are as large.
     """
-    if dtype.kind != "f" and n * d * _span(dtype) ** 2 >= 2**63:
+    if dtype.kind != "f" and n * d * span(dtype) ** 2 >= 2**63:
         msg = (
             f"{n} tiles (weights added up) of {d} {dtype} features could overflow the exact 64-bit "
-            f"sums of squares; use at most {(2**63 - 1) // (d * _span(dtype) ** 2)}, "
+            f"sums of squares; use at most {(2**63 - 1) // (d * span(dtype) ** 2)}, "
             "or scale tiles to 8 bits"
         )
         raise OverflowError(msg)
@@ -627,7 +627,7 @@ def _norm_dtype(tiles: NDArray[Any]) -> type[np.generic]:
     return np.int32 if tiles.shape[1] * _peak(tiles.dtype) ** 2 < 2**31 else np.int64
 
 
-def _span(dtype: np.dtype[Any]) -> int:
+def span(dtype: np.dtype[Any]) -> int:
     """Return the largest difference between numbers of an integer type."""
     limits = np.iinfo(dtype)
     return int(limits.max) - int(limits.min)
@@ -635,14 +635,14 @@ def _span(dtype: np.dtype[Any]) -> int:
 
 def _distance_dtype(tiles: NDArray[Any]) -> type[np.generic]:
     """Return the narrowest type that holds any squared distance between tiles."""
-    return np.int32 if tiles.shape[1] * _span(tiles.dtype) ** 2 < 2**31 else np.int64
+    return np.int32 if tiles.shape[1] * span(tiles.dtype) ** 2 < 2**31 else np.int64
 
 
 def _same_type(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
     """Tell whether centroids could be tiles of an integer type, as those are that were drawn."""
     if dtype.kind == "f":
         return False
-    if centroids.shape[1] * _span(dtype) ** 2 >= 2**53:
+    if centroids.shape[1] * span(dtype) ** 2 >= 2**53:
         return False
     limits = np.iinfo(dtype)
     inside = (centroids >= limits.min) & (centroids <= limits.max)

@@ -56,8 +56,6 @@ class Step:
         Updates of the centroids so far, this pass's included.
     centroids : ndarray of shape (k, d), float64
         The centroids that the pass measured; counts and inertia are theirs.
-    counts : ndarray of shape (k,), int64 (float64 if there are fractional weights)
-        Weight of the tiles of each cluster: their number, unless they have weights.
     statistics : ndarray of shape (k, d + 2), int64 or float64
         What the pass measured of these centroids' tiles.
     inertia : float
@@ -73,12 +71,22 @@ class Step:
 
     iteration: int
     centroids: NDArray[np.float64]
-    counts: NDArray[Any]
     statistics: NDArray[Any]
     inertia: float
     shift: float
     converged: bool
     last: bool
+
+    @property
+    def counts(self) -> NDArray[Any]:
+        """Weight of the tiles of each cluster: their number, unless they have weights.
+
+        (k,), int64, or float64 if some are fractional.
+        """
+        counts = self.statistics[:, -2]
+        if counts.max() < 2**53 and np.array_equal(counts, np.rint(counts)):
+            return counts.astype(np.int64)
+        return counts.copy()
 
 
 def iterate(
@@ -166,21 +174,12 @@ class _Model:
         return Step(
             iteration=self.iteration,
             centroids=centroids,
-            counts=_counts(measured),
             statistics=measured,
             inertia=inertia(measured, centroids),
             shift=self.shift,
             converged=self.converged,
             last=last,
         )
-
-
-def _counts(statistics: NDArray[Any]) -> NDArray[Any]:
-    """Return the weight of each cluster, as integers if they all are."""
-    counts = statistics[:, -2]
-    if counts.max() < 2**53 and np.array_equal(counts, np.rint(counts)):
-        return counts.astype(np.int64)
-    return counts.copy()
 
 
 def means(statistics: NDArray[Any]) -> NDArray[np.float64]:

@@ -104,7 +104,7 @@ class FittedModel:
 
         Raises
         ------
-        FitError, TypeError
+        FitError, TypeError, ValueError
             As `predict`.
         """
         return _as_given(X, blocks.distances(self._fitting(X), self.cluster_centers_))
