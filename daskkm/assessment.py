@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskkm import blocks, lloyd, quality
+from daskkm import lloyd, quality, source
 from daskkm.errors import FitError
 from daskkm.quality import Quality
 from daskkm.reader import Reader
@@ -124,12 +124,12 @@ def assess_counted(
     FitError, ValueError, TypeError, OverflowError
         As `assess`.
     """
-    models = _checked(blocks.as_tiles(X), models)
+    models = _checked(source.as_tiles(X), models)
     tiles = Reader(X)
     if not tiles.shape[0]:
         msg = "X has no tiles; give it some"
         raise FitError(msg)
-    names, classes = _matched(classes, tiles.tiles)
+    names, classes = _matched(classes, tiles.blocks)
     stack = np.concatenate([model.cluster_centers_ for model in models.values()])
     offsets = np.cumsum([0, *(len(m.cluster_centers_) for m in models.values())], dtype=np.intp)
     if fitted is None:

@@ -2,6 +2,8 @@
 
 The strategy is one task a block: it reads its tiles, labels them under every model and
 returns their statistics; a tree of sums with eight branches a node brings these together.
+A block is an array, or what makes arrays one after another (see `daskkm.source`): then only one
+of them is in memory at a time, and their statistics are summed before they leave the task.
 Only the stack travels out and only statistics travel back; no tile leaves its worker but those
 that a seeding brings together and those that are moved into an empty cluster.
 The stack is a task of its own, so that it reaches each worker once and not with every block.
@@ -10,8 +12,6 @@ The stack is a task of its own, so that it reaches each worker once and not with
 from __future__ import annotations
 
 import math
-import warnings
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,93 +19,21 @@ import dask
 import dask.array as da
 import numpy as np
 
-from daskkm import kernel, seeding
-from daskkm.errors import FitError
+from daskkm import kernel
+from daskkm.bounds import Resident
 from daskkm.lloyd import Farthest
-from daskkm.seeding import Drawn, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dask.delayed import Delayed
     from numpy.typing import NDArray
 
-    from daskkm.seeding import Trial
-
-_Found = TypeVar("_Found", Drawn, Farthest)
+_Found = TypeVar("_Found", bound=tuple[Any, ...])
 
 _FAN_IN = 8
-_BLOCK_BYTES = 4 << 20  # of arrays that have no chunks of their own: those of a store
 _ROUNDING = 1e-13  # of a mean of many floats, relative
 _PANEL = 1024  # tiles whose distances to all centroids are in memory at once
-
-
-def as_tiles(X: Any) -> da.Array:
-    """Return X as a dask array with one chunk along the features.
-
-    Parameters
-    ----------
-    X : TileStore, or array of shape (n, d)
-        An array is one of dask's, NumPy's or Zarr's, or anything else with a shape, a dtype,
-        slices and, if it has them, ``chunks``.
-
-    Returns
-    -------
-    dask array of shape (n, d)
-
-    Raises
-    ------
-    FitError
-        If X is not two-dimensional, or masked.
-    TypeError
-        If the dtype of X is not supported.
-    """
-    if np.ma.isMaskedArray(getattr(X, "_meta", X)):
-        msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
-        raise FitError(msg)
-    if hasattr(type(X), "features"):  # a TileStore, which this module need not know
-        X = X.features()
-    try:
-        tiles = X if is_lazy(X) else np.asarray(X)  # a Zarr array is not read yet
-    except ValueError as error:
-        msg = f"X is no array ({error}); give it as (n_tiles, n_features)"
-        raise FitError(msg) from error
-    if np.isnan(tiles.shape[1:]).any():
-        msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
-        raise FitError(msg)
-    if tiles.ndim != 2 or not tiles.shape[1]:
-        msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
-        raise FitError(msg)
-    kernel.check_dtype(tiles.dtype)
-    if not isinstance(tiles, da.Array):
-        rows = max(1, _BLOCK_BYTES // (tiles.shape[1] * tiles.dtype.itemsize))
-        # name=False: a name made from the content would cost a read of it.
-        chunks = getattr(X, "chunks", None) if is_lazy(X) else None
-        tiles = da.from_array(tiles, chunks=chunks or (rows, -1), name=False)
-    return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
-
-
-def is_lazy(X: Any) -> bool:
-    """Tell whether X is read block by block: a dask or Zarr array, or a TileStore."""
-    # Of its type: a data frame has columns for attributes, and these may have any name.
-    return hasattr(type(X), "chunks") or hasattr(type(X), "features")
-
-
-@contextmanager
-def sending(X: Any) -> Iterator[None]:
-    """Keep dask from advice against sending tiles to workers, where X is in memory.
-
-    Where they lie, there is no other way.
-    """
-    with warnings.catch_warnings():
-        if not is_lazy(X):
-            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        yield
-
-
-def tile_shape(X: Any) -> tuple[int, ...] | None:
-    """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
-    return X.tile if hasattr(type(X), "features") else None
 
 
 def statistics(
@@ -114,6 +42,7 @@ def statistics(
     offsets: NDArray[np.intp],
     *,
     weights: da.Array | None = None,
+    models: Sequence[int] = (),
 ) -> da.Array:
     """Return the statistics of every centroid over all tiles, lazily.
 
@@ -125,6 +54,9 @@ def statistics(
     offsets : ndarray of shape (n_models + 1,), intp
     weights : dask array of shape (n,), int64 or float64, optional
         In the chunks of the tiles.
+    models : sequence of int, optional
+        Names of the models, by which `resident` blocks of integers know them from pass to pass;
+        not with weights.
 
     Returns
     -------
@@ -132,9 +64,25 @@ def statistics(
     """
     kind = kernel.statistics_dtype(X.dtype, None if weights is None else weights.dtype)
     shape = len(stack), X.shape[1] + 2
-    return _summed(
-        _one_statistics, _with(X, weights), shape, kind, stack=_shared(stack), offsets=offsets
-    )
+    shared: dict[str, Any] = {"stack": _shared(stack), "offsets": offsets}
+    if models:
+        return _summed(_remembered, [X], shape, kind, **shared, models=tuple(models))
+    return _summed(_one_statistics, _with(X, weights), shape, kind, **shared)
+
+
+def resident(X: da.Array) -> da.Array:
+    """Return blocks that, once they are persisted, hold their tiles in memory, lazily.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+
+    Returns
+    -------
+    dask array of shape (n, d)
+        Of `Resident` in place of arrays.
+    """
+    return X.map_blocks(Resident.of, token="resident", dtype=X.dtype, meta=X._meta)  # noqa: S106
 
 
 def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
@@ -207,7 +155,7 @@ def write_labels(
     """
     # A task of its own, under a name that no other run has.
     targets = dask.delayed((labels, distances), pure=False, traverse=False)
-    return _gathered(_one_written, X, None, sum, centroids=_shared(centroids), targets=targets)
+    return gathered(_one_written, X, None, sum, centroids=_shared(centroids), targets=targets)
 
 
 def farthest(
@@ -239,87 +187,13 @@ def farthest(
     def merge(found: list[tuple[Farthest, ...]]) -> tuple[Farthest, ...]:
         """Join what the blocks found, and keep the farthest for each model."""
         return tuple(
-            _joined(blocks).most(m)
+            joined(blocks).most(m)
             for blocks, m in zip(zip(*found, strict=True), wanted, strict=True)
         )
 
-    return _gathered(
+    return gathered(
         _one_farthest, X, weights, merge, stack=_shared(stack), offsets=offsets, wanted=wanted
     )
-
-
-def trials(
-    X: da.Array,
-    trials: Sequence[Trial],
-    n_draws: int,
-    seed: int,
-    step: int,
-    *,
-    weights: da.Array | None = None,
-) -> Delayed:
-    """Try candidates for the next centroid of each seeding, and draw the next ones, lazily.
-
-    Parameters
-    ----------
-    X, weights
-        As for `statistics`.
-    trials : sequence of Trial
-        One a seeding.
-    n_draws : int
-        How many tiles to draw, without replacement, each with probability proportional to its
-        weight times its squared distance to the nearest of the centroids.
-    seed, step : int
-        What the draws depend on, beside the place of the seeding and of the tiles.
-
-    Returns
-    -------
-    Delayed tuple of Outcome
-        One a seeding.
-    """
-
-    def merge(outcomes: list[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
-        """Add up what the candidates leave, and keep the first of the draws."""
-        return tuple(
-            Outcome(
-                [sum(of_one) for of_one in zip(*(o.potentials for o in blocks), strict=True)],
-                [
-                    _joined(of_one).first(n_draws)
-                    for of_one in zip(*(o.drawn for o in blocks), strict=True)
-                ],
-            )
-            for blocks in zip(*outcomes, strict=True)
-        )
-
-    return _gathered(
-        _one_trials,
-        X,
-        weights,
-        merge,
-        trials=dask.delayed(list(trials), pure=True, traverse=False),
-        n_draws=n_draws,
-        seed=seed,
-        step=step,
-    )
-
-
-def drawn(weights: da.Array, n: int, seed: int) -> Delayed:
-    """Draw n tiles with probability proportional to their weight, lazily, from that alone.
-
-    Parameters
-    ----------
-    weights : dask array of shape (n_tiles,), int64 or float64
-    n, seed : int
-
-    Returns
-    -------
-    Delayed list of Drawn
-        Independent draws of one each; as its tile, the weight.
-    """
-
-    def merge(found: list[list[Drawn]]) -> list[Drawn]:
-        return [_joined(of_one).first(1) for of_one in zip(*found, strict=True)]
-
-    return _gathered(_one_drawn, weights[:, None], None, merge, n=n, seed=seed)
 
 
 def _with(X: da.Array, column: da.Array | None) -> list[da.Array]:
@@ -334,13 +208,16 @@ def _summed(
     kind: np.dtype[Any],
     **arguments: Any,
 ) -> da.Array:
-    """Return the sum over the blocks of what a function makes of each, (1, *shape), lazily."""
+    """Return the sum over all tiles of what a function makes of some, (1, *shape), lazily."""
     # Its name says on the dashboard what is summed.
-    name = function.__name__.removeprefix("_one_")
+    name = function.__name__.removeprefix("_one_").removeprefix("_")
+    whole = function is _remembered
     parts = da.map_blocks(
-        function,
+        function if whole else _summed_pieces,
         *arrays,
+        **({} if whole else {"function": function}),
         **arguments,
+        token=name,
         dtype=kind,
         chunks=((1,) * arrays[0].numblocks[0], (shape[0],), (shape[1],)),
         new_axis=2,
@@ -353,41 +230,107 @@ def _summed(
         axis=0,
         split_every=_FAN_IN,
         dtype=kind,
-        name=name,
+        name=f"{name}-sum",
         meta=np.empty((0, 0), kind),
     )
 
 
-def _gathered(
+def _summed_pieces(
+    block: Any, *columns: NDArray[Any], function: Callable[..., NDArray[Any]], **arguments: Any
+) -> NDArray[Any]:
+    """Return the sum of what a function makes of the pieces of a block and of its columns."""
+    total, start = None, 0
+    for tiles in _pieces(block):
+        rows = slice(start, start + len(tiles))
+        part = function(tiles, *(column[rows, 0] for column in columns), **arguments)
+        total = part if total is None else np.add(total, part, out=total)
+        start = rows.stop
+    return np.asarray(total)
+
+
+def taken(X: da.Array, indices: NDArray[np.int64]) -> Delayed:
+    """Bring some tiles together, lazily.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+    indices : ndarray of shape (m,), int64, ascending
+        Global; at least one. Blocks without any are not read.
+
+    Returns
+    -------
+    Delayed ndarray of shape (m, d)
+    """
+    return gathered(
+        _one_taken,
+        X,
+        None,
+        np.concatenate,
+        only=holding(X, indices),
+        indices=_shared(indices, "indices"),
+    )
+
+
+def holding(X: da.Array, indices: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return which blocks hold these tiles, ascending."""
+    ends = np.cumsum(X.chunks[0])
+    return np.unique(np.searchsorted(ends, indices, side="right"))
+
+
+def gathered(
     function: Callable[..., Any],
     X: da.Array,
     weights: da.Array | None,
     merge: Callable[[list[Any]], Any],
+    *,
+    only: NDArray[np.intp] | None = None,
     **arguments: Any,
 ) -> Delayed:
-    """Return what a function finds in the blocks, merged by a tree, lazily.
+    """Return what a function finds among all tiles, merged by a tree, lazily.
 
-    The function takes a block, the global index of its first tile, then the weights if there
-    are any. What it returns may be any object: only dask's tree of reductions, which is quick
-    to build for thousands of blocks, takes it for an array.
+    Parameters
+    ----------
+    function : callable
+        It takes some tiles, the global index of the first of them, then their weights if there
+        are any. What it returns may be any object: only dask's tree of reductions, which is quick
+        to build for thousands of blocks, takes it for an array.
+    X, weights
+        As for `statistics`.
+    merge : callable
+        Makes one of a list of what the function returns, in the order of the tiles.
+    only : ndarray of intp, ascending, optional
+        The blocks to look at, by default all.
+    **arguments : object
+        What else the function takes.
+
+    Returns
+    -------
+    Delayed object
     """
     firsts = np.cumsum([0, *X.chunks[0][:-1]])[:, None]
-    tiles, *rest = _with(X, weights)
-    parts = da.map_blocks(
-        function,
-        tiles,
-        da.from_array(firsts, chunks=1, name=f"firsts-{dask.base.tokenize(X.chunks)}"),
-        *rest,
-        **arguments,
-        dtype=object,
-        chunks=((1,) * X.numblocks[0],),
-        drop_axis=1,
-        meta=np.empty(0, object),
-    )
+    arrays = _with(X, weights)
+    if only is not None:
+        firsts, arrays = firsts[only], [array.blocks[only] for array in arrays]
+    tiles, *rest = arrays
+    name = function.__name__.removeprefix("_one_")
 
     def merged(found: Any, **_: Any) -> Any:
         return merge(found) if isinstance(found, list) else found
 
+    parts = da.map_blocks(
+        _merged_pieces,
+        tiles,
+        da.from_array(firsts, chunks=1, name=f"firsts-{dask.base.tokenize(X.chunks, only)}"),
+        *rest,
+        function=function,
+        merge=merge,
+        **arguments,
+        token=name,
+        dtype=object,
+        # Two axes, as the tiles have: to drop one dask would join the blocks along it first.
+        chunks=((1,) * len(firsts), (1,)),
+        meta=np.empty((0, 0), object),
+    )
     whole = da.reduction(
         parts,
         lambda found, **_: found,
@@ -396,16 +339,49 @@ def _gathered(
         split_every=_FAN_IN,
         concatenate=False,
         dtype=object,
-        name=function.__name__.removeprefix("_one_"),
-        meta=np.empty((), object),
+        name=f"{name}-merge",
+        meta=np.empty(0, object),
     )
     delayed: Delayed = whole.to_delayed().item()
     return delayed
 
 
-def _joined(found: Sequence[_Found]) -> _Found:
-    """Join what was found in several blocks, field by field."""
-    return type(found[0])._make(map(np.concatenate, zip(*found, strict=True)))
+def _merged_pieces(
+    block: Any,
+    first: NDArray[np.int64],
+    *columns: NDArray[Any],
+    function: Callable[..., Any],
+    merge: Callable[[list[Any]], Any],
+    **arguments: Any,
+) -> Any:
+    """Return what a function finds in the pieces of a block, merged."""
+    found: list[Any] = []
+    start = 0
+    for tiles in _pieces(block):
+        rows = slice(start, start + len(tiles))
+        new = function(tiles, int(first[0, 0]) + start, *(c[rows, 0] for c in columns), **arguments)
+        found = [merge([*found, new])] if found else [new]
+        start = rows.stop
+    return found[0]
+
+
+def _pieces(block: Any) -> Iterable[NDArray[Any]]:
+    """Return the arrays of a block's tiles. Each may be overwritten by the next."""
+    return [block] if isinstance(block, np.ndarray) else block
+
+
+def joined(found: Sequence[_Found]) -> _Found:
+    """Join what was found in several places, field by field.
+
+    Parameters
+    ----------
+    found : sequence of named tuples of ndarray
+
+    Returns
+    -------
+    named tuple of ndarray
+    """
+    return type(found[0])(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def spread(
@@ -481,9 +457,14 @@ def spread_scales(n: int, d: int, dtype: np.dtype[Any]) -> tuple[float, float]:
     return 2.0 ** (62 - math.ceil(math.log2(n * longest))), 2.0 ** (62 - math.ceil(math.log2(n)))
 
 
-def _shared(stack: NDArray[np.float64]) -> Delayed:
-    """Make the stack a task, under a name that says so on the dashboard."""
-    return dask.delayed(stack, name=f"stack-{dask.base.tokenize(stack)}")
+def _shared(array: NDArray[Any], name: str = "stack") -> Delayed:
+    """Make an array a task, under a name that says on the dashboard what it is."""
+    return dask.delayed(array, name=f"{name}-{dask.base.tokenize(array)}")
+
+
+def _one_taken(tiles: NDArray[Any], first: int, *, indices: NDArray[np.int64]) -> NDArray[Any]:
+    lo, hi = np.searchsorted(indices, [first, first + len(tiles)])
+    return tiles[indices[lo:hi] - first]
 
 
 def _one_statistics(
@@ -493,8 +474,17 @@ def _one_statistics(
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
 ) -> NDArray[Any]:
-    weights = None if weights is None else weights[:, 0]
     return kernel.block_statistics(tiles, stack, offsets, weights)[None]
+
+
+def _remembered(
+    block: Resident,
+    *,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    models: tuple[int, ...],
+) -> NDArray[Any]:
+    return block.statistics(stack, offsets, models)[None]
 
 
 def _one_spread(
@@ -511,7 +501,7 @@ def _one_spread(
     """Return a block's `spread`, model by model and cluster by cluster."""
     kind = kernel.statistics_dtype(tiles.dtype)
     found = np.zeros((1, len(stack), 3 + len(names)), kind)
-    codes = None if classes is None else np.searchsorted(names, classes[:, 0])
+    codes = None if classes is None else np.searchsorted(names, classes)
     for lo, hi in pairwise(offsets):
         labels, silhouettes = _silhouettes(tiles, stack[lo:hi], filled[lo:hi])
         for j in np.unique(labels):
@@ -560,24 +550,24 @@ def _one_distances(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArr
 
 def _one_written(
     tiles: NDArray[Any],
-    first: NDArray[np.int64],
+    first: int,
     *,
     centroids: NDArray[np.float64],
     targets: tuple[Any, Any],
 ) -> NDArray[np.int64]:
     labels, distances = targets
-    start, own = int(first[0, 0]), _one_labels(tiles, centroids)
-    labels[start : start + len(tiles)] = own
+    own = _one_labels(tiles, centroids)
+    labels[first : first + len(tiles)] = own
     # For many clusters, the distances of a block are many times the block.
     for lo in range(0, len(tiles), distances.rows) if distances is not None else ():
         part = _one_distances(tiles[lo : lo + distances.rows], centroids)
-        distances[start + lo : start + lo + len(part)] = part
+        distances[first + lo : first + lo + len(part)] = part
     return np.bincount(own, minlength=len(centroids))
 
 
 def _one_farthest(
     tiles: NDArray[Any],
-    first: NDArray[np.int64],
+    first: int,
     weights: NDArray[Any] | None = None,
     *,
     stack: NDArray[np.float64],
@@ -585,7 +575,7 @@ def _one_farthest(
     wanted: Sequence[int],
 ) -> tuple[Farthest, ...]:
     """Return a block's farthest tiles, model by model."""
-    weights = np.ones(len(tiles), np.int64) if weights is None else weights[:, 0]
+    weights = np.ones(len(tiles), np.int64) if weights is None else weights
     found = []
     for (lo, hi), m in zip(pairwise(offsets), wanted, strict=True):
         centroids = stack[lo:hi]
@@ -596,7 +586,7 @@ def _one_farthest(
             (distances > _on_centroid(tiles[: len(own)])) & (weights[: len(own)] > 0)
         )
         found.append(
-            Farthest(distances[off], first[0, 0] + off, tiles[off], own[off], weights[off]).most(m)
+            Farthest(distances[off], first + off, tiles[off], own[off], weights[off]).most(m)
         )
     return tuple(found)
 
@@ -609,41 +599,3 @@ def _on_centroid(tiles: NDArray[Any]) -> NDArray[np.float64] | float:
     if tiles.dtype.kind != "f":
         return 0.0
     return np.asarray(_ROUNDING**2 * np.square(tiles, dtype=np.float64).sum(axis=1))
-
-
-def _one_drawn(
-    weights: NDArray[Any], first: NDArray[np.int64], *, n: int, seed: int
-) -> list[Drawn]:
-    start = int(first[0, 0])
-    return [
-        Drawn.race(
-            weights, start, seeding.arrivals(seed, i, 0, start, len(weights)), weights[:, 0], 1
-        )
-        for i in range(n)
-    ]
-
-
-def _one_trials(
-    tiles: NDArray[Any],
-    first: NDArray[np.int64],
-    weights: NDArray[Any] | None = None,
-    *,
-    trials: Sequence[Trial],
-    n_draws: int,
-    seed: int,
-    step: int,
-) -> tuple[Outcome, ...]:
-    """Return what the candidates of each seeding leave of a block, and draw from it."""
-    kind = kernel.statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
-    outcomes = []
-    for place, (chosen, candidates) in enumerate(trials):
-        left = kernel.distances_to_all(tiles, candidates)
-        if len(chosen):
-            own = _one_labels(tiles, chosen)
-            left = np.minimum(left, kernel.squared_distances(tiles, chosen, own)[:, None])
-        if weights is not None:
-            left *= weights
-        arrivals = seeding.arrivals(seed, place, step, int(first[0, 0]), len(tiles))
-        drawn = [Drawn.race(tiles, int(first[0, 0]), arrivals, mass, n_draws) for mass in left.T]
-        outcomes.append(Outcome(left.astype(kind).sum(axis=0).tolist(), drawn))
-    return tuple(outcomes)

@@ -19,11 +19,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskkm import kernel, lloyd
-from daskkm.blocks import as_tiles, is_lazy
 from daskkm.errors import FitError, ModelError
 from daskkm.fit import fit_sweep
 from daskkm.model import load_saved
 from daskkm.reader import Reader
+from daskkm.source import as_tiles, is_lazy
 
 if TYPE_CHECKING:
     import os

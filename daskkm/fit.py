@@ -5,34 +5,23 @@ Every pass reads each block once for all models that are still moving.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from daskkm import lloyd, seeding
-from daskkm.blocks import tile_shape
-from daskkm.errors import FitError
+from daskkm import lloyd
 from daskkm.model import FittedModel
-from daskkm.reader import Pass, Reader
+from daskkm.reader import Reader
+from daskkm.source import tile_shape
+from daskkm.starts import Settings, starts
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.lloyd import Step
-
-    Starts = dict[tuple[int, int], NDArray[np.float64]]
-    Init = str | ArrayLike | Mapping[int, ArrayLike] | Callable[..., ArrayLike]
-
-
-T = TypeVar("T")
-
-# How far the candidates of k-means|| are clustered: only starts are wanted.
-_POOL_ITER, _POOL_TOL = 30, 1e-3
+    from daskkm.reader import Pass
+    from daskkm.starts import Init
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer
@@ -50,7 +39,7 @@ class SweepResult:
         Passes over the tiles, counted as they were made: the seeding's, the iterations' and
         those that relocated empty clusters.
     bytes_read : int
-        Bytes of tiles that the blocks of those passes held, counted likewise.
+        Bytes of tiles that were read: all of them in every pass, or once if they stayed in memory.
     random_state : int
         The seed; the one that was drawn if none was given.
 
@@ -61,7 +50,7 @@ class SweepResult:
     >>> result = fit_sweep(tiles, [1, 2], n_init=2, random_state=0)
     >>> result.models[1].inertia_, result.statistics[1].tolist()
     (10004.0, [[204, 4, 20408]])
-    >>> result.bytes_read == result.passes * tiles.nbytes
+    >>> result.bytes_read == tiles.nbytes
     True
     """
 
@@ -82,6 +71,8 @@ def fit_sweep(
     tol: float = 1e-4,
     random_state: int | None = None,
     sample_weight: ArrayLike | da.Array | None = None,
+    coarse: bool = True,
+    cache: str = "auto",
 ) -> SweepResult:
     """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
 
@@ -112,6 +103,14 @@ def fit_sweep(
         Weights of the tiles, not negative; 1 each if not given. Where all are whole numbers,
         of whatever dtype, and add up to less than 2**53, a tile of weight w adds to sums exactly
         what w tiles do, and starts drawn in memory are the same.
+    coarse : bool, default True
+        Whether to go from coarse to fine, where starts are drawn, there are more than 32,768
+        tiles and k is at most 4,096: all restarts are fitted to a sample of so many in memory, and
+        only the best of each k goes on over all tiles. `n_iter_` counts iterations over all.
+    cache : {"auto", "always", "never"}
+        Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
+        they fit in half of it, less what is in use and what a pass takes. Else they are read
+        again in each pass. The result is the same.
 
     Returns
     -------
@@ -120,8 +119,8 @@ def fit_sweep(
     Raises
     ------
     FitError
-        If a parameter is out of range, weights are negative, not finite or all zero, or there
-        are fewer tiles than clusters.
+        If a parameter is out of range, weights are negative, not finite or all zero, there
+        are fewer tiles than clusters, or a pass would take more memory than a worker has.
     ValueError
         If float tiles are not finite, or too large to square.
     TypeError
@@ -161,6 +160,8 @@ def fit_sweep(
         tol=tol,
         random_state=random_state,
         sample_weight=sample_weight,
+        coarse=coarse,
+        cache=cache,
     )
     while True:
         try:
@@ -179,6 +180,8 @@ def iter_passes(
     tol: float,
     random_state: int | None,
     sample_weight: ArrayLike | da.Array | None = None,
+    coarse: bool = True,
+    cache: str = "auto",
 ) -> Generator[Pass, None, SweepResult]:
     """Make the passes of `fit_sweep` one by one; the generator returns its result.
 
@@ -193,13 +196,14 @@ def iter_passes(
     FitError, ValueError, TypeError, OverflowError
         As `fit_sweep`.
     """
-    ks, n_init, max_iter, seed = _checked(ks, n_init, max_iter, tol, random_state)
-    tiles = Reader(X, sample_weight)
-    _check_size(tiles.shape[0], ks)
-    starts = yield from _starts(tiles, ks, n_init, init, seed)
-    tiles.wants_variance = tol > 0
-    steps = yield from _iterations(tiles, starts, max_iter, tol)
-    best = _best(steps)
+    settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
+    tiles = Reader(X, sample_weight, cache=cache)
+    settings.check_fits(tiles)
+    restarts = settings.restarts(tiles)
+    tiles.prepare(restarts * len(settings.ks), restarts * sum(settings.ks))
+    drawn = yield from starts(tiles, settings)
+    steps = yield from tiles.iterations(drawn, settings.max_iter, settings.tol)
+    best = lloyd.best(steps)
     models = {
         k: FittedModel(
             cluster_centers_=step.centroids,
@@ -214,158 +218,4 @@ def iter_passes(
         for k, (restart, step) in best.items()
     }
     statistics = {k: step.statistics for k, (_, step) in best.items()}
-    return SweepResult(models, statistics, tiles.passes, tiles.bytes_read, seed)
-
-
-def _iterations(
-    tiles: Reader, starts: Starts, max_iter: int, tol: float
-) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
-    """Make the passes from the starts on; return the last step of every (k, restart)."""
-    names = list(starts)
-    steps: dict[tuple[int, int], Step] = {}
-    for done in lloyd.iterate(
-        list(starts.values()),
-        tiles.measure,
-        tiles.farthest,
-        max_iter=max_iter,
-        tol=tol,
-        variance=tiles.mean_variance,
-    ):
-        steps |= {names[i]: step for i, step in done.items()}
-        yield tiles.made(steps)
-    return steps
-
-
-def _checked(
-    ks: Iterable[int], n_init: int, max_iter: int, tol: float, random_state: int | None
-) -> tuple[list[int], int, int, int]:
-    """Return the settings as Python's integers, and a seed, or say what is wrong with them."""
-    if not np.iterable(ks):
-        msg = f"ks is {ks!r}; give a sequence of numbers of clusters, such as [{ks!r}]"
-        raise FitError(msg)
-    ks = list(ks)
-    seed = secrets.randbits(32) if random_state is None else random_state
-    numbers: dict[str, Any] = {f"ks[{i}]": k for i, k in enumerate(ks)}
-    if not numbers:
-        msg = "ks is empty; give at least one number of clusters"
-        raise FitError(msg)
-    numbers |= {"n_init": n_init, "max_iter": max_iter, "random_state": seed}
-    for name, number in numbers.items():
-        least = 0 if name == "random_state" else 1
-        if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < least:
-            msg = f"{name} is {number!r}; give an integer of at least {least}"
-            raise FitError(msg)
-    if not isinstance(tol, Real) or not 0 <= tol < np.inf:
-        msg = f"tol is {tol!r}; give a finite number of at least 0"
-        raise FitError(msg)
-    return sorted({int(k) for k in ks}), int(n_init), int(max_iter), int(seed)
-
-
-def _check_size(n_tiles: int, ks: Sequence[int]) -> None:
-    if n_tiles < ks[-1]:
-        msg = f"there are {n_tiles} tiles, too few for k = {ks[-1]}; lower k"
-        raise FitError(msg)
-
-
-def _starts(
-    tiles: Reader, ks: Sequence[int], n_init: int, init: Init, seed: int
-) -> Generator[Pass, None, Starts]:
-    """Make the passes of a seeding; return the starting centroids of every (k, restart)."""
-    if isinstance(init, str):
-        return (yield from _drawn_starts(tiles, ks, n_init, init, seed))
-    if callable(init):
-        return {
-            (k, restart): _start(
-                init(tiles.given, k, random_state=seeding.function_state(seed, k, restart)),
-                (k, tiles.shape[1]),
-            )
-            for k in ks
-            for restart in range(n_init)
-        }
-    given = init if isinstance(init, Mapping) else dict.fromkeys(ks, init)
-    return {(k, 0): _start(given.get(k), (k, tiles.shape[1])) for k in ks}
-
-
-def _drawn_starts(
-    tiles: Reader, ks: Sequence[int], n_init: int, method: str, seed: int
-) -> Generator[Pass, None, Starts]:
-    """Draw the starting centroids of every (k, restart)."""
-    if method not in seeding.METHODS:
-        msg = f"init {method!r} is not known; use one of {', '.join(seeding.METHODS)} or an array"
-        raise FitError(msg)
-    if method == "k-means||":
-        return (yield from _from_candidates(tiles, ks, n_init, seed))
-    if method == "k-means++" and not seeding.few(tiles.shape[0]):
-        firsts = tiles.draw_first(n_init, seed)
-        yield tiles.made()
-        passes = seeding.kmeans_plusplus_passes(firsts, max(ks), tiles.trials(seed))
-        longest = yield from _made(tiles, passes)
-        return {(k, restart): start[:k] for k in ks for restart, start in enumerate(longest)}
-    indices = seeding.sample_indices(tiles.shape[0], seed)
-    sample = tiles.take(indices)
-    yield tiles.made()
-    if len(sample) < ks[-1]:
-        msg = (
-            f"starts are drawn from {len(sample)} tiles, too few for k = {ks[-1]}; "
-            "use k-means++ or k-means||"
-        )
-        raise FitError(msg)
-    weights = tiles.take_weights(indices)
-    if weights is not None and not weights.any():
-        msg = (
-            f"none of the {len(sample)} tiles that starts are drawn from has weight; "
-            "use k-means++ or k-means||"
-        )
-        raise FitError(msg)
-    return seeding.starts(sample, weights, ks, n_init, method, seed)
-
-
-def _made(tiles: Reader, passes: Generator[None, None, T]) -> Generator[Pass, None, T]:
-    """Make the passes of a generator that knows nothing of what a pass is; return its result."""
-    while True:
-        try:
-            next(passes)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        yield tiles.made()
-
-
-def _from_candidates(
-    tiles: Reader, ks: Sequence[int], n_init: int, seed: int
-) -> Generator[Pass, None, Starts]:
-    """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
-    first = tiles.draw_first(1, seed)
-    yield tiles.made()
-    pool = yield from _made(tiles, seeding.candidates(first, max(ks), tiles.trials(seed)))
-    weights = tiles.measure(pool.astype(np.float64), np.array([0, len(pool)]))[:, -2]
-    yield tiles.made()
-    drawn = seeding.starts(pool, weights, ks, n_init, "k-means++", seed)
-    # It is small, and here already.
-    here = Reader(pool, weights, scheduler="synchronous")
-    *_, end = _iterations(here, drawn, _POOL_ITER, _POOL_TOL)
-    return {name: step.centroids for name, step in end.steps.items()}
-
-
-def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Return starting centroids that were given, as an array of their own."""
-    try:
-        start = np.array(given, np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        msg = f"the starting centroids for k = {shape[0]} are no array of numbers ({error})"
-        raise FitError(msg) from error
-    if start.shape != shape or not np.isfinite(start).all():
-        msg = (
-            f"the starting centroids for k = {shape[0]} have shape {start.shape}; "
-            f"give finite numbers of shape {shape}"
-        )
-        raise FitError(msg)
-    return start
-
-
-def _best(steps: dict[tuple[int, int], Step]) -> dict[int, tuple[int, Step]]:
-    """Return the restart of least inertia for each k, the first of equals, and its last step."""
-    best: dict[int, tuple[int, Step]] = {}
-    for (k, restart), step in steps.items():
-        if k not in best or step.inertia < best[k][1].inertia:
-            best[k] = restart, step
-    return dict(sorted(best.items()))
+    return SweepResult(models, statistics, tiles.passes, tiles.bytes_read, settings.seed)

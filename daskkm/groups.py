@@ -3,15 +3,13 @@
 What is written is written beside its place, as ``NAME.TOKEN.partial`` with a token of its own, and
 moved there when it is complete; nothing is replaced but a node (a group or an array) of the same
 kind, which is ``NAME.TOKEN.old`` until it is removed. Chunks are uncompressed, each with a CRC-32C,
-cut along the first axis only. Before a chunk is read its size is checked, because zarr reads a
-missing one as zeros.
+cut along the first axis only; `daskkm.chunks` reads them.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import secrets
@@ -20,18 +18,19 @@ import stat
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.errors import NodeNotFoundError
 
+from daskkm import chunks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
-    from zarr.storage import LocalStore
 
     from daskkm.errors import DaskkmError
 
@@ -146,10 +145,12 @@ def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
     try:
         array = group.get(name)
     except _UNREADABLE as error:
-        msg = f"{_folder(group)}: the metadata of {name} cannot be read ({error}); {kind.mend}"
+        msg = (
+            f"{chunks.folder(group)}: the metadata of {name} cannot be read ({error}); {kind.mend}"
+        )
         raise kind.error(msg) from error
     if not isinstance(array, zarr.Array):
-        msg = f"{_folder(group)}: the {kind.noun} has no array {name!r}; {kind.mend}"
+        msg = f"{chunks.folder(group)}: the {kind.noun} has no array {name!r}; {kind.mend}"
         raise kind.error(msg)
     return array
 
@@ -175,8 +176,25 @@ def read(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[A
         short or damaged.
     """
     with _read_errors_named(array, first, last, kind):
-        _check_chunks(array, first, last)
-        return np.asarray(array[first:last])
+        return chunks.read(array, first, last)
+
+
+def stream(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[NDArray[Any]]:
+    """Read rows first … last - 1 chunk by chunk, in the memory of one.
+
+    Parameters and errors are those of `read`; `first` is the first row of a chunk.
+
+    Yields
+    ------
+    ndarray of shape (m, ...), read-only
+        The rows of one chunk. The next one takes their place.
+    """
+    rows = array.chunks[0]
+    for start in range(first, last, rows):
+        end = min(start + rows, last)
+        with _read_errors_named(array, start, end, kind):
+            chunk = chunks.borrow(array, start, end)
+        yield chunk
 
 
 def check(array: zarr.Array[Any], kind: Kind) -> None:
@@ -190,7 +208,7 @@ def check(array: zarr.Array[Any], kind: Kind) -> None:
         The kind's, if one is not.
     """
     with _read_errors_named(array, 0, array.shape[0], kind):
-        _check_chunks(array, 0, array.shape[0])
+        chunks.check(array, 0, array.shape[0])
 
 
 @contextmanager
@@ -392,27 +410,14 @@ def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
 def _read_errors_named(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # zarr's errors are of many types, and none says where
+    except Exception as error:  # of many types, and none says where
         name = array.path or kind.name
         what = name if name == kind.rows else f"{name} of {kind.rows}"
         msg = (
-            f"{_folder(array)}: {what} {first} to {last - 1} cannot be read ({error}); "
+            f"{chunks.folder(array)}: {what} {first} to {last - 1} cannot be read ({error}); "
             f"restore the {kind.noun}, or remove it and {kind.mend}"
         )
         raise kind.error(msg) from error
-
-
-def _check_chunks(array: zarr.Array[Any], first: int, last: int) -> None:
-    """Raise if a chunk of these rows is missing or short."""
-    rows = array.chunks[0]
-    # All chunks are of one size, the last one padded; then comes a checksum of 4 bytes.
-    whole = math.prod(array.chunks) * array.dtype.itemsize + 4
-    for i in range(first // rows, -(-last // rows)):
-        key = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
-        size = (_folder(array) / array.path / key).stat().st_size
-        if size != whole:
-            msg = f"chunk {key} has {size} bytes, not {whole}"
-            raise ValueError(msg)
 
 
 def _open(path: Path, kind: Kind) -> zarr.Group | zarr.Array[Any] | None:
@@ -539,8 +544,3 @@ def _discard(partial: Path) -> None:
         if not partial.exists():
             return
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _folder(node: zarr.Group | zarr.Array[Any]) -> Path:
-    """Return the place of the group that was opened, or of an array that was opened itself."""
-    return Path(cast("LocalStore", node.store).root)

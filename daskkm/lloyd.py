@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    #: One read of all tiles: (stack, offsets) to the statistics (sum of k, d + 2).
-    Measure = Callable[[NDArray[np.float64], NDArray[np.intp]], NDArray[Any]]
+    #: One read of all tiles: (stack, offsets, models) to the statistics (sum of k, d + 2).
+    Measure = Callable[[NDArray[np.float64], NDArray[np.intp], Sequence[int]], NDArray[Any]]
     #: (stack, offsets, how many for each model) to the tiles farthest from their own
     #: centroid, one `Farthest` a model.
     FindFarthest = Callable[
@@ -109,8 +109,9 @@ def iterate(
     starts : sequence of ndarray of shape (k, d), float64
         The starting centroids of each model.
     measure : callable
-        ``measure(stack, offsets)`` returns the statistics of every centroid, as
-        `daskkm.kernel.block_statistics` defines them, over all tiles.
+        ``measure(stack, offsets, models)`` returns the statistics of every centroid, as
+        `daskkm.kernel.block_statistics` defines them, over all tiles. `models` are the places
+        in `starts` of those that are measured.
     find_farthest : callable
         ``find_farthest(stack, offsets, wanted)`` returns for each model the `wanted` tiles
         farthest from their own centroid; only called when a cluster is empty.
@@ -132,7 +133,7 @@ def iterate(
     while models:
         offsets = np.cumsum([0, *(len(m.centroids) for m in models.values())], dtype=np.intp)
         stack = np.concatenate([m.centroids for m in models.values()])
-        statistics = measure(stack, offsets)
+        statistics = measure(stack, offsets, list(models))
         parts = [statistics[lo:hi] for lo, hi in pairwise(offsets)]
         tolerance = tol * (variance or mean_variance)(parts[0], stack[: offsets[1]])
         updates = _refill(stack, offsets, parts, list(models.values()), find_farthest)
@@ -180,6 +181,15 @@ class _Model:
             converged=self.converged,
             last=last,
         )
+
+
+def best(steps: Mapping[tuple[int, int], Step]) -> dict[int, tuple[int, Step]]:
+    """Return the restart of least inertia for each k, the first of equals, and its last step."""
+    found: dict[int, tuple[int, Step]] = {}
+    for (k, restart), step in steps.items():
+        if k not in found or step.inertia < found[k][1].inertia:
+            found[k] = restart, step
+    return dict(sorted(found.items()))
 
 
 def means(statistics: NDArray[Any]) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm import blocks, kernel
-from daskkm.blocks import as_tiles, is_lazy
+from daskkm import blocks, kernel, source
 from daskkm.errors import FitError, ModelError
+from daskkm.source import as_tiles, is_lazy
 
 if TYPE_CHECKING:
     import os
@@ -280,5 +280,5 @@ def _as_given(X: Any, lazy: da.Array) -> Any:
     """Return what was asked for of X: in memory if X was."""
     if is_lazy(X):
         return lazy
-    with blocks.sending(X):
+    with source.sending(X):
         return lazy.compute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,23 @@ import dask
 import dask.array as da
 import numpy as np
 
-from daskkm import blocks, kernel, lloyd, seeding
-from daskkm.blocks import as_tiles, is_lazy
+from daskkm import blocks, draws, kernel, lloyd, plan, scheduler, seeding, source
+from daskkm.bounds import BOUND_BYTES
 from daskkm.errors import FitError
+from daskkm.source import as_tiles, is_lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.lloyd import Step
+
+
+CACHES = ("auto", "always", "never")
+
+# Bytes for which no memory is asked after: any machine has them.
+_LITTLE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,19 @@ class Pass:
 
 
 class Reader:
-    """Reads the tiles with their weights, and counts what it reads."""
+    """Reads the tiles with their weights, and counts what it reads.
+
+    Parameters
+    ----------
+    X, sample_weight
+        As for `daskkm.fit_sweep`.
+    scheduler : str, optional
+        One of dask's, by name; by default the one that is active, or dask's default.
+    cache : {"auto", "always", "never"}
+        Whether tiles stay in the workers' memory from the first pass on.
+    bounds : bool
+        Whether tiles that stay keep bounds on their distances beside them, where these help.
+    """
 
     def __init__(
         self,
@@ -50,11 +70,19 @@ class Reader:
         sample_weight: ArrayLike | da.Array | None = None,
         *,
         scheduler: str | None = None,
+        cache: str = "never",
+        bounds: bool = True,
     ) -> None:
-        self._scheduler = scheduler  # None: the one that is active, or dask's default
+        if cache not in CACHES:
+            msg = f"cache is {cache!r}; use one of {', '.join(CACHES)}"
+            raise FitError(msg)
+        self._scheduler = scheduler
+        self._cache = cache
+        self._bounds = bounds
+        self._kept = self._bounded = False
         self.passes = 0
         self.bytes_read = 0
-        self.wants_variance = False
+        self._wants_variance = False
         self._totals: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
         self._last = time.perf_counter()
         self.given, self.tiles = X, as_tiles(X)
@@ -62,15 +90,16 @@ class Reader:
             # On a copy: the sizes are written into the array itself.
             self.given = self.tiles = self.tiles.copy().compute_chunk_sizes()
             self._count(self.shape[0])
+        self.blocks = source.in_blocks(X, self.tiles)
         self.weights, total = self._checked_weights(sample_weight)
         # Tiles are added up as they are too, for their variance.
         whole = self.weights is None or self.weights.dtype.kind == "i"
         most = max(total, self.shape[0]) if whole else self.shape[0]
         kernel.check_exact(most, self.shape[1], self.tiles.dtype)
-        if not is_lazy(X):
+        if not is_lazy(X) or source.has_recipes(self.blocks):
             # Else each pass would send it to the workers again.
-            with blocks.sending(X):
-                self.tiles = self.tiles.persist(scheduler=scheduler)
+            with source.sending(X):
+                self.blocks = self.blocks.persist(scheduler=scheduler)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,17 +107,77 @@ class Reader:
         n, d = self.tiles.shape
         return int(n), int(d)
 
+    def prepare(self, n_models: int, n_centroids: int) -> None:
+        """See that there is memory for passes over so many models, and keep tiles that fit.
+
+        Parameters
+        ----------
+        n_models, n_centroids : int
+            At most so many are measured at once.
+
+        Raises
+        ------
+        FitError
+            If a pass would take more memory than a worker has.
+        """
+        n, d = self.shape
+        n_bytes = n * d * self.tiles.dtype.itemsize
+        whole = self.weights is None and self.tiles.dtype.kind != "f"
+        beside = n * n_models * BOUND_BYTES if self._bounds and whole else 0
+        room = math.inf
+        if n_bytes + beside + n_centroids * d * 8 > _LITTLE:
+            needs = n_centroids, d, source.piece_bytes(self.tiles)
+            workers = scheduler.workers(self._scheduler)
+            plan.check(workers, *needs)
+            room = plan.room(workers, *needs)
+        if self._cache == "always" or (self._cache == "auto" and n_bytes <= room):
+            self.blocks = blocks.resident(self.blocks).persist(scheduler=self._scheduler)
+            self.bytes_read += n_bytes
+            self._kept = True
+            self._bounded = bool(beside) and n_bytes + beside <= room
+
     def made(self, steps: Mapping[tuple[int, int], Step] | None = None) -> Pass:
         """Return the pass that was just made, which led to these steps."""
         before, self._last = self._last, time.perf_counter()
         return Pass(self.passes, self._last - before, dict(steps or {}))
 
-    def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
+    def iterations(
+        self, starts: Mapping[tuple[int, int], NDArray[np.float64]], max_iter: int, tol: float
+    ) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
+        """Make the passes of Lloyd's algorithm from the starts of every (k, restart) on.
+
+        Yields
+        ------
+        Pass
+
+        Returns
+        -------
+        dict of (k, restart) to Step
+            The last of each.
+        """
+        self._wants_variance = tol > 0
+        names, steps = list(starts), dict[tuple[int, int], lloyd.Step]()
+        for done in lloyd.iterate(
+            list(starts.values()),
+            self.measure,
+            self.farthest,
+            max_iter=max_iter,
+            tol=tol,
+            variance=self.mean_variance,
+        ):
+            steps |= {names[i]: step for i, step in done.items()}
+            yield self.made(steps)
+        return steps
+
+    def measure(
+        self, stack: NDArray[np.float64], offsets: NDArray[np.intp], models: Sequence[int] = ()
+    ) -> NDArray[Any]:
         """Make a pass: the statistics of every centroid."""
-        lazy = [blocks.statistics(self.tiles, stack, offsets, weights=self.weights)]
+        known = models if self._bounded else ()
+        lazy = [blocks.statistics(self.blocks, stack, offsets, weights=self.weights, models=known)]
         about = self._about(stack)
         if about is not None:
-            lazy.append(blocks.statistics(self.tiles, about, np.array([0, 1])))
+            lazy.append(blocks.statistics(self.blocks, about, np.array([0, 1])))
         statistics, *totals = map(np.asarray, self._compute(*lazy))
         if about is not None:
             self._totals.append((totals[0], about))
@@ -104,7 +193,7 @@ class Reader:
         `tol` is relative to their variance. It takes two passes: the squares of floats are only
         as good as the point about which they are taken, and the first pass finds the mean.
         """
-        if not self.wants_variance or self.weights is None or len(self._totals) > 1:
+        if not self._wants_variance or self.weights is None or len(self._totals) > 1:
             return None
         return lloyd.means(self._totals[0][0]) if self._totals else stack[:1]
 
@@ -117,7 +206,7 @@ class Reader:
         self, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
     ) -> Sequence[lloyd.Farthest]:
         """Make a pass: the tiles farthest from their centroids."""
-        lazy = blocks.farthest(self.tiles, stack, offsets, wanted, weights=self.weights)
+        lazy = blocks.farthest(self.blocks, stack, offsets, wanted, weights=self.weights)
         self._count(self.shape[0])
         (found,) = self._compute(lazy)
         return found  # type: ignore[no-any-return]
@@ -133,16 +222,15 @@ class Reader:
     ) -> tuple[NDArray[Any], tuple[float, float]]:
         """Make a pass: how tiles spread about the means, in units of 1 / scales."""
         scales = blocks.spread_scales(*self.shape, self.tiles.dtype)
-        lazy = blocks.spread(self.tiles, stack, offsets, means, filled, scales, classes, names)
+        lazy = blocks.spread(self.blocks, stack, offsets, means, filled, scales, classes, names)
         self._count(self.shape[0])
         return np.asarray(*self._compute(lazy)), scales
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Make a pass over the blocks that hold these tiles, and bring them together."""
-        ends = np.cumsum(self.tiles.chunks[0])
-        touched = np.unique(np.searchsorted(ends, indices, side="right"))
-        self._count(int(np.asarray(self.tiles.chunks[0])[touched].sum()))
-        sample = np.asarray(*self._compute(self.tiles[indices]))
+        touched = blocks.holding(self.blocks, indices)
+        self._count(int(np.asarray(self.blocks.chunks[0])[touched].sum()))
+        sample = np.asarray(*self._compute(blocks.taken(self.blocks, indices)))
         _check_finite(sample)
         return sample
 
@@ -157,7 +245,7 @@ class Reader:
         if self.weights is None:
             indices = seeding.first_indices(self.shape[0], n_seedings, seed)
         else:
-            (drawn,) = self._compute(blocks.drawn(self.weights, n_seedings, seed))
+            (drawn,) = self._compute(draws.drawn(self.weights, n_seedings, seed))
             indices = np.concatenate([each.indices for each in drawn])
         order = np.unique(indices)
         return self.take(order)[np.searchsorted(order, indices)]
@@ -168,7 +256,7 @@ class Reader:
         def try_all(
             trials: Sequence[seeding.Trial], n_draws: int, step: int
         ) -> Sequence[seeding.Outcome]:
-            lazy = blocks.trials(self.tiles, trials, n_draws, seed, step, weights=self.weights)
+            lazy = draws.trials(self.blocks, trials, n_draws, seed, step, weights=self.weights)
             self._count(self.shape[0])
             (outcomes,) = self._compute(lazy)
             return outcomes  # type: ignore[no-any-return]
@@ -180,7 +268,8 @@ class Reader:
 
     def _count(self, n_tiles: int) -> None:
         self.passes += 1
-        self.bytes_read += n_tiles * self.shape[1] * self.tiles.dtype.itemsize
+        if not self._kept:
+            self.bytes_read += n_tiles * self.shape[1] * self.tiles.dtype.itemsize
 
     def _checked_weights(
         self, sample_weight: ArrayLike | da.Array | None
@@ -201,7 +290,7 @@ class Reader:
                 f"give one number for each of the {n} tiles"
             )
             raise FitError(msg)
-        weights = da.asarray(weights).rechunk((self.tiles.chunks[0],))
+        weights = da.asarray(weights).rechunk((self.blocks.chunks[0],))
         least, total, whole = self._compute(
             weights.min(), weights.sum(dtype=np.float64), (weights == da.rint(weights)).all()
         )

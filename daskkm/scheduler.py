@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import signal
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daskkm.errors import SchedulerError
+from daskkm.plan import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +117,41 @@ def connect(
             client = stack.enter_context(_remote(name))
         with _errors_named(name):
             yield client
+
+
+def workers(scheduler: str | None = None) -> list[Worker]:
+    """Return what is known of the memory of those that would do the work.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        One of dask's, by name; by default the active client's, or dask's default.
+
+    Returns
+    -------
+    list of Worker
+        This process, if there is no client.
+    """
+    import dask
+    from dask.base import get_scheduler
+    from dask.system import CPU_COUNT
+
+    client: Any = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
+    if not hasattr(client, "scheduler_info"):
+        import psutil
+        from distributed.system import memory_limit  # the container's, if it is in one
+
+        threads = dask.config.get("num_workers", None) or CPU_COUNT
+        return [Worker("this process", threads, memory_limit(), psutil.Process().memory_info().rss)]
+    return [
+        Worker(
+            address,
+            info["nthreads"],
+            info["memory_limit"] or math.inf,
+            info.get("metrics", {}).get("memory", 0),
+        )
+        for address, info in client.scheduler_info(n_workers=-1)["workers"].items()
+    ]
 
 
 def _local(

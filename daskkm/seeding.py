@@ -34,6 +34,8 @@ METHODS = ("k-means++", "k-means||", "random")
 # of a smaller k that is fitted beside it.
 _SAMPLE = 1 << 15
 
+_TILES_A_CLUSTER = 8
+
 # k-means||: rounds, and candidates a round for each centroid of the largest k.
 _ROUNDS = 5
 _OVERSAMPLING = 2
@@ -112,6 +114,11 @@ def sample_indices(n_tiles: int, seed: int) -> NDArray[np.int64]:
 def few(n_tiles: int) -> bool:
     """Tell whether there are so few tiles that they are brought together to seed from."""
     return n_tiles <= _SAMPLE
+
+
+def sample_holds(k: int) -> bool:
+    """Tell whether a sample has enough tiles of each of k clusters to say where they lie."""
+    return _TILES_A_CLUSTER * k <= _SAMPLE
 
 
 def function_state(seed: int, k: int, restart: int) -> np.random.RandomState:

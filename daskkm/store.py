@@ -20,7 +20,7 @@ from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from zarr.errors import ContainsGroupError
 
-from daskkm import groups
+from daskkm import groups, plan
 from daskkm.errors import StoreError
 from daskkm.groups import Kind
 from daskkm.tiles import Sheet, grid
@@ -121,7 +121,31 @@ class TileStore:
         dask array of shape (n_tiles, n_features), uint8
             One block a chunk of the store.
         """
-        return self._rows(self.tiles, (math.prod(self.tile),), _STORE, self.tile)
+        features = self._rows(self.tiles, (math.prod(self.tile),), _STORE, self.tile)
+        # Not of what is made from it: passes over it as it is may read it their own way.
+        features.tile_store = self
+        return features
+
+    def streamed(self) -> da.Array:
+        """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
+
+        Returns
+        -------
+        dask array of shape (n_tiles, n_features), uint8
+            Of `Chunks` in place of arrays: for functions that know what these are.
+        """
+        n, d = len(self), math.prod(self.tile)
+        rows = self.tiles.chunks[0]
+        rows *= max(1, plan.block_bytes(n * d) // (rows * d))
+        return da.map_blocks(
+            Chunks,
+            array=self.tiles,
+            rows=rows,
+            chunks=normalize_chunks((rows, d), (n, d)),
+            dtype=self.tiles.dtype,
+            meta=np.empty((0, 0), self.tiles.dtype),
+            name=f"chunks-{tokenize(str(self.path), self.sheets, self.tile)}",
+        )
 
     def labels(self, k: int) -> da.Array:
         """Return the label of every tile under the model of k clusters, lazily.
@@ -313,6 +337,38 @@ class TileStore:
             yield Target(array, path, partial, kind)
 
 
+class Chunks:
+    """A run of tiles that is read chunk by chunk, whenever it is iterated.
+
+    Parameters
+    ----------
+    array : zarr.Array of shape (n, ...)
+        The tiles of a store.
+    rows : int
+        Of a run: a whole number of chunks.
+    block_id : tuple of int
+        Which run it is, first.
+    """
+
+    def __init__(self, array: zarr.Array[Any], rows: int, block_id: tuple[int, ...]) -> None:
+        self._array = array
+        self._first = block_id[0] * rows
+        self._last = min(self._first + rows, array.shape[0])
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
+        for chunk in groups.stream(self._array, self._first, self._last, _STORE):
+            yield chunk.reshape(len(chunk), -1)
+
+    def whole(self) -> NDArray[Any]:
+        """Read all of it, (n, n_features)."""
+        found = groups.read(self._array, self._first, self._last, _STORE)
+        return found.reshape(len(found), -1)
+
+
 @dataclass(frozen=True)
 class Target:
     """Labels or distances being written, on whichever worker: there an error is named best."""
@@ -329,6 +385,8 @@ class Target:
 
     def __setitem__(self, key: Any, rows: NDArray[Any]) -> None:
         with groups.write_errors_named(self.path, self.kind):
+            # Zarr would make the folder again that another task's failure has removed.
+            (self.partial / "zarr.json").stat()
             self.array[key] = rows
 
     def complete(self, said: Mapping[str, Any]) -> None:

@@ -53,7 +53,16 @@ def test_a_sweep_reads_no_more_often_than_its_slowest_model(rows: NDArray[Any]) 
     ks, n_init = range(3, 8), 4
     source, X = counting(rows)
     rounds = list(
-        iter_passes(X, ks, n_init=n_init, init="k-means++", max_iter=300, tol=1e-4, random_state=0)
+        iter_passes(
+            X,
+            ks,
+            n_init=n_init,
+            init="k-means++",
+            max_iter=300,
+            tol=1e-4,
+            random_state=0,
+            cache="never",
+        )
     )
     steps = rounds[-1].steps
     assert len(steps) == 5 * n_init
@@ -66,15 +75,82 @@ def test_a_sweep_reads_no_more_often_than_its_slowest_model(rows: NDArray[Any]) 
 
 def test_passes_and_bytes_are_those_that_were_read(rows: NDArray[Any]) -> None:
     source, X = counting(rows)
-    result = daskkm.fit_sweep(X, [2, 3], n_init=2, random_state=0)
+    result = daskkm.fit_sweep(X, [2, 3], n_init=2, random_state=0, cache="never")
     assert set(source.reads) == {result.passes}
     assert result.bytes_read == source.reads.sum() * 256
     # With relocations, and without a seeding.
     source, X = counting(rows)
     start = np.vstack([rows[:2], np.full((2, 256), 1e6)])
-    result = daskkm.fit_sweep(X, [4], init=start)
+    result = daskkm.fit_sweep(X, [4], init=start, cache="never")
     assert set(source.reads) == {result.passes}
     assert result.bytes_read == source.reads.sum() * 256
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("coarse", [True, False])
+def test_what_stays_in_memory_is_read_once(
+    monkeypatch: pytest.MonkeyPatch, init: str, coarse: bool
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 40)
+    tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
+    call: dict[str, Any] = {"n_init": 2, "init": init, "random_state": 0, "coarse": coarse}
+    found = {}
+    for cache in ("auto", "always", "never"):
+        source, X = counting(tiles, chunk=5)
+        found[cache] = daskkm.fit_sweep(X, [2, 5], **call, cache=cache)
+        assert found[cache].bytes_read == source.reads.sum() * 2
+        assert (set(source.reads) == {1}) == (cache != "never")
+    for k in (2, 5):
+        models = [result.models[k] for result in found.values()]
+        assert len({model.inertia_ for model in models}) == 1
+        assert len({model.cluster_centers_.tobytes() for model in models}) == 1
+        assert len({result.passes for result in found.values()}) == 1
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_from_coarse_to_fine_ends_where_all_tiles_are_settled(
+    monkeypatch: pytest.MonkeyPatch, init: str, weighted: bool, rows: NDArray[Any]
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 500)
+    weights = np.random.default_rng(0).integers(0, 3, len(rows)) if weighted else None
+    call: dict[str, Any] = {"tol": 0, "sample_weight": weights}
+    results = [
+        daskkm.fit_sweep(
+            da.from_array(rows, chunks=(chunk, -1)),
+            [3, 7],
+            n_init=4,
+            init=init,
+            random_state=1,
+            **call,
+        )
+        for chunk in (5610, 777)
+    ]
+    slow = daskkm.fit_sweep(rows, [3, 7], n_init=4, init=init, random_state=1, **call, coarse=False)
+    assert results[0].passes < 0.7 * slow.passes
+    for k, model in results[0].models.items():
+        assert model.converged_
+        assert results[1].models[k].cluster_centers_.tobytes() == model.cluster_centers_.tobytes()
+        again = daskkm.fit_sweep(rows, [k], init=model.cluster_centers_, **call).models[k]
+        assert (again.n_iter_, again.inertia_) == (1, model.inertia_)
+        assert again.cluster_centers_.tobytes() == model.cluster_centers_.tobytes()
+        assert model.inertia_ < 1.02 * slow.models[k].inertia_
+
+
+def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs() -> None:
+    read = []
+
+    def block(block_id: tuple[int, int]) -> NDArray[Any]:
+        read.append(block_id)
+        return np.zeros((10, 4), np.uint8)
+
+    X = da.map_blocks(
+        block, chunks=((10,) * 3, (4,)), dtype=np.uint8, meta=np.empty((0, 0), np.uint8)
+    )
+    with pytest.raises(daskkm.FitError, match=r"a pass would take .* fewer k and restarts"):
+        # No machine has the memory for the statistics of so many centroids.
+        daskkm.fit_sweep(X, [30], n_init=10**12)
+    assert not read
 
 
 def test_seeding_reads_only_the_blocks_that_hold_the_sample(
@@ -83,7 +159,7 @@ def test_seeding_reads_only_the_blocks_that_hold_the_sample(
     monkeypatch.setattr("daskkm.seeding._SAMPLE", 8)
     tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
     source, X = counting(tiles, chunk=5)
-    result = daskkm.fit_sweep(X, [2], n_init=1, max_iter=1, random_state=0)
+    result = daskkm.fit_sweep(X, [2], n_init=1, max_iter=1, random_state=0, cache="never")
     assert set(source.reads) == {result.passes - 1, result.passes}
     assert (source.reads == result.passes).sum() <= 8 * 5
     assert result.bytes_read == source.reads.sum() * 2
@@ -114,6 +190,8 @@ def test_seedings_in_passes_are_shared_by_all_models(
         tol=0,
         random_state=0,
         sample_weight=weights[:, 0] if weighted else None,
+        coarse=False,
+        cache="never",
     )
     first = next(done for done in steps if done.steps)  # it measures the starts
     again = source.reads == passes + 2
@@ -359,13 +437,25 @@ def test_types_that_do_not_fit_are_refused() -> None:
         model.predict(np.zeros((2, 3), np.uint8))
 
 
-@pytest.mark.parametrize(("init", "seeding_passes"), [("k-means++", 4), ("k-means||", 7)])
+@pytest.mark.parametrize(
+    ("init", "coarse", "seeding_passes"),
+    [
+        ("k-means++", False, 4),
+        ("k-means||", False, 7),
+        ("k-means++", True, 1),
+        ("k-means||", True, 8),
+    ],
+)
 def test_every_pass_of_a_seeding_is_shown(
-    monkeypatch: pytest.MonkeyPatch, init: str, seeding_passes: int
+    monkeypatch: pytest.MonkeyPatch, init: str, coarse: bool, seeding_passes: int
 ) -> None:
-    monkeypatch.setattr("daskkm.seeding._SAMPLE", 8)
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 24)
     tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
-    passes = list(iter_passes(tiles, [3], n_init=2, init=init, max_iter=2, tol=0, random_state=0))
+    passes = list(
+        iter_passes(
+            tiles, [3], n_init=2, init=init, max_iter=2, tol=0, random_state=0, coarse=coarse
+        )
+    )
     assert [done.number for done in passes] == list(range(1, len(passes) + 1))
     assert [bool(done.steps) for done in passes[: seeding_passes + 1]] == [
         *[False] * seeding_passes,

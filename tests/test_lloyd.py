@@ -27,7 +27,9 @@ class Data:
         self.measured: list[int] = []
         self.searched = 0
 
-    def measure(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> NDArray[Any]:
+    def measure(
+        self, stack: NDArray[np.float64], offsets: NDArray[np.intp], models: Sequence[int]
+    ) -> NDArray[Any]:
         self.measured.append(len(offsets) - 1)
         return reference.statistics(self.tiles, stack, offsets)
 

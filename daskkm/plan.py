@@ -1,0 +1,122 @@
+"""How long blocks are, what memory a pass takes, and what may stay there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from daskkm.errors import FitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# From 4 MiB on a task's work, a millisecond and more, outweighs what scheduling it costs.
+_LEAST_BYTES = 4 << 20
+_MOST_BYTES = 64 << 20
+_FEW_BLOCKS, _MANY_BLOCKS = 64, 4096
+
+_SAFE = 0.8  # of a worker's memory: from there on dask lets it begin no task
+_KEPT = 0.5
+_WAITING = 8  # results that wait for their sum, a thread
+
+
+def block_bytes(total: int) -> int:
+    """Return how many bytes of tiles make a block, of so many in all.
+
+    It depends on nothing else, so that sums of floats do not depend on the workers. There are 64
+    blocks, for balance, unless these would be too short or too long; from 256 GiB on there are
+    4,096, because the scheduler's time goes by their number.
+
+    Parameters
+    ----------
+    total : int
+
+    Returns
+    -------
+    int
+    """
+    balanced = min(max(total // _FEW_BLOCKS, _LEAST_BYTES), _MOST_BYTES)
+    return max(balanced, total // _MANY_BLOCKS)
+
+
+class Worker(NamedTuple):
+    """What is known of a worker's memory, in bytes."""
+
+    name: str
+    threads: int
+    limit: float  # infinity if it has none
+    used: float
+
+
+def peak(rows: int, d: int, piece: int, threads: int) -> int:
+    """Return the bytes that a pass takes from a worker at most, its blocks streamed.
+
+    Parameters
+    ----------
+    rows : int
+        Of the stack: the sum of all k.
+    d : int
+        Features.
+    piece : int
+        Bytes of tiles that a task has in memory at once.
+    threads : int
+        Of the worker: tasks at a time.
+
+    Returns
+    -------
+    int
+    """
+    statistics = 8 * rows * (d + 2)
+    # A task holds a piece, its sums and its weights in the making, and what it has summed so far.
+    task = 2 * piece + 3 * statistics
+    # The stack, once a worker; what waits for its sum, a node of the tree for each thread.
+    return threads * task + 8 * rows * d + _WAITING * threads * statistics
+
+
+def check(workers: Sequence[Worker], rows: int, d: int, piece: int) -> None:
+    """Raise if a pass would take more memory than a worker has.
+
+    Parameters
+    ----------
+    workers : sequence of Worker
+    rows, d, piece : int
+        As for `peak`.
+
+    Raises
+    ------
+    FitError
+        It says what the memory would be for.
+    """
+    for worker in workers:
+        needed = peak(rows, d, piece, worker.threads)
+        if worker.used + needed > _SAFE * worker.limit:
+            msg = (
+                f"{worker.name}: a pass would take {_size(needed)} beside the {_size(worker.used)} "
+                f"in use, of {_size(worker.limit)} ({worker.threads} threads, blocks of "
+                f"{_size(piece)}, {rows} centroids of {d} features); give workers more memory or "
+                "fewer threads, or fit fewer k and restarts at once"
+            )
+            raise FitError(msg)
+
+
+def room(workers: Sequence[Worker], rows: int, d: int, piece: int) -> float:
+    """Return how many bytes may stay in the workers' memory while passes are made.
+
+    Half of a worker's memory, less what is in use before and what a pass takes: dask begins to
+    move data to disk from 0.6 of it on, and does not spread it evenly.
+
+    Parameters
+    ----------
+    workers, rows, d, piece
+        As for `check`.
+
+    Returns
+    -------
+    float
+    """
+    return sum(
+        max(0.0, _KEPT * w.limit - w.used - peak(rows, d, piece, w.threads)) for w in workers
+    )
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,0 +1,195 @@
+"""From what a user gives to blocks of tiles.
+
+A block is an array, or an object that makes the arrays of its tiles one after another whenever it
+is iterated: a task then takes a long run of tiles in the memory of a short one, and small blocks
+cost the scheduler one task and not many.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.optimization import cull
+from dask.sizeof import sizeof
+
+from daskkm import kernel
+from daskkm.errors import FitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+# More blocks than this that are shorter than that, on average, are made several a task.
+_MANY_BLOCKS = 1024
+_SHORT_BYTES = 2 << 20
+_ARRAY_BYTES = 4 << 20  # of a block of an array that is in memory
+_RECIPES = "recipes-"
+_SHARED_BYTES = 64 << 10  # of what each of several tasks may have a copy
+
+
+def as_tiles(X: Any) -> da.Array:
+    """Return X as a dask array with one chunk along the features.
+
+    Parameters
+    ----------
+    X : TileStore, or array of shape (n, d)
+        An array is one of dask's, NumPy's or Zarr's, or anything else with a shape, a dtype,
+        slices and, if it has them, ``chunks``.
+
+    Returns
+    -------
+    dask array of shape (n, d)
+
+    Raises
+    ------
+    FitError
+        If X is not two-dimensional, or masked.
+    TypeError
+        If the dtype of X is not supported.
+    """
+    if np.ma.isMaskedArray(getattr(X, "_meta", X)):
+        msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
+        raise FitError(msg)
+    if hasattr(type(X), "features"):  # a TileStore, which this module need not know
+        X = X.features()
+    try:
+        tiles = X if is_lazy(X) else np.asarray(X)  # a Zarr array is not read yet
+    except ValueError as error:
+        msg = f"X is no array ({error}); give it as (n_tiles, n_features)"
+        raise FitError(msg) from error
+    if np.isnan(tiles.shape[1:]).any():
+        msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
+        raise FitError(msg)
+    if tiles.ndim != 2 or not tiles.shape[1]:
+        msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
+        raise FitError(msg)
+    kernel.check_dtype(tiles.dtype)
+    if not isinstance(tiles, da.Array):
+        rows = max(1, _ARRAY_BYTES // (tiles.shape[1] * tiles.dtype.itemsize))
+        # name=False: a name made from the content would cost a read of it.
+        chunks = getattr(X, "chunks", None) if is_lazy(X) else None
+        tiles = da.from_array(tiles, chunks=chunks or (rows, -1), name=False)
+    return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
+
+
+def in_blocks(X: Any, tiles: da.Array) -> da.Array:
+    """Return the tiles in blocks for passes over them.
+
+    Parameters
+    ----------
+    X : object
+        As for `as_tiles`.
+    tiles : dask array of shape (n, d)
+        What that made of it, of known sizes.
+
+    Returns
+    -------
+    dask array of shape (n, d)
+        Its blocks are arrays or, as said above, objects in place of them.
+    """
+    if hasattr(type(X), "features"):
+        return X.streamed()
+    if store := getattr(X, "tile_store", None):
+        return store.streamed()
+    return _grouped(tiles)
+
+
+def is_lazy(X: Any) -> bool:
+    """Tell whether X is read block by block: a dask or Zarr array, or a TileStore."""
+    # Of its type: a data frame has columns for attributes, and these may have any name.
+    return hasattr(type(X), "chunks") or hasattr(type(X), "features")
+
+
+@contextmanager
+def sending(X: Any) -> Iterator[None]:
+    """Keep dask from advice against sending tiles to workers, where X is in memory.
+
+    Where they lie, there is no other way.
+    """
+    with warnings.catch_warnings():
+        if not is_lazy(X):
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        yield
+
+
+def tile_shape(X: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
+    return X.tile if hasattr(type(X), "features") else None
+
+
+class Recipe:
+    """A run of short blocks that are made one after another, whenever it is iterated.
+
+    Parameters
+    ----------
+    graph : mapping
+        How dask makes them, and nothing else.
+    keys : sequence of object
+        The blocks' keys in it.
+    """
+
+    def __init__(self, graph: Mapping[Any, Any], keys: Sequence[Any]) -> None:
+        self.graph = graph
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for key in self.keys:
+            yield dask.get(self.graph, key)
+
+    def whole(self) -> NDArray[Any]:
+        """Make all of them, as one array."""
+        return np.concatenate(list(self))
+
+
+def has_recipes(blocks: da.Array) -> bool:
+    """Tell whether blocks are recipes, all that is needed to make them."""
+    return str(blocks.name).startswith(_RECIPES)
+
+
+def piece_bytes(tiles: da.Array) -> int:
+    """Return how many bytes of tiles a task has in memory at once."""
+    return int(max(tiles.chunks[0]) * tiles.shape[1] * tiles.dtype.itemsize)
+
+
+def _grouped(tiles: da.Array) -> da.Array:
+    """Return short blocks as few recipes, if each can be made on its own; else as they are."""
+    sizes = np.asarray(tiles.chunks[0])
+    row = tiles.shape[1] * tiles.dtype.itemsize
+    short = len(sizes) > _MANY_BLOCKS and int(sizes.sum()) * row < _SHORT_BYTES * len(sizes)
+    if not short or any(layer.annotations for layer in tiles.dask.layers.values()):
+        return tiles
+    keys = [keys[0] for keys in tiles.__dask_keys__()]
+    cuts = np.linspace(0, len(keys), _MANY_BLOCKS + 1).astype(int).tolist()
+    (optimized,) = dask.optimize(tiles)
+    graph = dict(optimized.dask)
+    parts = [cull(graph, keys[lo:hi])[0] for lo, hi in pairwise(cuts)]
+    seen = Counter(key for part in parts for key in part)
+    if not all(_may_be_copied(graph[key]) for key, n in seen.items() if n > 1) or any(
+        _is_elsewhere(node) for node in graph.values()
+    ):
+        return tiles
+    name = f"{_RECIPES}{dask.base.tokenize(tiles.name, cuts)}"
+    recipes = {
+        (name, i, 0): Recipe(part, keys[lo:hi])
+        for i, (part, (lo, hi)) in enumerate(zip(parts, pairwise(cuts), strict=True))
+    }
+    rows = tuple(int(sizes[lo:hi].sum()) for lo, hi in pairwise(cuts))
+    return da.Array(recipes, name, chunks=(rows, tiles.chunks[1]), meta=tiles._meta)
+
+
+def _may_be_copied(node: Any) -> bool:
+    """Tell whether a node of a graph is small data, such as an open Zarr array."""
+    return hasattr(node, "value") and sizeof(node.value) <= _SHARED_BYTES
+
+
+def _is_elsewhere(node: Any) -> bool:
+    """Tell whether a node stands for what workers hold."""
+    return type(getattr(node, "value", None)).__module__.startswith("distributed")
