@@ -15,7 +15,7 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors",),
+    ("errors", "products"),
     ("kernel", "lloyd", "seeding", "tiles", "groups", "scheduler"),
     ("cli", "store", "blocks", "quality", "results", "report"),
     ("model", "reader"),
@@ -29,6 +29,7 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 # What the lower floors may know of the world, beside the standard library.
 MAY_IMPORT = {
     "errors": set(),
+    "products": {"llvmlite", "numba", "numpy"},
     "kernel": {"numpy", "numba"},
     "lloyd": {"numpy"},
     "seeding": {"numpy"},
