@@ -8,8 +8,13 @@ the tiles that need it. For all others the fast path is proved to agree:
 * Scores drop what all centroids of a model share. With mu the mean of a model's
   centroids, ``|x - c|^2 = (|x|^2 - 2 x.mu) + (|c|^2 - 2 x.(c - mu))`` and only the second
   bracket depends on c. Centring makes the products, and so their rounding errors, small.
-* The products are summed in float32 (float64 for 16-bit and float64 tiles, whose offsets
-  would drown in float32's error) in whatever order the compiler likes;
+* Of 8-bit tiles the products are exact integers: a model's weights ``w = -2 (c - mu)`` are
+  rounded to 16-bit multiples q u of a unit u, a power of two so large that no sum of 32 bits can
+  overflow in any order. Only this rounding counts, ``|x.w - x.(q u)| <= |x| |w - q u|``
+  (Cauchy-Schwarz), and |w - q u| is known. ``|c|^2 - |mu|^2`` is where the sum starts, rounded to
+  a multiple of u, which is off by u / 2.
+* Of other tiles the products are summed in float32 (float64 for 16-bit and float64 tiles, whose
+  offsets would drown in float32's error) in whatever order the compiler likes;
   ``|fl(x.w) - x.w| <= gamma_d |x| |w|`` holds for every order, with or without FMA (Higham,
   Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1, with Cauchy-Schwarz).
 * A tile whose best score leads the second by more than twice the bound, the reference's
@@ -21,11 +26,12 @@ Hence the labels are the reference's, bit for bit, on every CPU and at every vec
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit
+
+from daskkm.products import LANES, PANEL, add_vectors, aligned, pairs, score, scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,17 +40,13 @@ SUPPORTED_DTYPES = tuple(
     np.dtype(name) for name in ("uint8", "int8", "uint16", "int16", "float32", "float64")
 )
 
-# Tiles that go through the three stages together: they and their scores stay in L1/L2
-# between the stages. 16 to 128 measure alike.
-_PANEL = 64
-
 # Tiles whose distances to all centroids are summed side by side, and features that go into
 # each sum between its load and its store. 64 to 256 tiles measure alike.
 _LANES = 128
 _FEATURES = 8
 
-# Any order of summation, any FMA: what the bound in the module docstring allows for.
-_ANY_ORDER = {"reassoc", "contract", "nsz"}
+# Two scores are compared; 1 % is far more than the bound's own rounding.
+_TWICE = 2 * 1.01
 
 
 def label_block(
@@ -76,7 +78,9 @@ def label_block(
     tiles, stack = _checked(tiles, stack, offsets)
     check_finite(tiles)
     labels = np.empty((len(tiles), len(offsets) - 1), np.int32)
-    _label(tiles, _prepare(tiles.dtype, stack, offsets), _norm_dtype(tiles)(0), labels)
+    prepared = _prepare(tiles.dtype, stack, offsets)
+    work, turned = _work(tiles, prepared)
+    _label(tiles, prepared, work, turned, labels)
     return labels
 
 
@@ -115,12 +119,11 @@ def block_statistics(
     n, d = tiles.shape
     check_exact(n, d, tiles.dtype)
     statistics = np.zeros((len(stack), d + 2), np.int64)
-    # Half the width is twice the lanes, so block sums are int32 where they fit.
-    fits = n * _peak(tiles.dtype) < 2**31
-    sums = np.zeros((len(stack), d), np.int32 if fits else np.int64)
+    sums = aligned((len(stack), d), np.dtype(f"{tiles.dtype.kind}{2 * tiles.dtype.itemsize}"))
+    sums[:] = 0
     prepared = _prepare(tiles.dtype, stack, offsets)
-    _reduce(tiles, prepared, _norm_dtype(tiles)(0), sums, statistics)
-    statistics[:, :d] = sums
+    work, turned = _work(tiles, prepared)
+    _reduce(tiles, prepared, work, turned, sums, statistics)
     return statistics
 
 
@@ -280,41 +283,123 @@ class _Prepared(NamedTuple):
 
     stack: NDArray[np.float64]
     offsets: NDArray[np.intp]
-    weights: NDArray[Any]  # (sum of k, d): -2 (c - mu), in the type of the products
-    bias: NDArray[np.float64]  # (sum of k,): |c|^2
+    weights: NDArray[Any]  # (sum of k, d): -2 (c - mu), as `score` takes them
+    bias: NDArray[Any]  # (sum of k,): |c|^2 but for what a model's centroids share
+    worst: Any  # no score is above it
     # Twice the bound on a score's error is slope |x| + curve |x|^2 + floor, per model, while
-    # |x| < reach. Beyond, a product might overflow: all centroids go to the reference.
+    # |x| < reach, in the unit of the model's scores. Beyond, a product might overflow: all
+    # centroids go to the reference.
     slope: NDArray[np.float64]
-    curve: float
+    curve: NDArray[np.float64]
     floor: NDArray[np.float64]
     reach: NDArray[np.float64]
+
+
+class _Work(NamedTuple):
+    """What is known of the tiles of a panel: columns are tiles."""
+
+    scores: NDArray[Any]  # (sum of k, PANEL)
+    labels: NDArray[np.int32]  # (n_models, PANEL)
+    squares: NDArray[Any]  # |x|^2
+    norms: NDArray[np.float64]  # |x|
+    best: NDArray[Any]  # under one model
+    second: NDArray[Any]
+    bounds: NDArray[np.float64]
+
+
+def _work(tiles: NDArray[Any], prepared: _Prepared) -> tuple[_Work, NDArray[np.int32] | None]:
+    """Return room for a panel's work, and for turned tiles."""
+    turned, scores = scratch(prepared.weights, prepared.bias)
+    models = len(prepared.offsets) - 1
+    labels = np.empty((models, PANEL), np.int32)
+    best, second = np.empty((2, PANEL), scores.dtype)
+    norms, bounds = np.empty((2, PANEL))
+    squares = np.zeros(PANEL, _norm_dtype(tiles))
+    return _Work(scores, labels, squares, norms, best, second, bounds), turned
 
 
 def _prepare(
     dtype: np.dtype[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> _Prepared:
-    d = stack.shape[1]
-    narrow = dtype.itemsize == 1 or dtype == np.float32
-    product = np.finfo(np.float32 if narrow else np.float64)
-    # A sum of d products, the weight's own rounding (a difference, a cast), the final sum.
-    gamma, gamma_64 = _gamma(d + 4, float(product.eps) / 2), _gamma(d + 4, 2.0**-53)
-    twice = 2 * 1.01  # two scores are compared; 1 % is far more than the bound's own rounding
-    weights = np.empty(stack.shape, product.dtype)
-    slope, floor, reach = (np.empty(len(offsets) - 1) for _ in range(3))
+    starts, sizes = offsets[:-1], np.diff(offsets)
     with np.errstate(all="ignore"):
+        means = np.add.reduceat(stack, starts) / sizes[:, None]
+        centred = -2.0 * (stack - means.repeat(sizes, axis=0))
         bias = np.square(stack).sum(axis=1)
-        for m, (lo, hi) in enumerate(pairwise(offsets)):
-            centred = -2.0 * (stack[lo:hi] - stack[lo:hi].mean(axis=0))
-            weights[lo:hi] = centred
-            longest = float(np.sqrt(np.square(centred).sum(axis=1).max()))
-            # `tiny` covers what underflow takes from weights (times x) and from products.
-            slope[m] = twice * (gamma * longest + np.sqrt(d) * float(product.tiny))
-            # |c|^2 and the final sum take 2 gamma |c|^2, the reference's distance, at most
-            # 2 |x|^2 + 2 |c|^2, the rest.
-            floor[m] = twice * (4 * gamma_64 * bias[lo:hi].max() + d * float(product.tiny))
-            largest = float(product.max) / 8
-            reach[m] = largest / max(longest, 1.0) if longest < largest else 0.0
-    return _Prepared(stack, offsets, weights, bias, slope, twice * 2 * gamma_64, floor, reach)
+        gamma = _gamma(stack.shape[1] + 4, 2.0**-53)
+        # |c|^2 and the final sum take 2 gamma |c|^2, the reference's distance, at most
+        # 2 |x|^2 + 2 |c|^2, the rest.
+        curve = np.full(len(sizes), _TWICE * 2 * gamma)
+        floor = _TWICE * 4 * gamma * np.maximum.reduceat(bias, starts)
+        if dtype.itemsize == 1:
+            bias -= np.square(means).sum(axis=1).repeat(sizes)
+            return _in_integers(_peak(dtype), stack, offsets, centred, bias, curve, floor)
+        number = np.dtype(np.float32 if dtype == np.float32 else np.float64)
+        return _in_floats(number, stack, offsets, centred, bias, curve, floor)
+
+
+def _in_floats(
+    number: np.dtype[Any],
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    centred: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    floor: NDArray[np.float64],
+) -> _Prepared:
+    """Return float weights, and what products lose in the bound."""
+    d, limits = stack.shape[1], np.finfo(number)
+    tiny, largest = float(limits.tiny), float(limits.max) / 8
+    # A sum of d products, the weight's own rounding (a difference, a cast), the final sum.
+    gamma = _gamma(d + 4, float(limits.eps) / 2)
+    longest = np.sqrt(np.maximum.reduceat(np.square(centred).sum(axis=1), offsets[:-1]))
+    # `tiny` covers what underflow takes from weights (times x) and from products.
+    slope = _TWICE * (gamma * longest + np.sqrt(d) * tiny)
+    floor = floor + _TWICE * d * tiny
+    reach = np.where(longest < largest, largest / np.maximum(longest, 1.0), 0.0)
+    weights = centred.astype(number)
+    return _Prepared(stack, offsets, weights, bias, np.inf, slope, curve, floor, reach)
+
+
+def _in_integers(
+    peak: int,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    centred: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    floor: NDArray[np.float64],
+) -> _Prepared:
+    """Return weights and bias in fixed point, and the bound in the scores' unit.
+
+    The unit of a model is the smallest power of two with which every weight fits 16 bits and every
+    score, summed in whatever order, 32.
+    """
+    d, starts, sizes = stack.shape[1], offsets[:-1], np.diff(offsets)
+    sizes_of = np.abs(centred)
+    largest = np.maximum.reduceat(sizes_of.max(axis=1), starts)
+    highest = np.maximum.reduceat(peak * sizes_of.sum(axis=1) + np.abs(bias), starts)
+    # Rounding adds at most 1/2 to each weight and to the bias.
+    room = 2.0**31 - peak * d - 2
+    usable = np.isfinite(highest) & (room > 0)
+    fits = np.minimum((2**15 - 1) / largest, room / highest)
+    # |c|^2 is finite, so that no model needs more than this clip allows.
+    unit = np.where(usable, np.ldexp(1.0, np.clip(1 - np.frexp(fits)[1], -1000, 1000)), np.nan)
+    each = unit.repeat(sizes)
+    whole = np.rint(centred / each[:, None])
+    lost = np.square(centred - whole * each[:, None]).sum(axis=1)
+    lost, longest = (
+        np.sqrt(np.maximum.reduceat(squares, starts))
+        for squares in (lost, np.square(centred).sum(axis=1))
+    )
+    # The centred weight's own rounding, and what underflow takes from the squares of what is lost.
+    tiny = float(np.finfo(np.float64).tiny)
+    slope = _TWICE * (lost + 2 * 2.0**-53 * longest + np.sqrt(d * tiny))
+    floor = floor + _TWICE * unit / 2
+    weights, bias = pairs(whole.astype(np.int16)), np.rint(bias / each).astype(np.int32)
+    worst, reach = np.int32(2**31 - 1), np.where(usable, np.inf, 0.0)
+    scaled = (slope / unit, curve / unit, floor / unit)
+    return _Prepared(stack, offsets, weights, bias, worst, *scaled, reach)
 
 
 def _gamma(n: int, unit: float) -> float:
@@ -323,72 +408,37 @@ def _gamma(n: int, unit: float) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _label(tiles: Any, prepared: Any, zero: Any, labels: Any) -> None:
-    """Label all tiles, a panel at a time: products, then decisions."""
-    products = np.empty((_PANEL, len(prepared.stack)), prepared.weights.dtype)
-    norms = np.full(_PANEL, zero)
-    for start in range(0, len(tiles), _PANEL):
-        panel = tiles[start : start + _PANEL]
-        _multiply(panel, prepared.weights, products)
-        _square(panel, norms)
-        _decide(panel, norms, products, prepared, labels[start : start + _PANEL])
+def _label(tiles: Any, prepared: Any, work: Any, turned: Any, labels: Any) -> None:
+    """Label all tiles, a panel at a time."""
+    for start in range(0, len(tiles), PANEL):
+        panel = tiles[start : start + PANEL]
+        _label_panel(panel, prepared, work, turned)
+        for i in range(len(panel)):
+            for m in range(labels.shape[1]):
+                labels[start + i, m] = work.labels[m, i]
 
 
 @njit(nogil=True, cache=True)
-def _reduce(tiles: Any, prepared: Any, zero: Any, sums: Any, statistics: Any) -> None:
+def _reduce(tiles: Any, prepared: Any, work: Any, turned: Any, sums: Any, statistics: Any) -> None:
     """Label all tiles and add them up, a panel at a time while it is in cache."""
-    products = np.empty((_PANEL, len(prepared.stack)), prepared.weights.dtype)
-    norms = np.full(_PANEL, zero)
-    labels = np.empty((_PANEL, len(prepared.offsets) - 1), np.int32)
-    for start in range(0, len(tiles), _PANEL):
-        panel = tiles[start : start + _PANEL]
-        _multiply(panel, prepared.weights, products)
-        _square(panel, norms)
-        _decide(panel, norms, products, prepared, labels)
-        _add(panel, norms, labels, prepared.offsets, sums, statistics)
+    # Sums are twice as wide as tiles, so they have room for this many and a panel more.
+    most = (1 << 8 * tiles.itemsize) - PANEL
+    flushed = np.zeros(len(sums), np.int64)
+    for start in range(0, len(tiles), PANEL):
+        panel = tiles[start : start + PANEL]
+        _label_panel(panel, prepared, work, turned)
+        _add(panel, work.squares, work.labels, prepared.offsets, sums, statistics)
+        _flush(sums, most, flushed, statistics)
+    _flush(sums, 0, flushed, statistics)
 
 
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
-def _multiply(tiles: Any, weights: Any, products: Any) -> None:
-    """Write tiles @ weights.T, two tiles by four centroids at a time, widened in register.
-
-    Eight sums share each load. Centroids are the outer loop, so that a large stack
-    streams through cache once a panel and not once a tile. Measured against OpenBLAS's sgemm
-    on tiles widened beforehand (256 features, one core of an AVX-512 machine): 59 to 29, 68 to
-    53 and 69 to 54 billion multiply-adds a second at 25, 256 and 4,096 centroids, so there is
-    no size at which BLAS is called instead.
-    """
-    n, d = tiles.shape
-    k = len(weights)
-    number = weights.dtype.type
-    for j in range(0, k - 3, 4):
-        for i in range(0, n, 2):
-            i1 = min(i + 1, n - 1)
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = number(0)
-            for p in range(d):
-                x0, x1 = number(tiles[i, p]), number(tiles[i1, p])
-                w0, w1 = weights[j, p], weights[j + 1, p]
-                w2, w3 = weights[j + 2, p], weights[j + 3, p]
-                a0 += x0 * w0
-                a1 += x0 * w1
-                a2 += x0 * w2
-                a3 += x0 * w3
-                b0 += x1 * w0
-                b1 += x1 * w1
-                b2 += x1 * w2
-                b3 += x1 * w3
-            products[i, j], products[i, j + 1] = a0, a1
-            products[i, j + 2], products[i, j + 3] = a2, a3
-            products[i1, j], products[i1, j + 1] = b0, b1
-            products[i1, j + 2], products[i1, j + 3] = b2, b3
-    for j in range(k - k % 4, k):
-        for i in range(0, n, 2):
-            i1 = min(i + 1, n - 1)
-            a0 = b0 = number(0)
-            for p in range(d):
-                a0 += number(tiles[i, p]) * weights[j, p]
-                b0 += number(tiles[i1, p]) * weights[j, p]
-            products[i, j], products[i1, j] = a0, b0
+@njit(nogil=True, cache=True)
+def _label_panel(tiles: Any, prepared: Any, work: Any, turned: Any) -> None:
+    """Label a panel of tiles: scores, then decisions."""
+    # First, because it reads the tiles one after another, as memory is fastest.
+    _square(tiles, work.squares)
+    score(tiles, prepared.weights, prepared.bias, turned, work.scores)
+    _decide(tiles, prepared, work)
 
 
 @njit(nogil=True, cache=True)
@@ -404,40 +454,58 @@ def _square(tiles: Any, norms: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _decide(tiles: Any, norms: Any, products: Any, prepared: Any, labels: Any) -> None:
-    """Write each tile's label under each model: the reference's, always.
-
-    The best and second-best are selected without branches: on real tiles no CPU predicts
-    them, and the misses cost more than the products.
-    """
-    offsets, bias = prepared.offsets, prepared.bias
-    for i in range(len(tiles)):
-        square = np.float64(norms[i])
-        norm = np.sqrt(square)
-        for m in range(len(offsets) - 1):
-            first, last = offsets[m], offsets[m + 1]
-            label = first
-            best = bias[first] + products[i, first]
-            second = np.inf
-            for j in range(first + 1, last):
-                score = bias[j] + products[i, j]
-                closer = score < best
-                label = j if closer else label
-                loser = best if closer else score
-                best = score if closer else best
-                second = min(second, loser)
-            bound = prepared.slope[m] * norm + prepared.curve * square + prepared.floor[m]
-            if not norm < prepared.reach[m]:
-                bound = np.inf
+def _decide(tiles: Any, prepared: Any, work: Any) -> None:
+    """Write each tile's label under each model: the reference's, always."""
+    n, offsets, stack, worst = len(tiles), prepared.offsets, prepared.stack, prepared.worst
+    scores, labels, squares, norms, best, second, bounds = work
+    for i in range(PANEL):
+        norms[i] = np.sqrt(np.float64(squares[i]))
+    for m in range(len(offsets) - 1):
+        first, last = offsets[m], offsets[m + 1]
+        _rank(scores, first, last, worst, best, second, labels, m)
+        if last - first == 1:
+            continue
+        slope, curve, floor = prepared.slope[m], prepared.curve[m], prepared.floor[m]
+        reach = prepared.reach[m]
+        doubtful = 0
+        for i in range(n):
+            bound = slope * norms[i] + curve * np.float64(squares[i]) + floor
+            bounds[i] = bound if norms[i] < reach else np.inf
             # "not >" rather than "<=", so that a NaN goes to the reference too.
-            if not second - best > bound:
+            doubtful += not np.float64(second[i]) - np.float64(best[i]) > bounds[i]
+        if doubtful == 0:
+            continue
+        for i in range(n):
+            lowest = np.float64(best[i])
+            if not np.float64(second[i]) - lowest > bounds[i]:
                 label, least = -1, np.inf
                 for j in range(first, last):
-                    if not bias[j] + products[i, j] - best > bound:
-                        distance = _squared_distance(tiles[i], prepared.stack[j])
+                    if not np.float64(scores[j, i]) - lowest > bounds[i]:
+                        distance = _squared_distance(tiles[i], stack[j])
                         if label < 0 or distance < least:
                             label, least = j, distance
-            labels[i, m] = label - first
+                labels[m, i] = label - first
+
+
+@njit(nogil=True, cache=True)
+def _rank(
+    scores: Any, first: int, last: int, worst: Any, best: Any, second: Any, labels: Any, m: int
+) -> None:
+    """Write the best two scores of every tile and the centroid of the best.
+
+    They are selected without branches: on real tiles no CPU predicts them, and the misses cost
+    more than the products. Neighbouring tiles share a vector, the last panel's idle columns too.
+    """
+    for i in range(PANEL):
+        best[i], second[i], labels[m, i] = scores[first, i], worst, 0
+    for j in range(first + 1, last):
+        for i in range(PANEL):
+            one, so_far = scores[j, i], best[i]
+            closer = one < so_far
+            loser = so_far if closer else one
+            labels[m, i] = np.int32(j - first) if closer else labels[m, i]
+            second[i] = min(second[i], loser)
+            best[i] = one if closer else so_far
 
 
 @njit(nogil=True, cache=True)
@@ -550,16 +618,31 @@ def _nearest_two(distances: Any, filled: Any, labels: Any, own: Any, other: Any)
 
 
 @njit(nogil=True, cache=True)
-def _add(tiles: Any, norms: Any, labels: Any, offsets: Any, sums: Any, statistics: Any) -> None:
+def _add(tiles: Any, squares: Any, labels: Any, offsets: Any, sums: Any, statistics: Any) -> None:
     """Add a panel to the sums, counts and squared norms of its centroids."""
-    d = tiles.shape[1]
-    for i in range(len(tiles)):
-        for m in range(len(offsets) - 1):
-            j = offsets[m] + labels[i, m]
-            for p in range(d):
+    n, d = tiles.shape
+    whole = d - d % (2 * LANES // tiles.itemsize)
+    for m in range(len(offsets) - 1):
+        for i in range(n):
+            j = offsets[m] + labels[m, i]
+            if whole:
+                add_vectors(tiles, i, sums, j, whole)
+            for p in range(whole, d):
                 sums[j, p] += tiles[i, p]
             statistics[j, d] += 1
-            statistics[j, d + 1] += norms[i]
+            statistics[j, d + 1] += squares[i]
+
+
+@njit(nogil=True, cache=True)
+def _flush(sums: Any, most: int, flushed: Any, statistics: Any) -> None:
+    """Move the sums of more than this many tiles into the statistics."""
+    d = sums.shape[1]
+    for j in range(len(sums)):
+        if statistics[j, d] - flushed[j] > most:
+            flushed[j] = statistics[j, d]
+            for p in range(d):
+                statistics[j, p] += sums[j, p]
+                sums[j, p] = 0
 
 
 @njit(nogil=True, cache=True)
@@ -604,7 +687,7 @@ def _add_about(
                 statistics[j, p] = total
 
 
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def _about(tile: Any, centroid: Any) -> Any:
     """Return a squared distance, in whatever order the compiler likes."""
     total = 0.0

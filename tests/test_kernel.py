@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,21 +64,34 @@ def make_stack(
         return np.repeat(first[:1], total, axis=0)
     if kind == "neighbours":
         return np.asarray((first + second) / 2 * (1 + rng.integers(-2, 3, (total, d)) * 2.0**-52))
+    if kind == "close":  # as close as 16-bit weights can tell, or closer
+        apart = (1 + np.abs(first).max()) * 10.0 ** rng.integers(-9, 0)
+        return np.asarray(first[:1] + rng.normal(0, apart, (total, d)))
+    if kind == "outside":
+        return np.asarray((first - second) * rng.choice([-2, 3, 1e4], (total, 1)))
+    if kind == "huge" and tiles.dtype.kind != "f":
+        return np.asarray(first * 10.0 ** rng.choice([0, 20, 150, 200, 300], (total, 1)))
     return first + rng.normal(0, 1 + float(np.abs(first).mean()), (total, d))
 
 
-@settings(max_examples=400, deadline=None)
+# To both sides of where the vectors of the CPU, and the features turned at once, end.
+VECTORS = [n + off for n in (8, 16, 32, 64, 256, 512) for off in (-1, 0, 1)]
+
+
+@settings(max_examples=600, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    n=st.integers(0, 70),
-    d=st.one_of(st.integers(1, 40), st.integers(1, 800)),
+    n=st.one_of(st.integers(0, 70), st.integers(0, 200)),
+    d=st.one_of(st.integers(1, 40), st.integers(1, 800), st.sampled_from(VECTORS)),
     ks=st.one_of(
         st.lists(st.integers(1, 7), min_size=1, max_size=6),
         st.lists(st.integers(1, 300), min_size=1, max_size=1),
     ),
-    dtype=st.sampled_from(INTEGERS + FLOATS),
+    dtype=st.one_of(st.sampled_from(INTEGERS[:2]), st.sampled_from(INTEGERS + FLOATS)),
     tile_kind=st.sampled_from(["any", "constant", "duplicates", "binary", "narrow"]),
-    stack_kind=st.sampled_from(["any", "tiles", "midpoints", "copies", "neighbours"]),
+    stack_kind=st.sampled_from(
+        ["any", "tiles", "midpoints", "copies", "neighbours", "close", "outside", "huge"]
+    ),
 )
 def test_labels_and_statistics_are_the_references(
     seed: int, n: int, d: int, ks: list[int], dtype: str, tile_kind: str, stack_kind: str
@@ -114,17 +131,83 @@ def test_labels_survive_overflow_and_underflow(dtype: str, exponent: int) -> Non
     )
 
 
-def test_the_fast_path_decides_nearly_all_tiles() -> None:
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "float32"])
+def test_the_fast_path_decides_nearly_all_tiles(dtype: str) -> None:
     """A bound so wide that the reference always decides would pass every other test."""
     rng = np.random.default_rng(0)
-    tiles = rng.integers(0, 256, (2000, 256), np.uint8)
-    stack = rng.integers(0, 256, (5, 256)).astype(np.float64)
+    tiles = rng.integers(0, 128, (2000, 256)).astype(dtype)
+    stack = rng.integers(0, 128, (5, 256)).astype(np.float64)
     prepared = kernel._prepare(tiles.dtype, stack, np.array([0, 5]))
-    norms = np.sqrt((tiles.astype(float) ** 2).sum(1))
-    bound = prepared.slope[0] * norms + prepared.curve * norms**2 + prepared.floor[0]
-    nearest = np.sort(reference.distances(tiles, stack), axis=1)
-    assert np.mean(nearest[:, 1] - nearest[:, 0] > bound) > 0.99
-    assert (norms < prepared.reach[0]).all()
+    work, turned = kernel._work(tiles, prepared)
+    decided = 0
+    for start in range(0, 2000, 64):
+        panel = tiles[start : start + 64]
+        kernel._label_panel(panel, prepared, work, turned)
+        leads = work.second.astype(float) - work.best.astype(float) > work.bounds
+        decided += int(leads[: len(panel)].sum())
+    assert decided > 0.99 * 2000
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("d", [1, 2, 33, 256, 2000, 20_001])
+@pytest.mark.parametrize("far", [1, 1e3, 1e9, 1e30])
+def test_no_score_of_8_bit_tiles_can_overflow(dtype: str, d: int, far: float) -> None:
+    limits = np.iinfo(dtype)
+    tiles = np.array([[limits.min], [limits.max]], dtype).repeat(d, axis=1)
+    tiles = np.vstack([tiles, np.where(np.arange(d) % 2, tiles[:1], tiles[1:])])
+    stack = np.vstack([tiles * far, [tiles.mean(axis=0)], [np.arange(d) % 7]])
+    offsets = np.array([0, 2, 5])
+    prepared = kernel._prepare(tiles.dtype, stack, offsets)
+    weights = np.abs(prepared.weights.view(np.int16).astype(np.int64))
+    peak = max(-int(limits.min), int(limits.max))
+    assert (peak * weights.sum(axis=1) + np.abs(prepared.bias.astype(np.int64)) < 2**31).all()
+    # No scale is smaller than it must be: a fourth of 16 bits or a fourth of 32 are used.
+    room = peak * weights.sum(axis=1) + np.abs(prepared.bias.astype(np.int64))
+    for lo, hi in ((0, 2), (2, 5)):
+        assert weights[lo:hi].max() > 2**13 or room[lo:hi].max() > 2**29 - peak * d
+    np.testing.assert_array_equal(
+        kernel.label_block(tiles, stack, offsets), reference.labels(tiles, stack, offsets)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_the_bound_covers_what_scores_are_off(dtype: str) -> None:
+    """Scores, in their unit, against exact ones, for tiles along the error of the weights."""
+    rng = np.random.default_rng(0)
+    limits, d = np.iinfo(dtype), 256
+    stack = rng.uniform(limits.min, limits.max, (2, d))
+    prepared = kernel._prepare(np.dtype(dtype), stack, np.array([0, 2]))
+    means = stack.mean(axis=0)
+    whole = prepared.weights.view(np.int16).astype(float)
+    unit = 2.0 ** round(float(np.log2(np.median(-2 * (stack - means) / whole))))
+    off = whole - -2 * (stack - means) / unit
+    tile = np.where(off[0] > off[1], limits.max, limits.min).astype(dtype)[None]
+    work, turned = kernel._work(tile, prepared)
+    kernel._label_panel(tile, prepared, work, turned)
+    exact = np.square(tile - stack).sum(axis=1) / unit
+    error = abs(float(work.scores[0, 0]) - float(work.scores[1, 0]) - (exact[0] - exact[1]))
+    assert 0.2 * work.bounds[0] < error < work.bounds[0]
+
+
+def test_vectors_of_other_cpus(tmp_path: Path) -> None:
+    """The products of a CPU without AVX-512, and the sums, on this one."""
+    code = """
+import numpy as np, llvmlite.binding
+llvmlite.binding.get_host_cpu_features = llvmlite.binding.targets.FeatureMap
+from daskkm import kernel, products
+from tests import reference
+assert (products.LANES, products.VECTORS) == (8, 2)
+rng = np.random.default_rng(0)
+for dtype, n, d in (("uint8", 150, 300), ("int8", 70, 33), ("uint16", 70, 41)):
+    limits = np.iinfo(dtype)
+    tiles = rng.integers(limits.min, limits.max, (n, d), dtype, endpoint=True)
+    stack, offsets = rng.uniform(limits.min, limits.max, (12, d)), np.array([0, 5, 12])
+    expected = reference.statistics(tiles, stack, offsets)
+    np.testing.assert_array_equal(kernel.block_statistics(tiles, stack, offsets), expected)
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, check=True)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
@@ -150,11 +233,13 @@ def test_layouts_that_are_not_the_kernels_own() -> None:
         np.testing.assert_array_equal(kernel.block_statistics(other, stack, offsets), expected)
 
 
-def test_block_sums_beyond_int32() -> None:
-    tiles = np.full((40_000, 2), 2**16 - 1, np.uint16)
-    statistics = kernel.block_statistics(tiles, np.zeros((1, 2)), np.array([0, 1]))
-    peak = 2**16 - 1
-    assert statistics.tolist() == [[40_000 * peak, 40_000 * peak, 40_000, 80_000 * peak**2]]
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("end", ["min", "max"])
+def test_block_sums_beyond_those_of_a_panel(dtype: str, end: str) -> None:
+    value = int(getattr(np.iinfo(dtype), end))
+    tiles = np.full((140_000, 33), value, dtype)
+    statistics = kernel.block_statistics(tiles, np.zeros((1, 33)), np.array([0, 1]))
+    assert statistics.tolist() == [[140_000 * value] * 33 + [140_000, 140_000 * 33 * value**2]]
 
 
 def test_squared_distances_are_the_references() -> None:
