@@ -113,7 +113,7 @@ ROWS: dict[str, Row] = {
         memory.measure,
         {"k": 5},
         {
-            "tiny": {"small": 2000, "large": 20_000},
+            "tiny": {"small": 2000, "large": 20_000, "processes": 1},
             "default": {"small": 200_000, "large": 1_600_000},
             "full": {"small": 2_000_000, "large": 16_000_000},
         },
@@ -123,7 +123,7 @@ ROWS: dict[str, Row] = {
         passes.many_blocks,
         {"k": 5, "rows": 1000},
         {
-            "tiny": {"blocks": 8, "rounds": 1},
+            "tiny": {"blocks": 8, "rounds": 1, "processes": 1},
             "default": {"blocks": 1000, "rounds": 3},
             "full": {"blocks": 10_000, "rounds": 5},
         },
