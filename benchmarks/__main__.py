@@ -43,19 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data is not None:
         options.data.mkdir(parents=True, exist_ok=True)
     place = nullcontext(options.data) if options.data else tempfile.TemporaryDirectory()
-    with place as folder:
-        rows = suite.run(names, "full" if options.full else "default", Path(folder).absolute())
     # Where files lie on this machine is no one's business.
     kept = ["--full"] * options.full + ["--only", options.only] * (options.only != "*")
     results = described | {
         "command": shlex.join(["python", "-m", "benchmarks", *kept]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "rows": rows,
+        "rows": [],
     }
-    if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
-    if options.markdown is not None:
-        options.markdown.write_text(report.markdown(results))
+    sizes = "full" if options.full else "default"
+    with place as folder:
+        for row in suite.run(names, sizes, Path(folder).absolute()):
+            results["rows"].append(row)
+            # At once: the next row may take long, or fail.
+            if options.json is not None:
+                options.json.write_text(json.dumps(results, indent=1) + "\n")
+            if options.markdown is not None:
+                options.markdown.write_text(report.markdown(results))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def dask_ml_iteration(X: da.Array, start: NDArray[np.float64]) -> Work:
 def dask_ml_sweep(
     X: da.Array, starts: Starts, *, max_iter: int, tol: float, limit: float = np.inf
 ) -> Work:
-    """Return dask-ml's fits of every k, one after another; none begins after so many seconds.
+    """Return dask-ml's fits of every k, one after another; after so many seconds no other begins.
 
     Its `tol` is the sum of the squared shifts itself, not relative to the variance: whoever calls
     multiplies. It takes uint8 too, but would return centroids cut to whole numbers.
@@ -155,9 +155,10 @@ def dask_ml_sweep(
     wide = X.astype(np.float32)
 
     def work() -> Outcome:
-        started, fits, ends = time.perf_counter(), [], [0.0]
+        started, ends = time.perf_counter(), [0.0]
+        fits: list[Any] = []
         for k, start in starts.items():
-            if time.perf_counter() - started > limit:
+            if fits and time.perf_counter() - started > limit:
                 break
             with _Counting(f"dask-ml, k = {k}"):
                 model = DaskKMeans(k, init=start.astype(np.float32), tol=tol, max_iter=max_iter)

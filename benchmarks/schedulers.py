@@ -44,4 +44,4 @@ def processes(n: int) -> Iterator[tuple[str, Any]]:
         "local", workers=n, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     )
     with local as client:
-        yield f"LocalCluster, {n} processes of one thread", client
+        yield f"LocalCluster, processes of one thread: {n}", client

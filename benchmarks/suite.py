@@ -12,7 +12,7 @@ from benchmarks import command, fits, iteration, memory, passes, report, seeding
 from benchmarks.timing import Case, Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 Sizes = dict[str, Any]
@@ -166,8 +166,8 @@ def chosen(patterns: Iterable[str]) -> list[str]:
     return [name for name in ROWS if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
-def run(names: Sequence[str], sizes: str, folder: Path) -> list[dict[str, Any]]:
-    """Measure rows, print them as they are done, and return them as JSON has them.
+def run(names: Sequence[str], sizes: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """Measure rows, print each as it is done, and yield it as JSON has it.
 
     Parameters
     ----------
@@ -176,7 +176,6 @@ def run(names: Sequence[str], sizes: str, folder: Path) -> list[dict[str, Any]]:
     folder : Path
         Where the tiles are made, or were.
     """
-    done = []
     for name in names:
         row, started = ROWS[name], time.perf_counter()
         print(f"\n{name}: {row.title}", flush=True)
@@ -191,6 +190,5 @@ def run(names: Sequence[str], sizes: str, folder: Path) -> list[dict[str, Any]]:
             said["cases"] = [case.as_json() for case in cases]
             print(*report.lines(said["cases"]), sep="\n", flush=True)
         said["seconds"] = time.perf_counter() - started
-        done.append(said)
+        yield said
         gc.collect()  # the arrays of one row are not those of the next
-    return done
