@@ -88,6 +88,12 @@ def store(n: int, folder: Path) -> TileStore:
     return open_store(path)
 
 
+def read(array: zarr.Array[Any]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the tiles of an array again, many at a time, as rows of features."""
+    for first in range(0, array.shape[0], _BLOCK * 8):
+        yield np.asarray(array[first : first + _BLOCK * 8]).reshape(-1, FEATURES)
+
+
 def plain_zarr(n: int, rows: int, folder: Path) -> zarr.Array[Any]:
     """Return a Zarr array of the first n tiles in chunks of some rows, made if it is not there."""
     path = folder / f"digits-{n}-by-{rows}.zarr"

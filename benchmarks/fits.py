@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
+    from daskkm.store import TileStore
 
 TOL = 1e-4
 MAX_ITER = 300
-_RUN = 1 << 16
 
 
-def mean_variance(n: int) -> float:
-    """Return mean(var(tiles, axis=0)) of the first n tiles."""
+def mean_variance(store: TileStore) -> float:
+    """Return mean(var(tiles, axis=0))."""
+    n = len(store)
     sums, squares = np.zeros(data.FEATURES, np.int64), np.zeros(data.FEATURES, np.int64)
-    for rows in data.chunks(n, _RUN):
+    for rows in data.read(store.tiles):
         sums += rows.sum(axis=0, dtype=np.int64)
         squares += np.square(rows.astype(np.int32)).sum(axis=0, dtype=np.int64)
     return float((squares / n - (sums / n) ** 2).mean())
@@ -92,7 +93,7 @@ def sweep(
     notes = peers.missing("dask_ml")
     slow = {"dask-ml", "scikit-learn, mini-batches"}
     # dask-ml's tol is no multiple of the variance.
-    absolute = TOL * mean_variance(tiles)
+    absolute = TOL * mean_variance(store)
     X = store.features()
 
     def sides(blocks: Any, max_iter: int) -> dict[str, Work]:
@@ -112,7 +113,7 @@ def sweep(
         for work in sides(X.blocks[:1], 2).values():  # compiles and imports
             work()
         found = interleaved(sides(X, MAX_ITER), rounds, warm=False, once=slow)
-    judge(found, data.chunks(tiles, _RUN))
+    judge(found, data.read(store.tiles))
     done = found["dask-ml"].outcome.said["k"] if not notes else list(ks)
     if len(done) < len(ks):
         notes.append(f"dask-ml was stopped after k = {', '.join(map(str, done))}: more than shown")
@@ -139,7 +140,7 @@ def coarse(
             sides = {"daskkm, all tiles": ours.sweep(store, starts, **stop)}
             notes.append("coarse to fine: not yet here")
         found = interleaved(sides, rounds, warm=False)
-    judge(found, data.chunks(tiles, _RUN))
+    judge(found, data.read(store.tiles))
     what = f"k = {', '.join(map(str, ks))}; {tiles:,} tiles"
     sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": threads, **stop}
     return [Case(what, where, "daskkm, all tiles", found, sizes, notes=notes)]

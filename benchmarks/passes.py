@@ -69,7 +69,7 @@ def beside_dask_ml(
         if not notes:
             sides["dask-ml"] = peers.dask_ml_iteration(store.features(), start)
         found = interleaved(sides, rounds)
-    judge(found, data.chunks(tiles, 1 << 16))
+    judge(found, data.read(store.tiles))
     sizes = {"tiles": tiles, "k": [k], "rounds": rounds, "threads": threads}
     return [Case(f"k = {k}; {tiles:,} tiles", where, "daskkm", found, sizes, notes=notes)]
 
@@ -82,7 +82,7 @@ def beside_reading(
     with schedulers.threads(threads) as where:
         sides = {name: make(store) for name, make in READS.items()}
         found = interleaved(sides | {"daskkm": one_pass(store, starts.values())}, rounds)
-    judge(found, data.chunks(tiles, 1 << 16))
+    judge(found, data.read(store.tiles))
     what = f"k = {', '.join(map(str, ks))}; {tiles:,} tiles"
     sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": threads}
     return [Case(what, where, next(iter(READS)), found, sizes)]
@@ -117,7 +117,7 @@ def many_blocks(
             what = f"{name}; k = {k}; {blocks:,} blocks of {rows:,} tiles"
             sizes = {"tiles": n, "blocks": blocks, "k": [k], "rounds": rounds}
             cases.append(Case(what, where, "read only", found, sizes))
-    judge(cases[1].sides, data.chunks(n, 1 << 16))
+    judge(cases[1].sides, data.read(sources["Zarr"]))
     judge(cases[0].sides, (_made((i,), rows) for i in range(blocks)))
     return cases
 
