@@ -24,11 +24,13 @@ import dask.array as da
 import numpy as np
 from sklearn.cluster import kmeans_plusplus
 
-from benchmarks.kernel import all_tiles
+from benchmarks.data import digits
+from benchmarks.timing import Case, Outcome, Side
 from daskkm.fit import iter_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -152,6 +154,29 @@ def measure(X: NDArray[np.uint8], k: int, seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def cases(folder: Path, *, ks: Sequence[int], seeds: int) -> list[Case]:  # noqa: ARG001
+    """Return the same as the suite has it."""
+    found = []
+    with dask.config.set(scheduler="threads"):
+        for k in ks:
+            rows = measure(digits(), k, seeds)
+            sides = {
+                row["method"]: Side([row["seconds"]], Outcome(said=_said(row)))
+                for row in rows
+                if "left" in row
+            }
+            notes = [f"{row['method']}: not installed" for row in rows if "left" not in row]
+            where = "dask's threads, one a core"
+            reference = "daskkm k-means++"
+            sizes = {"tiles": len(digits()), "k": [k], "seeds": seeds}
+            found.append(Case(f"k = {k}", where, reference, sides, sizes, notes=notes))
+    return found
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    return {"left": row["left"], "reads": row["reads"]}
+
+
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     name = f"{row['k']:4}  {row['method']:27}"
@@ -167,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print a line of JSON too")
     options = parser.parse_args(arguments)
-    X = all_tiles()
+    X = digits()
     print(f"{len(X)} tiles of {X.shape[1]} uint8, medians over {options.seeds} seeds")
     print("   k  method                         left   reads  seconds")
     rows = []

@@ -1,0 +1,123 @@
+"""Tiles for the benchmarks: any number of them, the same ones whatever the chunks.
+
+The digits of the sample sheets, each shifted by up to a pixel either way, with uniform noise of
+up to 16 grey levels: as many distinct tiles as are asked for, that cluster as digits do.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from daskkm import tiles
+from daskkm.store import create_store, open_store
+from daskkm.tiles import Sheet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from daskkm.store import TileStore
+
+ROOT = Path(__file__).parent.parent
+SIDE = 16
+FEATURES = SIDE * SIDE
+NOISE = 16
+
+# Tiles of one seed. Another number makes other tiles.
+_BLOCK = 8192
+
+
+@functools.cache
+def digits() -> NDArray[np.uint8]:
+    """Return the tiles of the sample sheets, (5610, 256) uint8."""
+    sheets = [
+        tiles.read_sheet(path, (SIDE, SIDE))[1] for path in tiles.find_sheets(ROOT / "images")
+    ]
+    return np.concatenate([tiles.cut(s, (SIDE, SIDE)) for s in sheets]).reshape(-1, FEATURES)
+
+
+@functools.cache
+def _shifted() -> NDArray[np.uint8]:
+    """Return the digits under each of the nine shifts, (9, 5610, 256)."""
+    images = digits().reshape(-1, SIDE, SIDE)
+    wide = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    shifts = [wide[:, y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)]
+    return np.stack([shift.reshape(-1, FEATURES) for shift in shifts])
+
+
+def _block(number: int) -> NDArray[np.uint8]:
+    """Return the tiles of one seed, (8192, 256) uint8."""
+    rng = np.random.default_rng((0, number))
+    which = rng.integers(0, len(digits()), _BLOCK)
+    clean = _shifted()[rng.integers(0, 9, _BLOCK), which]
+    noise = rng.integers(-NOISE, NOISE, (_BLOCK, FEATURES), np.int8, endpoint=True)
+    return np.clip(clean + noise.astype(np.int16), 0, 255).astype(np.uint8)
+
+
+def make(first: int, last: int) -> NDArray[np.uint8]:
+    """Return tiles first ... last - 1, (last - first, 256) uint8."""
+    made = np.empty((last - first, FEATURES), np.uint8)
+    for number in range(first // _BLOCK, -(-last // _BLOCK)):
+        start = number * _BLOCK
+        lo, hi = max(first, start), min(last, start + _BLOCK)
+        made[lo - first : hi - first] = _block(number)[lo - start : hi - start]
+    return made
+
+
+def chunks(n: int, rows: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the first n tiles, some rows at a time."""
+    for first in range(0, n, rows):
+        yield make(first, min(first + rows, n))
+
+
+def store(n: int, folder: Path) -> TileStore:
+    """Return a store of the first n tiles in a folder, made if it is not there."""
+    path = folder / f"digits-{n}.zarr"
+    if not path.exists():  # a store takes its place when it is complete
+        print(f"making {path.name}", flush=True)
+        with create_store(path, n, (SIDE, SIDE), ()) as writer:
+            for i, rows in enumerate(chunks(n, _BLOCK)):
+                sheet = Sheet(f"made_{i}", rows.nbytes, "", (SIDE, SIDE * len(rows)), (0, 0))
+                writer.append(sheet, rows.reshape(-1, SIDE, SIDE))
+    return open_store(path)
+
+
+def read(array: zarr.Array[Any]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the tiles of an array again, many at a time, as rows of features."""
+    for first in range(0, array.shape[0], _BLOCK * 8):
+        yield np.asarray(array[first : first + _BLOCK * 8]).reshape(-1, FEATURES)
+
+
+def plain_zarr(n: int, rows: int, folder: Path) -> zarr.Array[Any]:
+    """Return a Zarr array of the first n tiles in chunks of some rows, made if it is not there."""
+    path = folder / f"digits-{n}-by-{rows}.zarr"
+    if not path.exists():
+        print(f"making {path.name}", flush=True)
+        partial = path.with_suffix(".partial")
+        array = zarr.create_array(
+            partial,
+            shape=(n, FEATURES),
+            chunks=(rows, FEATURES),
+            dtype="uint8",
+            compressors=None,
+            overwrite=True,
+        )
+        many = rows * max(1, _BLOCK // rows)
+        for i, made in enumerate(chunks(n, many)):
+            array[i * many : i * many + len(made)] = made
+        partial.rename(path)
+    return zarr.open_array(path, mode="r")
+
+
+def starts(ks: Sequence[int], n: int) -> dict[int, NDArray[np.float64]]:
+    """Return starting centroids for every k: distinct tiles, among the first 10,000 of n."""
+    rng = np.random.default_rng(1)
+    # No two alike, which would be ties; and each has a tile, so that none need be moved.
+    distinct = np.unique(make(0, min(n, 10_000)), axis=0).astype(np.float64)
+    return {k: distinct[rng.choice(len(distinct), k, replace=False)] for k in ks}

@@ -1,0 +1,134 @@
+"""One pass over tiles that are read block by block: beside dask-ml, and beside reading alone."""
+
+from __future__ import annotations
+
+import functools
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from benchmarks import data, peers, schedulers
+from benchmarks.ours import reader
+from benchmarks.timing import Case, Outcome, interleaved, judge
+from daskkm import lloyd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from benchmarks.timing import Work
+    from daskkm.store import TileStore
+
+
+def one_pass(X: Any, starts: Iterable[NDArray[np.float64]]) -> Work:
+    """Return a pass of daskkm: an iteration of all models."""
+    source, models = reader(X, cache="never"), list(starts)
+    stack, offsets = np.concatenate(models), np.array([0, *accumulate(map(len, models))])
+
+    def work() -> Outcome:
+        return Outcome(np.split(lloyd.means(source.measure(stack, offsets)), offsets[1:-1]))
+
+    return work
+
+
+def read(X: da.Array) -> Work:
+    """Return a pass that reads every block and makes nothing of it but the number of its tiles."""
+    # As daskkm's own passes are built, so that dask makes one task of a block here too.
+    chunks = ((1,) * X.numblocks[0], (1,))
+    lengths = X.map_blocks(_length, dtype=np.int64, chunks=chunks, meta=np.empty((0, 0), np.int64))
+    total = lengths.sum(axis=0, split_every=8)
+
+    def work() -> Outcome:
+        return Outcome(said={"tiles_read": int(total.compute()[0])})
+
+    return work
+
+
+def _length(block: NDArray[Any]) -> NDArray[np.int64]:
+    return np.array([[len(block)]])
+
+
+# Passes over a store that only read, by name.
+READS: dict[str, Callable[[TileStore], Work]] = {
+    "read only": lambda store: read(store.features()),
+}
+
+
+def beside_dask_ml(
+    folder: Path, *, k: int, tiles: int, rounds: int, threads: int = 2
+) -> list[Case]:
+    """Compare a pass over the store with an iteration of dask-ml's."""
+    store, (start,) = data.store(tiles, folder), data.starts([k], tiles).values()
+    notes = peers.missing("dask_ml")
+    with schedulers.threads(threads) as where:
+        sides = {"daskkm": one_pass(store, [start])}
+        if not notes:
+            sides["dask-ml"] = peers.dask_ml_iteration(store.features(), start)
+        found = interleaved(sides, rounds)
+    judge(found, data.read(store.tiles))
+    sizes = {"tiles": tiles, "k": [k], "rounds": rounds, "threads": threads}
+    return [Case(f"k = {k}; {tiles:,} tiles", where, "daskkm", found, sizes, notes=notes)]
+
+
+def beside_reading(
+    folder: Path, *, ks: Sequence[int], tiles: int, rounds: int, threads: int = 2
+) -> list[Case]:
+    """Compare a pass over the store with passes that only read it and check its chunks."""
+    store, starts = data.store(tiles, folder), data.starts(ks, tiles)
+    with schedulers.threads(threads) as where:
+        sides = {name: make(store) for name, make in READS.items()}
+        found = interleaved(sides | {"daskkm": one_pass(store, starts.values())}, rounds)
+    judge(found, data.read(store.tiles))
+    what = f"k = {', '.join(map(str, ks))}; {tiles:,} tiles"
+    sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": threads}
+    return [Case(what, where, next(iter(READS)), found, sizes)]
+
+
+def many_blocks(
+    folder: Path, *, k: int, blocks: int, rows: int, rounds: int, processes: int = 2
+) -> list[Case]:
+    """Compare a pass over many small blocks, made by a task each or read from Zarr, with reading.
+
+    What reading alone takes is, of so small blocks, the scheduler's time.
+    """
+    n = blocks * rows
+    generated = da.map_blocks(
+        _made,
+        rows=rows,
+        chunks=((rows,) * blocks, (data.FEATURES,)),
+        dtype=np.uint8,
+        meta=np.empty((0, 0), np.uint8),
+    )
+    sources: dict[str, Any] = {
+        "made": generated,
+        "Zarr": data.plain_zarr(n, rows, folder),
+    }
+    (start,) = data.starts([k], rows).values()
+    cases = []
+    with schedulers.processes(processes) as (where, _):
+        for name, X in sources.items():
+            lazy = X if isinstance(X, da.Array) else da.from_array(X, chunks=X.chunks, name=False)
+            sides = {"read only": read(lazy), "daskkm": one_pass(X, [start])}
+            found = interleaved(sides, rounds)
+            what = f"{name}; k = {k}; {blocks:,} blocks of {rows:,} tiles"
+            sizes = {"tiles": n, "blocks": blocks, "k": [k], "rounds": rounds}
+            cases.append(Case(what, where, "read only", found, sizes))
+    judge(cases[1].sides, data.read(sources["Zarr"]))
+    judge(cases[0].sides, (_made((i,), rows) for i in range(blocks)))
+    return cases
+
+
+def _made(block_id: tuple[int, ...], rows: int) -> NDArray[np.uint8]:
+    """Return a block of tiles that costs next to nothing to make."""
+    base = _base(2 * rows)
+    first = block_id[0] * 37 % rows
+    return base[first : first + rows]
+
+
+@functools.cache
+def _base(n: int) -> NDArray[np.uint8]:
+    return data.make(0, n)
