@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import data, peers, schedulers
 from benchmarks.timing import Case, Outcome, interleaved, judge
-from daskkm import blocks, kernel, lloyd
+from daskkm import blocks, kernel, lloyd, source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def measure(
 def ours(X: NDArray[np.uint8], starts: Sequence[NDArray[np.float64]], threads: int) -> Work:
     """Return an iteration of all models by daskkm: the kernel alone, or dask's threads over it."""
     stack, offsets = np.concatenate(starts), np.array([0, *accumulate(map(len, starts))])
-    tiles = blocks.as_tiles(X)
+    tiles = source.as_tiles(X)
 
     def statistics() -> NDArray[Any]:
         if threads == 1:

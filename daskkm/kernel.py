@@ -75,11 +75,11 @@ def label_block(
     ValueError
         If the shapes do not fit together, or float tiles are not finite.
     """
-    tiles, stack = _checked(tiles, stack, offsets)
+    tiles, stack = checked(tiles, stack, offsets)
     check_finite(tiles)
     labels = np.empty((len(tiles), len(offsets) - 1), np.int32)
-    prepared = _prepare(tiles.dtype, stack, offsets)
-    work, turned = _work(tiles, prepared)
+    prepared = prepare(tiles.dtype, stack, offsets)
+    work, turned = workspace(tiles, prepared)
     _label(tiles, prepared, work, turned, labels)
     return labels
 
@@ -115,14 +115,14 @@ def block_statistics(
     """
     if weights is not None or tiles.dtype.kind == "f":
         return _weighted_statistics(tiles, stack, offsets, weights)
-    tiles, stack = _checked(tiles, stack, offsets)
+    tiles, stack = checked(tiles, stack, offsets)
     n, d = tiles.shape
     check_exact(n, d, tiles.dtype)
     statistics = np.zeros((len(stack), d + 2), np.int64)
     sums = aligned((len(stack), d), np.dtype(f"{tiles.dtype.kind}{2 * tiles.dtype.itemsize}"))
     sums[:] = 0
-    prepared = _prepare(tiles.dtype, stack, offsets)
-    work, turned = _work(tiles, prepared)
+    prepared = prepare(tiles.dtype, stack, offsets)
+    work, turned = workspace(tiles, prepared)
     _reduce(tiles, prepared, work, turned, sums, statistics)
     return statistics
 
@@ -207,7 +207,7 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
     ValueError
         If the shapes do not fit together.
     """
-    tiles, centroids = _checked(tiles, centroids, np.array([0, len(centroids)]))
+    tiles, centroids = checked(tiles, centroids, np.array([0, len(centroids)]))
     if _same_type(tiles.dtype, centroids):
         distances = np.empty((len(tiles), len(centroids)))
         whole = _read_only(centroids.astype(tiles.dtype))
@@ -278,7 +278,7 @@ def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
         raise OverflowError(msg)
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """A stack made ready for the fast path: rows are centroids or models."""
 
     stack: NDArray[np.float64]
@@ -293,9 +293,10 @@ class _Prepared(NamedTuple):
     curve: NDArray[np.float64]
     floor: NDArray[np.float64]
     reach: NDArray[np.float64]
+    unit: NDArray[np.float64]  # of the model's scores
 
 
-class _Work(NamedTuple):
+class Workspace(NamedTuple):
     """What is known of the tiles of a panel: columns are tiles."""
 
     scores: NDArray[Any]  # (sum of k, PANEL)
@@ -307,7 +308,9 @@ class _Work(NamedTuple):
     bounds: NDArray[np.float64]
 
 
-def _work(tiles: NDArray[Any], prepared: _Prepared) -> tuple[_Work, NDArray[np.int32] | None]:
+def workspace(
+    tiles: NDArray[Any], prepared: Prepared
+) -> tuple[Workspace, NDArray[np.int32] | None]:
     """Return room for a panel's work, and for turned tiles."""
     turned, scores = scratch(prepared.weights, prepared.bias)
     models = len(prepared.offsets) - 1
@@ -315,12 +318,13 @@ def _work(tiles: NDArray[Any], prepared: _Prepared) -> tuple[_Work, NDArray[np.i
     best, second = np.empty((2, PANEL), scores.dtype)
     norms, bounds = np.empty((2, PANEL))
     squares = np.zeros(PANEL, _norm_dtype(tiles))
-    return _Work(scores, labels, squares, norms, best, second, bounds), turned
+    return Workspace(scores, labels, squares, norms, best, second, bounds), turned
 
 
-def _prepare(
+def prepare(
     dtype: np.dtype[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
-) -> _Prepared:
+) -> Prepared:
+    """Return a stack ready for the fast path with tiles of a type: weights and bounds."""
     starts, sizes = offsets[:-1], np.diff(offsets)
     with np.errstate(all="ignore"):
         means = np.add.reduceat(stack, starts) / sizes[:, None]
@@ -333,7 +337,7 @@ def _prepare(
         floor = _TWICE * 4 * gamma * np.maximum.reduceat(bias, starts)
         if dtype.itemsize == 1:
             bias -= np.square(means).sum(axis=1).repeat(sizes)
-            return _in_integers(_peak(dtype), stack, offsets, centred, bias, curve, floor)
+            return _in_integers(peak(dtype), stack, offsets, centred, bias, curve, floor)
         number = np.dtype(np.float32 if dtype == np.float32 else np.float64)
         return _in_floats(number, stack, offsets, centred, bias, curve, floor)
 
@@ -346,7 +350,7 @@ def _in_floats(
     bias: NDArray[np.float64],
     curve: NDArray[np.float64],
     floor: NDArray[np.float64],
-) -> _Prepared:
+) -> Prepared:
     """Return float weights, and what products lose in the bound."""
     d, limits = stack.shape[1], np.finfo(number)
     tiny, largest = float(limits.tiny), float(limits.max) / 8
@@ -358,7 +362,8 @@ def _in_floats(
     floor = floor + _TWICE * d * tiny
     reach = np.where(longest < largest, largest / np.maximum(longest, 1.0), 0.0)
     weights = centred.astype(number)
-    return _Prepared(stack, offsets, weights, bias, np.inf, slope, curve, floor, reach)
+    unit = np.ones(len(offsets) - 1)
+    return Prepared(stack, offsets, weights, bias, np.inf, slope, curve, floor, reach, unit)
 
 
 def _in_integers(
@@ -369,7 +374,7 @@ def _in_integers(
     bias: NDArray[np.float64],
     curve: NDArray[np.float64],
     floor: NDArray[np.float64],
-) -> _Prepared:
+) -> Prepared:
     """Return weights and bias in fixed point, and the bound in the scores' unit.
 
     The unit of a model is the smallest power of two with which every weight fits 16 bits and every
@@ -399,7 +404,7 @@ def _in_integers(
     weights, bias = pairs(whole.astype(np.int16)), np.rint(bias / each).astype(np.int32)
     worst, reach = np.int32(2**31 - 1), np.where(usable, np.inf, 0.0)
     scaled = (slope / unit, curve / unit, floor / unit)
-    return _Prepared(stack, offsets, weights, bias, worst, *scaled, reach)
+    return Prepared(stack, offsets, weights, bias, worst, *scaled, reach, unit)
 
 
 def _gamma(n: int, unit: float) -> float:
@@ -412,7 +417,7 @@ def _label(tiles: Any, prepared: Any, work: Any, turned: Any, labels: Any) -> No
     """Label all tiles, a panel at a time."""
     for start in range(0, len(tiles), PANEL):
         panel = tiles[start : start + PANEL]
-        _label_panel(panel, prepared, work, turned)
+        label_panel(panel, prepared, work, turned)
         for i in range(len(panel)):
             for m in range(labels.shape[1]):
                 labels[start + i, m] = work.labels[m, i]
@@ -426,14 +431,14 @@ def _reduce(tiles: Any, prepared: Any, work: Any, turned: Any, sums: Any, statis
     flushed = np.zeros(len(sums), np.int64)
     for start in range(0, len(tiles), PANEL):
         panel = tiles[start : start + PANEL]
-        _label_panel(panel, prepared, work, turned)
+        label_panel(panel, prepared, work, turned)
         _add(panel, work.squares, work.labels, prepared.offsets, sums, statistics)
         _flush(sums, most, flushed, statistics)
     _flush(sums, 0, flushed, statistics)
 
 
 @njit(nogil=True, cache=True)
-def _label_panel(tiles: Any, prepared: Any, work: Any, turned: Any) -> None:
+def label_panel(tiles: Any, prepared: Any, work: Any, turned: Any) -> None:
     """Label a panel of tiles: scores, then decisions."""
     # First, because it reads the tiles one after another, as memory is fastest.
     _square(tiles, work.squares)
@@ -697,7 +702,7 @@ def _about(tile: Any, centroid: Any) -> Any:
     return total
 
 
-def _peak(dtype: np.dtype[Any]) -> int:
+def peak(dtype: np.dtype[Any]) -> int:
     """Return the largest magnitude of an integer type."""
     limits = np.iinfo(dtype)
     return max(int(limits.max), -int(limits.min))
@@ -707,7 +712,7 @@ def _norm_dtype(tiles: NDArray[Any]) -> type[np.generic]:
     """Return the narrowest type that holds a tile's squared norm exactly."""
     if tiles.dtype.kind == "f":
         return np.float64
-    return np.int32 if tiles.shape[1] * _peak(tiles.dtype) ** 2 < 2**31 else np.int64
+    return np.int32 if tiles.shape[1] * peak(tiles.dtype) ** 2 < 2**31 else np.int64
 
 
 def span(dtype: np.dtype[Any]) -> int:
@@ -732,7 +737,7 @@ def _same_type(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
     return bool((inside & (centroids == np.floor(centroids))).all())
 
 
-def _checked(
+def checked(
     tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Return tiles and stack as the compiled functions take them, if they fit together."""

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # `LANES` * `VECTORS`.
 PANEL = 64
 
+# Bytes that come from memory together.
+LINE = 64
+
 # 32-bit numbers in a vector, and vectors of tiles that share the load of a weight: with four
 # centroids sixteen sums of AVX-512's 32 registers, else eight of 16.
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512bw") else (8, 2)
@@ -69,7 +72,7 @@ def scratch(
 
 def aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return an uninitialised array whose vectors never straddle two lines of the cache."""
-    size, line = shape[0] * shape[1] * np.dtype(dtype).itemsize, 64
+    size, line = shape[0] * shape[1] * np.dtype(dtype).itemsize, LINE
     raw = np.empty(size + line, np.uint8)
     start = -raw.ctypes.data % line
     return raw[start : start + size].view(dtype).reshape(shape)
@@ -267,6 +270,24 @@ def add_vectors(
 
     index = types.intp
     return types.void(tiles, index, sums, index, index), generate
+
+
+@intrinsic
+def fetch(typing_context: Any, tiles: Any, i: Any, p: Any) -> Any:
+    """Ask for the line of the cache that holds feature p of tile i, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tiles, i, p = arguments
+        pointer = _Rows(context, builder, signature.args[0], tiles).at(i, p, _BYTE)
+        kinds = (pointer.type, _INT, _INT, _INT)
+        ask = builder.module.declare_intrinsic(
+            "llvm.prefetch", (pointer.type,), ir.FunctionType(ir.VoidType(), kinds)
+        )
+        # To read, to be kept in all caches, as data.
+        builder.call(ask, [pointer, *(ir.Constant(_INT, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(tiles, types.intp, types.intp), generate
 
 
 def _dot(centroids: int) -> Callable[..., Any]:

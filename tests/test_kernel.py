@@ -137,12 +137,12 @@ def test_the_fast_path_decides_nearly_all_tiles(dtype: str) -> None:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 128, (2000, 256)).astype(dtype)
     stack = rng.integers(0, 128, (5, 256)).astype(np.float64)
-    prepared = kernel._prepare(tiles.dtype, stack, np.array([0, 5]))
-    work, turned = kernel._work(tiles, prepared)
+    prepared = kernel.prepare(tiles.dtype, stack, np.array([0, 5]))
+    work, turned = kernel.workspace(tiles, prepared)
     decided = 0
     for start in range(0, 2000, 64):
         panel = tiles[start : start + 64]
-        kernel._label_panel(panel, prepared, work, turned)
+        kernel.label_panel(panel, prepared, work, turned)
         leads = work.second.astype(float) - work.best.astype(float) > work.bounds
         decided += int(leads[: len(panel)].sum())
     assert decided > 0.99 * 2000
@@ -157,7 +157,7 @@ def test_no_score_of_8_bit_tiles_can_overflow(dtype: str, d: int, far: float) ->
     tiles = np.vstack([tiles, np.where(np.arange(d) % 2, tiles[:1], tiles[1:])])
     stack = np.vstack([tiles * far, [tiles.mean(axis=0)], [np.arange(d) % 7]])
     offsets = np.array([0, 2, 5])
-    prepared = kernel._prepare(tiles.dtype, stack, offsets)
+    prepared = kernel.prepare(tiles.dtype, stack, offsets)
     weights = np.abs(prepared.weights.view(np.int16).astype(np.int64))
     peak = max(-int(limits.min), int(limits.max))
     assert (peak * weights.sum(axis=1) + np.abs(prepared.bias.astype(np.int64)) < 2**31).all()
@@ -176,14 +176,14 @@ def test_the_bound_covers_what_scores_are_off(dtype: str) -> None:
     rng = np.random.default_rng(0)
     limits, d = np.iinfo(dtype), 256
     stack = rng.uniform(limits.min, limits.max, (2, d))
-    prepared = kernel._prepare(np.dtype(dtype), stack, np.array([0, 2]))
+    prepared = kernel.prepare(np.dtype(dtype), stack, np.array([0, 2]))
     means = stack.mean(axis=0)
     whole = prepared.weights.view(np.int16).astype(float)
     unit = 2.0 ** round(float(np.log2(np.median(-2 * (stack - means) / whole))))
     off = whole - -2 * (stack - means) / unit
     tile = np.where(off[0] > off[1], limits.max, limits.min).astype(dtype)[None]
-    work, turned = kernel._work(tile, prepared)
-    kernel._label_panel(tile, prepared, work, turned)
+    work, turned = kernel.workspace(tile, prepared)
+    kernel.label_panel(tile, prepared, work, turned)
     exact = np.square(tile - stack).sum(axis=1) / unit
     error = abs(float(work.scores[0, 0]) - float(work.scores[1, 0]) - (exact[0] - exact[1]))
     assert 0.2 * work.bounds[0] < error < work.bounds[0]

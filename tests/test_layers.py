@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "groups": {"numpy", "zarr"},
     "scheduler": {"dask", "distributed", "psutil"},
     "source": {"dask", "numpy"},
-    "bounds": {"numpy"},
+    "bounds": {"numba", "numpy"},
     "draws": {"dask", "numpy"},
     "starts": {"dask", "numpy"},
     "cli": {"click", "dask"},
