@@ -63,6 +63,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         this times the mean variance of the features.
     random_state : int, numpy.random.RandomState or None, default None
         Seed of all draws; None takes one from NumPy's global state.
+    coarse : bool, default True
+        Whether restarts with drawn starts are fitted to a sample first, where there are more
+        than 32,768 tiles, and only the best to all: see `daskkm.fit_sweep`.
+    cache : {"auto", "always", "never"}, default "auto"
+        Whether tiles stay in the workers' memory between passes; "auto": if they fit.
 
     Attributes
     ----------
@@ -116,6 +121,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         max_iter: int = 300,
         tol: float = 1e-4,
         random_state: int | np.random.RandomState | None = None,
+        coarse: bool = True,
+        cache: str = "auto",
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -123,6 +130,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
+        self.coarse = coarse
+        self.cache = cache
 
     def fit(
         self,
@@ -176,6 +185,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             tol=self.tol,
             random_state=self._seed(),
             sample_weight=sample_weight,
+            coarse=self.coarse,
+            cache=self.cache,
         ).models[k]
         self._show_fitted()
         self.labels_ = self.fitted_.predict(X)

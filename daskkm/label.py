@@ -74,7 +74,9 @@ def _write(store: TileStore, model: FittedModel, *, distances: bool) -> NDArray[
         "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
     }
     with store.writing_labels(said, distances=distances) as targets:
-        sizes: NDArray[Any] = blocks.write_labels(store.streamed(), centroids, *targets).compute()
+        sizes: NDArray[Any] = blocks.write_labels(
+            store.streamed(scheduler.threads()), centroids, *targets
+        ).compute()
     return sizes
 
 

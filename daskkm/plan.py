@@ -12,29 +12,33 @@ if TYPE_CHECKING:
 # From 4 MiB on a task's work, a millisecond and more, outweighs what scheduling it costs.
 _LEAST_BYTES = 4 << 20
 _MOST_BYTES = 64 << 20
-_FEW_BLOCKS, _MANY_BLOCKS = 64, 4096
+# Blocks for each thread, for balance, and in all: the scheduler's time goes by their number.
+_A_THREAD = 8
+_MANY_BLOCKS = 4096
 
 _SAFE = 0.8  # of a worker's memory: from there on dask lets it begin no task
 _KEPT = 0.5
 _WAITING = 8  # results that wait for their sum, a thread
 
 
-def block_bytes(total: int) -> int:
-    """Return how many bytes of tiles make a block, of so many in all.
+def block_bytes(total: int, threads: int) -> int:
+    """Return how many bytes of tiles make a block.
 
-    It depends on nothing else, so that sums of floats do not depend on the workers. There are 64
-    blocks, for balance, unless these would be too short or too long; from 256 GiB on there are
-    4,096, because the scheduler's time goes by their number.
+    A thread has eight blocks, unless they would be shorter than 4 MiB or longer than 64 MiB. Of
+    more than 256 GiB there are 4,096 all the same.
 
     Parameters
     ----------
     total : int
+        Bytes of all tiles.
+    threads : int
+        Of all workers together.
 
     Returns
     -------
     int
     """
-    balanced = min(max(total // _FEW_BLOCKS, _LEAST_BYTES), _MOST_BYTES)
+    balanced = min(max(total // (_A_THREAD * threads), _LEAST_BYTES), _MOST_BYTES)
     return max(balanced, total // _MANY_BLOCKS)
 
 

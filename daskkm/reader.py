@@ -11,9 +11,10 @@ import dask
 import dask.array as da
 import numpy as np
 
-from daskkm import blocks, draws, kernel, lloyd, plan, scheduler, seeding, source
+from daskkm import blocks, draws, kernel, lloyd, plan, seeding, source
 from daskkm.bounds import BOUND_BYTES
 from daskkm.errors import FitError
+from daskkm.scheduler import threads, workers
 from daskkm.source import as_tiles, is_lazy
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ class Reader:
             # On a copy: the sizes are written into the array itself.
             self.given = self.tiles = self.tiles.copy().compute_chunk_sizes()
             self._count(self.shape[0])
-        self.blocks = source.in_blocks(X, self.tiles)
         self.weights, total = self._checked_weights(sample_weight)
-        # Tiles are added up as they are too, for their variance.
         whole = self.weights is None or self.weights.dtype.kind == "i"
+        # Sums of floats depend on the blocks: then these must not depend on the workers.
+        exact = whole and self.tiles.dtype.kind != "f"
+        self.blocks = source.in_blocks(X, self.tiles, threads(scheduler) if exact else 1)
+        if self.weights is not None:
+            self.weights = self.weights.rechunk((self.blocks.chunks[0],))
+        # Tiles are added up as they are too, for their variance.
         most = max(total, self.shape[0]) if whole else self.shape[0]
         kernel.check_exact(most, self.shape[1], self.tiles.dtype)
         if not is_lazy(X) or source.has_recipes(self.blocks):
@@ -127,9 +132,9 @@ class Reader:
         room = math.inf
         if n_bytes + beside + n_centroids * d * 8 > _LITTLE:
             needs = n_centroids, d, source.piece_bytes(self.tiles)
-            workers = scheduler.workers(self._scheduler)
-            plan.check(workers, *needs)
-            room = plan.room(workers, *needs)
+            found = workers(self._scheduler)
+            plan.check(found, *needs)
+            room = plan.room(found, *needs)
         if self._cache == "always" or (self._cache == "auto" and n_bytes <= room):
             self.blocks = blocks.resident(self.blocks).persist(scheduler=self._scheduler)
             self.bytes_read += n_bytes
@@ -290,7 +295,7 @@ class Reader:
                 f"give one number for each of the {n} tiles"
             )
             raise FitError(msg)
-        weights = da.asarray(weights).rechunk((self.blocks.chunks[0],))
+        weights = da.asarray(weights).rechunk((self.tiles.chunks[0],))
         least, total, whole = self._compute(
             weights.min(), weights.sum(dtype=np.float64), (weights == da.rint(weights)).all()
         )

@@ -119,8 +119,8 @@ def connect(
             yield client
 
 
-def workers(scheduler: str | None = None) -> list[Worker]:
-    """Return what is known of the memory of those that would do the work.
+def threads(scheduler: str | None = None) -> int:
+    """Return how many tasks would be done at a time.
 
     Parameters
     ----------
@@ -129,20 +129,32 @@ def workers(scheduler: str | None = None) -> list[Worker]:
 
     Returns
     -------
+    int
+    """
+    client = _client(scheduler)
+    return max(1, sum(client.nthreads().values())) if client else _local_threads()
+
+
+def workers(scheduler: str | None = None) -> list[Worker]:
+    """Return what is known of the memory of those that would do the work.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        As for `threads`.
+
+    Returns
+    -------
     list of Worker
         This process, if there is no client.
     """
-    import dask
-    from dask.base import get_scheduler
-    from dask.system import CPU_COUNT
-
-    client: Any = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
-    if not hasattr(client, "scheduler_info"):
+    client = _client(scheduler)
+    if client is None:
         import psutil
         from distributed.system import memory_limit  # the container's, if it is in one
 
-        threads = dask.config.get("num_workers", None) or CPU_COUNT
-        return [Worker("this process", threads, memory_limit(), psutil.Process().memory_info().rss)]
+        used = psutil.Process().memory_info().rss
+        return [Worker("this process", _local_threads(), memory_limit(), used)]
     return [
         Worker(
             address,
@@ -152,6 +164,21 @@ def workers(scheduler: str | None = None) -> list[Worker]:
         )
         for address, info in client.scheduler_info(n_workers=-1)["workers"].items()
     ]
+
+
+def _client(scheduler: str | None) -> Any:
+    """Return the client that would do the work, if it is one."""
+    from dask.base import get_scheduler
+
+    found = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
+    return found if hasattr(found, "scheduler_info") else None
+
+
+def _local_threads() -> int:
+    import dask
+    from dask.system import CPU_COUNT
+
+    return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
 
 def _local(

@@ -19,7 +19,7 @@ import numpy as np
 from dask.optimization import cull
 from dask.sizeof import sizeof
 
-from daskkm import kernel
+from daskkm import kernel, plan
 from daskkm.errors import FitError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def as_tiles(X: Any) -> da.Array:
     return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
 
 
-def in_blocks(X: Any, tiles: da.Array) -> da.Array:
+def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
     """Return the tiles in blocks for passes over them.
 
     Parameters
@@ -89,6 +89,8 @@ def in_blocks(X: Any, tiles: da.Array) -> da.Array:
         As for `as_tiles`.
     tiles : dask array of shape (n, d)
         What that made of it, of known sizes.
+    threads : int
+        Of all workers together.
 
     Returns
     -------
@@ -96,9 +98,14 @@ def in_blocks(X: Any, tiles: da.Array) -> da.Array:
         Its blocks are arrays or, as said above, objects in place of them.
     """
     if hasattr(type(X), "features"):
-        return X.streamed()
+        return X.streamed(threads)
     if store := getattr(X, "tile_store", None):
-        return store.streamed()
+        return store.streamed(threads)
+    if not is_lazy(X):
+        given = np.asarray(X)
+        row = max(1, given[:1].nbytes)
+        rows = max(1, plan.block_bytes(given.nbytes, threads) // row)
+        return da.from_array(given, chunks=(rows, -1), name=False)
     return _grouped(tiles)
 
 

@@ -126,8 +126,13 @@ class TileStore:
         features.tile_store = self
         return features
 
-    def streamed(self) -> da.Array:
+    def streamed(self, threads: int = 1) -> da.Array:
         """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
+
+        Parameters
+        ----------
+        threads : int, default 1
+            Of all workers together: the blocks are long enough for so many.
 
         Returns
         -------
@@ -136,7 +141,7 @@ class TileStore:
         """
         n, d = len(self), math.prod(self.tile)
         rows = self.tiles.chunks[0]
-        rows *= max(1, plan.block_bytes(n * d) // (rows * d))
+        rows *= max(1, plan.block_bytes(n * d, threads) // (rows * d))
         return da.map_blocks(
             Chunks,
             array=self.tiles,
@@ -144,7 +149,7 @@ class TileStore:
             chunks=normalize_chunks((rows, d), (n, d)),
             dtype=self.tiles.dtype,
             meta=np.empty((0, 0), self.tiles.dtype),
-            name=f"chunks-{tokenize(str(self.path), self.sheets, self.tile)}",
+            name=f"chunks-{tokenize(str(self.path), self.sheets, self.tile, rows)}",
         )
 
     def labels(self, k: int) -> da.Array:

@@ -61,6 +61,12 @@ if TYPE_CHECKING:
     default=1e-4,
     help="Stop when centroids move by less than this, relative to the variance of the tiles.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Whether tiles stay in the workers' memory; auto: if they fit.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all random draws.")
 @click.option(
     "--sheet-classes",
@@ -77,6 +83,7 @@ def command(
     n_init: int,
     max_iter: int,
     tol: float,
+    cache: str,
     seed: int,
     sheet_classes: bool,
     scheduler_name: str,
@@ -110,6 +117,7 @@ def command(
                 max_iter=max_iter,
                 tol=tol,
                 random_state=seed,
+                cache=cache,
             )
         )
         settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}

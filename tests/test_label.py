@@ -21,7 +21,7 @@ import zarr
 from PIL import Image
 
 import daskkm
-from daskkm import groups, kernel
+from daskkm import chunks, groups, kernel
 from daskkm.errors import FitError, StoreError
 
 if TYPE_CHECKING:
@@ -69,14 +69,14 @@ def test_distances_if_asked_for(store: TileStore) -> None:
 
 
 def test_every_tile_is_read_once(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, firsts = groups.read, []
+    read, firsts = chunks.borrow, []
 
     def counted(array: Any, first: int, *rest: Any) -> Any:
         firsts.append(first)
         return read(array, first, *rest)
 
     model = fit(store, 3)
-    monkeypatch.setattr(groups, "read", counted)
+    monkeypatch.setattr(chunks, "borrow", counted)
     daskkm.label(store, model, distances=True)
     assert sorted(firsts) == [0, 7, 14, 21, 28]
 
