@@ -6,7 +6,7 @@ A block is an array, or what makes arrays one after another (see `daskkm.source`
 of them is in memory at a time, and their statistics are summed before they leave the task.
 Only the stack travels out and only statistics travel back; no tile leaves its worker but those
 that a seeding brings together and those that are moved into an empty cluster.
-The stack is a task of its own, so that it reaches each worker once and not with every block.
+A large stack is a task of its own, so that it reaches each worker once and not with every block.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _Found = TypeVar("_Found", bound=tuple[Any, ...])
 
 _FAN_IN = 8
+_LITTLE = 1 << 20  # bytes
 _ROUNDING = 1e-13  # of a mean of many floats, relative
 _PANEL = 1024  # tiles whose distances to all centroids are in memory at once
 
@@ -64,7 +65,7 @@ def statistics(
     """
     kind = kernel.statistics_dtype(X.dtype, None if weights is None else weights.dtype)
     shape = len(stack), X.shape[1] + 2
-    shared: dict[str, Any] = {"stack": _shared(stack), "offsets": offsets}
+    shared: dict[str, Any] = {"stack": _shared(X, stack), "offsets": offsets}
     if models:
         return _summed(_remembered, [X], shape, kind, **shared, models=tuple(models))
     return _summed(_one_statistics, _with(X, weights), shape, kind, **shared)
@@ -101,7 +102,7 @@ def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
     return X.map_blocks(
         _one_labels,
         token="labels",  # noqa: S106 (the name of the tasks)
-        centroids=_shared(centroids),
+        centroids=_shared(X, centroids),
         dtype=np.int32,
         drop_axis=1,
         meta=np.empty(0, np.int32),
@@ -124,7 +125,7 @@ def distances(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
     return X.map_blocks(
         _one_distances,
         token="distances",  # noqa: S106 (the name of the tasks)
-        centroids=_shared(centroids),
+        centroids=_shared(X, centroids),
         dtype=np.float64,
         chunks=(X.chunks[0], (len(centroids),)),
         meta=np.empty((0, 0)),
@@ -155,7 +156,7 @@ def write_labels(
     """
     # A task of its own, under a name that no other run has.
     targets = dask.delayed((labels, distances), pure=False, traverse=False)
-    return gathered(_one_written, X, None, sum, centroids=_shared(centroids), targets=targets)
+    return gathered(_one_written, X, None, sum, centroids=_shared(X, centroids), targets=targets)
 
 
 def farthest(
@@ -192,7 +193,7 @@ def farthest(
         )
 
     return gathered(
-        _one_farthest, X, weights, merge, stack=_shared(stack), offsets=offsets, wanted=wanted
+        _one_farthest, X, weights, merge, stack=_shared(X, stack), offsets=offsets, wanted=wanted
     )
 
 
@@ -267,7 +268,7 @@ def taken(X: da.Array, indices: NDArray[np.int64]) -> Delayed:
         None,
         np.concatenate,
         only=holding(X, indices),
-        indices=_shared(indices, "indices"),
+        indices=_shared(X, indices, "indices"),
     )
 
 
@@ -423,9 +424,9 @@ def spread(
         _with(X, classes),
         (len(stack), 3 + len(names)),
         kernel.statistics_dtype(X.dtype),
-        stack=_shared(stack),
+        stack=_shared(X, stack),
         offsets=offsets,
-        means=_shared(means),
+        means=_shared(X, means),
         filled=filled,
         scales=scales,
         names=names,
@@ -457,8 +458,14 @@ def spread_scales(n: int, d: int, dtype: np.dtype[Any]) -> tuple[float, float]:
     return 2.0 ** (62 - math.ceil(math.log2(n * longest))), 2.0 ** (62 - math.ceil(math.log2(n)))
 
 
-def _shared(array: NDArray[Any], name: str = "stack") -> Delayed:
-    """Make an array a task, under a name that says on the dashboard what it is."""
+def _shared(X: da.Array, array: NDArray[Any], name: str = "stack") -> Any:
+    """Return an array as the tasks of all blocks take it, on the dashboard under a name.
+
+    As a task of its own it reaches each worker once; but then all others wait for that one, which
+    takes longer than to send each its own, where that is little.
+    """
+    if array.nbytes * X.numblocks[0] <= _LITTLE:
+        return array
     return dask.delayed(array, name=f"{name}-{dask.base.tokenize(array)}")
 
 

@@ -128,7 +128,9 @@ class Reader:
         n, d = self.shape
         n_bytes = n * d * self.tiles.dtype.itemsize
         whole = self.weights is None and self.tiles.dtype.kind != "f"
-        beside = n * n_models * BOUND_BYTES if self._bounds and whole else 0
+        # Many restarts of few tiles are sooner measured together, tile by tile.
+        bounded = self._bounds and whole and not seeding.few(n)
+        beside = n * n_models * BOUND_BYTES if bounded else 0
         room = math.inf
         if n_bytes + beside + n_centroids * d * 8 > _LITTLE:
             needs = n_centroids, d, source.piece_bytes(self.tiles)
@@ -139,7 +141,7 @@ class Reader:
             self.blocks = blocks.resident(self.blocks).persist(scheduler=self._scheduler)
             self.bytes_read += n_bytes
             self._kept = True
-            self._bounded = bool(beside) and n_bytes + beside <= room
+            self._bounded = bounded and n_bytes + beside <= room
 
     def made(self, steps: Mapping[tuple[int, int], Step] | None = None) -> Pass:
         """Return the pass that was just made, which led to these steps."""
