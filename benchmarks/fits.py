@@ -8,8 +8,6 @@ import numpy as np
 
 from benchmarks import data, ours, peers, schedulers
 from benchmarks.timing import Case, interleaved, judge
-from daskkm.fit import fit_sweep
-from daskkm.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,14 +52,14 @@ def bounds(
 
 def _bounds(k: int, n: int, with_peers: bool, rounds: int, threads: int) -> Case:
     X, starts = data.make(0, n), data.starts([k], n)
-    notes = [] if ours.takes(Reader, "bounds") else ["bounds on distances: not yet here"]
 
     def sides(tiles: NDArray[np.uint8], max_iter: int) -> dict[str, Work]:
         stop: dict[str, Any] = {"max_iter": max_iter, "tol": TOL}
-        kept = {"cache": "always"}
-        found = {"daskkm": ours.lloyds(tiles, starts, kept | {"bounds": False}, **stop)}
-        if not notes:
-            found["daskkm, bounds"] = ours.lloyds(tiles, starts, kept | {"bounds": True}, **stop)
+        stop_and_keep = stop | {"cache": "always"}
+        found = {
+            "daskkm, bounds": ours.lloyds(tiles, starts, bounds=True, **stop_and_keep),
+            "daskkm, no bounds": ours.lloyds(tiles, starts, bounds=False, **stop_and_keep),
+        }
         if with_peers:
             ready = tiles.astype(np.float32)
             for algorithm in ("lloyd", "elkan"):
@@ -76,7 +74,7 @@ def _bounds(k: int, n: int, with_peers: bool, rounds: int, threads: int) -> Case
     judge(found, [X])
     sizes = {"tiles": n, "k": [k], "rounds": rounds, "threads": threads}
     sizes |= {"max_iter": MAX_ITER, "tol": TOL}
-    return Case(f"k = {k}; {n:,} tiles", where, "daskkm", found, sizes, notes=notes)
+    return Case(f"k = {k}; {n:,} tiles", where, "daskkm, bounds", found, sizes)
 
 
 def sweep(
@@ -98,10 +96,13 @@ def sweep(
 
     def sides(blocks: Any, max_iter: int) -> dict[str, Work]:
         stop: dict[str, Any] = {"max_iter": max_iter, "tol": TOL}
-        found = {"daskkm": ours.sweep(blocks, starts, **stop)}
-        if ours.takes(fit_sweep, "coarse") or ours.takes(Reader, "cache"):
-            plain = ours.lloyds(blocks, starts, {"cache": "never", "bounds": False}, **stop)
-            found["daskkm, plain passes"] = plain
+        streamed = stop | {"cache": "never"}
+        found = {
+            # Its own starts: from coarse to fine it fits them to a sample first.
+            "daskkm": ours.sweep(blocks, ks, n_init=1, random_state=0, **streamed),
+            "daskkm, 16 restarts": ours.sweep(blocks, ks, n_init=16, random_state=0, **streamed),
+            "daskkm, same starts": ours.lloyds(blocks, starts, bounds=False, **streamed),
+        }
         if not notes:
             found["dask-ml"] = peers.dask_ml_sweep(
                 blocks, starts, max_iter=max_iter, tol=absolute, limit=limit
@@ -129,18 +130,13 @@ def coarse(
     """Compare passes over all tiles to convergence, coarse to fine and without."""
     store, starts = data.store(tiles, folder), data.starts(ks, tiles)
     stop: dict[str, Any] = {"max_iter": MAX_ITER, "tol": TOL}
-    notes = []
     with schedulers.threads(threads) as where:
-        if ours.takes(fit_sweep, "coarse"):
-            sides = {
-                "daskkm, all tiles": ours.sweep(store, starts, coarse=False, **stop),
-                "daskkm, coarse to fine": ours.sweep(store, starts, coarse=True, **stop),
-            }
-        else:
-            sides = {"daskkm, all tiles": ours.sweep(store, starts, **stop)}
-            notes.append("coarse to fine: not yet here")
+        sides = {
+            "coarse to fine": ours.sweep(store, ks, n_init=1, random_state=0, **stop),
+            "same starts, all tiles": ours.sweep(store, ks, init=starts, **stop),
+        }
         found = interleaved(sides, rounds, warm=False)
     judge(found, data.read(store.tiles))
     what = f"k = {', '.join(map(str, ks))}; {tiles:,} tiles"
     sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": threads, **stop}
-    return [Case(what, where, "daskkm, all tiles", found, sizes, notes=notes)]
+    return [Case(what, where, "coarse to fine", found, sizes)]

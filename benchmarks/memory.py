@@ -30,7 +30,7 @@ def measure(
         with schedulers.processes(processes) as (where, client):
             before = client.run(peak_mib).values()
             # A worker that begins late may have seen no block.
-            result = fit_sweep(store, [k], init=starts, max_iter=iterations, tol=0)
+            result = fit_sweep(store, [k], init=starts, max_iter=iterations, tol=0, cache="never")
             peaks = list(client.run(peak_mib).values())
         said = {
             "passes": result.passes,

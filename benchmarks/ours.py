@@ -1,8 +1,7 @@
-"""daskkm's own sides, and what of it is not yet here."""
+"""daskkm's own sides."""
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing import Outcome
@@ -11,7 +10,7 @@ from daskkm.fit import fit_sweep
 from daskkm.reader import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -19,21 +18,11 @@ if TYPE_CHECKING:
     from daskkm.lloyd import Step
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
-    """Tell whether a function has a keyword."""
-    return name in inspect.signature(function).parameters
-
-
-def reader(X: Any, **wanted: Any) -> Reader:
-    """Return a reader, with those of the keywords that it takes."""
-    return Reader(X, **{name: value for name, value in wanted.items() if takes(Reader, name)})
-
-
-def sweep(X: Any, starts: Mapping[int, NDArray[Any]], **settings: Any) -> Work:
+def sweep(X: Any, ks: Sequence[int], **settings: Any) -> Work:
     """Return a sweep as a user makes it."""
 
     def work() -> Outcome:
-        result = fit_sweep(X, list(starts), init=starts, **settings)
+        result = fit_sweep(X, ks, **settings)
         models = result.models.values()
         said = {"iterations": [model.n_iter_ for model in models], "passes": result.passes}
         return Outcome([model.cluster_centers_ for model in models], said)
@@ -42,13 +31,14 @@ def sweep(X: Any, starts: Mapping[int, NDArray[Any]], **settings: Any) -> Work:
 
 
 def lloyds(
-    X: Any, starts: Mapping[int, NDArray[Any]], wanted: Mapping[str, Any], **stop: Any
+    X: Any, starts: Mapping[int, NDArray[Any]], *, cache: str, bounds: bool, **stop: Any
 ) -> Work:
-    """Return the fits of all starts by Lloyd's iterations, through a reader with these keywords.
+    """Return the fits of all starts by Lloyd's iterations.
 
     The reader is made before: what it keeps resident is ready, as a peer's float32 is.
     """
-    source = reader(X, **wanted)
+    source = Reader(X, cache=cache, bounds=bounds)
+    source.prepare(len(starts), sum(map(len, starts.values())))
 
     def work() -> Outcome:
         before = source.passes

@@ -10,9 +10,10 @@ import dask.array as da
 import numpy as np
 
 from benchmarks import data, peers, schedulers
-from benchmarks.ours import reader
 from benchmarks.timing import Case, Outcome, interleaved, judge
-from daskkm import lloyd
+from daskkm import blocks, lloyd
+from daskkm.reader import Reader
+from daskkm.scheduler import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def one_pass(X: Any, starts: Iterable[NDArray[np.float64]]) -> Work:
     """Return a pass of daskkm: an iteration of all models."""
-    source, models = reader(X, cache="never"), list(starts)
+    source, models = Reader(X, cache="never"), list(starts)
     stack, offsets = np.concatenate(models), np.array([0, *accumulate(map(len, models))])
 
     def work() -> Outcome:
@@ -52,39 +53,61 @@ def _length(block: NDArray[Any]) -> NDArray[np.int64]:
     return np.array([[len(block)]])
 
 
-# Passes over a store that only read, by name.
+def read_by_zarr(store: TileStore) -> Work:
+    """Return a pass that reads every chunk as Zarr does, which checks it."""
+    tiles = store.tiles
+    X = da.from_array(tiles, chunks=tiles.chunks, name=False).reshape(len(store), -1)
+    return read(X.rechunk({1: -1}))
+
+
+def read_by_chunks(store: TileStore) -> Work:
+    """Return a pass that reads and checks every chunk as daskkm's own passes do."""
+    X = store.streamed(threads())
+
+    def work() -> Outcome:
+        return Outcome(said={"tiles_read": blocks.gathered(_number, X, None, sum).compute()})
+
+    return work
+
+
+def _number(tiles: NDArray[Any], first: int) -> int:  # noqa: ARG001 (what functions of blocks take)
+    return len(tiles)
+
+
+# Passes over a store that only read and check, by name.
 READS: dict[str, Callable[[TileStore], Work]] = {
-    "read only": lambda store: read(store.features()),
+    "read only, by Zarr": read_by_zarr,
+    "read only, by daskkm": read_by_chunks,
 }
 
 
 def beside_dask_ml(
-    folder: Path, *, k: int, tiles: int, rounds: int, threads: int = 2
+    folder: Path, *, k: int, tiles: int, rounds: int, n_threads: int = 2
 ) -> list[Case]:
     """Compare a pass over the store with an iteration of dask-ml's."""
     store, (start,) = data.store(tiles, folder), data.starts([k], tiles).values()
     notes = peers.missing("dask_ml")
-    with schedulers.threads(threads) as where:
+    with schedulers.threads(n_threads) as where:
         sides = {"daskkm": one_pass(store, [start])}
         if not notes:
             sides["dask-ml"] = peers.dask_ml_iteration(store.features(), start)
         found = interleaved(sides, rounds)
     judge(found, data.read(store.tiles))
-    sizes = {"tiles": tiles, "k": [k], "rounds": rounds, "threads": threads}
+    sizes = {"tiles": tiles, "k": [k], "rounds": rounds, "threads": n_threads}
     return [Case(f"k = {k}; {tiles:,} tiles", where, "daskkm", found, sizes, notes=notes)]
 
 
 def beside_reading(
-    folder: Path, *, ks: Sequence[int], tiles: int, rounds: int, threads: int = 2
+    folder: Path, *, ks: Sequence[int], tiles: int, rounds: int, n_threads: int = 2
 ) -> list[Case]:
     """Compare a pass over the store with passes that only read it and check its chunks."""
     store, starts = data.store(tiles, folder), data.starts(ks, tiles)
-    with schedulers.threads(threads) as where:
+    with schedulers.threads(n_threads) as where:
         sides = {name: make(store) for name, make in READS.items()}
         found = interleaved(sides | {"daskkm": one_pass(store, starts.values())}, rounds)
     judge(found, data.read(store.tiles))
     what = f"k = {', '.join(map(str, ks))}; {tiles:,} tiles"
-    sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": threads}
+    sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": n_threads}
     return [Case(what, where, next(iter(READS)), found, sizes)]
 
 

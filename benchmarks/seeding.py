@@ -71,6 +71,7 @@ class Counting:
 def first_pass(X: Any, k: int, init: str | ArrayLike, seed: int) -> Pass:
     """Seed, and measure what is left."""
     settings: dict[str, Any] = {"n_init": 1, "max_iter": 1, "tol": 0, "random_state": seed}
+    settings |= {"coarse": False, "cache": "never"}
     passes = iter_passes(X, [k], init=init, **settings)
     return next(done for done in passes if done.steps)
 

@@ -45,24 +45,28 @@ ROWS: dict[str, Row] = {
         iteration.measure,
         {"ks": (5,)},
         _sized(600, 200_000, 500_000, rounds=(9, 15)),
+        target="scikit-learn 3.5",
     ),
     "iteration-sweep": Row(
         "One iteration of a sweep in memory, beside one of each k",
         iteration.measure,
         {"ks": SWEEP},
         _sized(600, 200_000, 500_000, rounds=(9, 15)),
+        target="scikit-learn 5",
     ),
     "iteration-256": Row(
         "One iteration in memory, many clusters",
         iteration.measure,
         {"ks": (256,)},
         _sized(600, 100_000, 500_000, rounds=(5, 9)),
+        target="scikit-learn 1.3",
     ),
     "iteration-1024": Row(
         "One iteration in memory, very many clusters",
         iteration.measure,
         {"ks": (1024,), "with_faiss": True, "threads": (1, 2)},
         _sized(2000, 50_000, 200_000, rounds=(5, 9)),
+        target="faiss 1.3",
     ),
     "bounds": Row(
         "A whole fit of resident tiles, bounds on distances on and off",
@@ -73,12 +77,14 @@ ROWS: dict[str, Row] = {
             "default": {"tiles": 200_000, "peer_tiles": 50_000, "rounds": 1},
             "full": {"tiles": 2_000_000, "peer_tiles": 200_000, "rounds": 3},
         },
+        target="no bounds 1.5",
     ),
     "pass": Row(
         "One pass from the store, beside an iteration of dask-ml",
         passes.beside_dask_ml,
         {"k": 5},
         _sized(20_000, 400_000, 4_000_000, rounds=(5, 7)),
+        target="dask-ml 10",
     ),
     "sweep": Row(
         "A whole sweep from the store, beside dask-ml fit by fit",
@@ -89,24 +95,28 @@ ROWS: dict[str, Row] = {
             "default": {"tiles": 100_000, "rounds": 1, "limit": 90},
             "full": {"tiles": 4_000_000, "rounds": 3, "limit": 1200},
         },
+        target="dask-ml 30",
     ),
     "pass-read": Row(
         "One pass from the store, beside only reading it",
         passes.beside_reading,
         {"ks": (5,)},
         _sized(20_000, 400_000, 4_000_000, rounds=(9, 9)),
+        target="at most 1.4 reads",
     ),
     "pass-read-sweep": Row(
         "One pass of a sweep from the store, beside only reading it",
         passes.beside_reading,
         {"ks": SWEEP},
         _sized(20_000, 400_000, 4_000_000, rounds=(9, 9)),
+        target="at most 2.2 reads",
     ),
     "coarse": Row(
         "Passes over all tiles to convergence, coarse to fine and without",
         fits.coarse,
         {"ks": SWEEP},
-        _sized(20_000, 100_000, 4_000_000, rounds=(1, 3)),
+        _sized(40_000, 100_000, 4_000_000, rounds=(1, 3)),
+        target="at most 0.4 of the passes",
     ),
     "memory": Row(
         "Peak memory of a worker over two sizes of store",
@@ -117,6 +127,7 @@ ROWS: dict[str, Row] = {
             "default": {"small": 200_000, "large": 1_600_000},
             "full": {"small": 2_000_000, "large": 16_000_000},
         },
+        target="at most 1.1",
     ),
     "blocks": Row(
         "One pass over many small blocks on two processes, beside only reading them",
@@ -127,6 +138,7 @@ ROWS: dict[str, Row] = {
             "default": {"blocks": 1000, "rounds": 3},
             "full": {"blocks": 10_000, "rounds": 5},
         },
+        target="at most 6 s",
     ),
     "command": Row(
         "The README's sweep of the sample sheets, start to finish, second run",
@@ -137,6 +149,7 @@ ROWS: dict[str, Row] = {
             "default": {"rounds": 3},
             "full": {"rounds": 5},
         },
+        target="at most 5 s",
     ),
     "seeding": Row(
         "What starts leave, on the sample sheets",

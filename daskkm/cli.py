@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -45,6 +46,8 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     except DaskkmError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
+    gc.freeze()
     sys.exit(0)
 
 
