@@ -135,12 +135,13 @@ def fit_sweep(
     is read once more, to know it):
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
-      Up to 32,768 tiles are brought together, in one read. From more it draws in passes: one
-      read of the blocks that hold the first centroids, then as many passes as the largest k
-      (none if that is 1), shared by all k and restarts.
+      All tiles up to 32,768, or a sample of so many if it goes from coarse to fine, are brought
+      together, in one read. Else it draws in passes: one read of the blocks that hold the first
+      centroids, then as many passes as the largest k (none if that is 1), shared by all k and
+      restarts.
     * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
       pool of candidates shared by all k and restarts, and one that weights them. Every restart
-      then clusters the pool in memory. For k above about 30 it is the better choice.
+      then clusters the pool in memory; from coarse to fine a read for the sample comes after. For k above about 30 it is the better choice.
     * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples
