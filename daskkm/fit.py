@@ -141,7 +141,8 @@ def fit_sweep(
       restarts.
     * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
       pool of candidates shared by all k and restarts, and one that weights them. Every restart
-      then clusters the pool in memory; from coarse to fine a read for the sample comes after. For k above about 30 it is the better choice.
+      then clusters the pool in memory; from coarse to fine a read for the sample comes after.
+      For k above about 30 it is the better choice.
     * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples

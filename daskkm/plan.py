@@ -24,8 +24,8 @@ _WAITING = 8  # results that wait for their sum, a thread
 def block_bytes(total: int, threads: int) -> int:
     """Return how many bytes of tiles make a block.
 
-    A thread has eight blocks, unless they would be shorter than 4 MiB or longer than 64 MiB. Of
-    more than 256 GiB there are 4,096 all the same.
+    A thread has eight blocks, unless they would be shorter than 4 MiB or longer than 64 MiB; there
+    are 4,096 at most in any case.
 
     Parameters
     ----------

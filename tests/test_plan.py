@@ -1,0 +1,102 @@
+"""Lengths of blocks, and memory that is known before it is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daskkm import blocks, plan
+from daskkm.errors import FitError
+from daskkm.reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GB = 10**9
+
+
+@given(total=st.integers(0, 2**50), threads=st.integers(1, 10**4))
+def test_blocks_are_neither_too_short_nor_too_many(total: int, threads: int) -> None:
+    n_bytes = plan.block_bytes(total, threads)
+    assert n_bytes >= 4 << 20
+    assert total // n_bytes <= 4096 + 1
+    assert n_bytes <= max(64 << 20, total // 4096)
+    # Balance: eight a thread, as long as there is enough for so many.
+    if total >= threads * 8 * (4 << 20):
+        assert total // n_bytes >= min(8 * threads, 4096) - 1
+
+
+def test_what_fits_and_what_does_not() -> None:
+    workers = [plan.Worker("one", 2, 4 * GB, GB), plan.Worker("two", 2, 4 * GB, 3 * GB)]
+    small = {"rows": 25, "d": 256, "piece": 4 << 20}
+    plan.check(workers, **small)
+    # The second has more than half of its memory in use: nothing stays there.
+    assert plan.room(workers, **small) == 2 * GB - GB - plan.peak(**small, threads=2)
+    with pytest.raises(FitError, match=r"^two: a pass would take .* beside the 3\.0 GB in use"):
+        plan.check(workers, rows=8192, d=256, piece=4 << 20)
+    with pytest.raises(FitError, match=r"blocks of 1\.0 GB"):
+        plan.check(workers, rows=5, d=256, piece=GB)
+    unlimited = [plan.Worker("one", 2, float("inf"), GB)]
+    plan.check(unlimited, rows=10**6, d=256, piece=GB)
+    assert plan.room(unlimited, **small) == float("inf")
+
+
+def memory(name: str) -> int:
+    """Bytes that the system says of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+
+
+def forget_the_peak() -> int:
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            memory_limit="2GB",
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+@pytest.mark.parametrize(("rows", "tiles"), [(5, 40_000), (1500, 8000)])
+def test_the_peak_of_a_worker_is_what_the_plan_says(client: Client, rows: int, tiles: int) -> None:
+    """At most that, and not far below: else much would be refused that fits."""
+    X = da.random.default_rng(0).integers(0, 256, (12 * tiles, 256), np.uint8, chunks=(tiles, -1))
+    rng = np.random.default_rng(0)
+
+    def one_pass(k: int) -> None:
+        stack = rng.integers(0, 256, (k, 256)).astype(float)
+        blocks.statistics(X, stack, np.array([0, k])).compute()
+
+    one_pass(2)  # loads what is loaded once
+    (before,) = client.run(forget_the_peak).values()
+    one_pass(rows)
+    (peak,) = client.run(memory, "VmHWM").values()
+    planned = plan.peak(rows, 256, tiles * 256, threads=2)
+    assert 0.25 * planned < peak - before < planned
+
+
+def test_tiles_stay_only_where_there_is_room(client: Client) -> None:
+    n = 2_000_000  # half a gigabyte; the worker has two, of which some is in use
+    for size, kept in ((n // 100, True), (4 * n, False)):
+        X = da.zeros((size, 256), np.uint8, chunks=(n // 100, -1))
+        reader = Reader(X, cache="auto")
+        reader.prepare(1, 5)
+        assert (reader.bytes_read > 0) == kept
