@@ -12,6 +12,7 @@ A large stack is a task of its own, so that it reaches each worker once and not 
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,7 +69,7 @@ def statistics(
     shared: dict[str, Any] = {"stack": _shared(X, stack), "offsets": offsets}
     if models:
         return _summed(_remembered, [X], shape, kind, **shared, models=tuple(models))
-    return _summed(_one_statistics, _with(X, weights), shape, kind, **shared)
+    return _summed(_Statistics, _with(X, weights), shape, kind, **shared)
 
 
 def resident(X: da.Array) -> da.Array:
@@ -211,7 +212,7 @@ def _summed(
 ) -> da.Array:
     """Return the sum over all tiles of what a function makes of some, (1, *shape), lazily."""
     # Its name says on the dashboard what is summed.
-    name = function.__name__.removeprefix("_one_").removeprefix("_")
+    name = function.__name__.removeprefix("_one_").strip("_").lower()
     whole = function is _remembered
     parts = da.map_blocks(
         function if whole else _summed_pieces,
@@ -240,10 +241,11 @@ def _summed_pieces(
     block: Any, *columns: NDArray[Any], function: Callable[..., NDArray[Any]], **arguments: Any
 ) -> NDArray[Any]:
     """Return the sum of what a function makes of the pieces of a block and of its columns."""
+    each = function(**arguments) if isinstance(function, type) else partial(function, **arguments)
     total, start = None, 0
     for tiles in _pieces(block):
         rows = slice(start, start + len(tiles))
-        part = function(tiles, *(column[rows, 0] for column in columns), **arguments)
+        part = each(tiles, *(column[rows, 0] for column in columns))
         total = part if total is None else np.add(total, part, out=total)
         start = rows.stop
     return np.asarray(total)
@@ -267,12 +269,17 @@ def taken(X: da.Array, indices: NDArray[np.int64]) -> Delayed:
         X,
         None,
         np.concatenate,
-        only=holding(X, indices),
+        only=_holding(X, indices),
         indices=_shared(X, indices, "indices"),
     )
 
 
-def holding(X: da.Array, indices: NDArray[np.int64]) -> NDArray[np.intp]:
+def beside(X: da.Array, indices: NDArray[np.int64]) -> int:
+    """Return how many tiles are in the blocks that hold these."""
+    return int(np.asarray(X.chunks[0])[_holding(X, indices)].sum())
+
+
+def _holding(X: da.Array, indices: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return which blocks hold these tiles, ascending."""
     ends = np.cumsum(X.chunks[0])
     return np.unique(np.searchsorted(ends, indices, side="right"))
@@ -474,14 +481,20 @@ def _one_taken(tiles: NDArray[Any], first: int, *, indices: NDArray[np.int64]) -
     return tiles[indices[lo:hi] - first]
 
 
-def _one_statistics(
-    tiles: NDArray[Any],
-    weights: NDArray[Any] | None = None,
-    *,
-    stack: NDArray[np.float64],
-    offsets: NDArray[np.intp],
-) -> NDArray[Any]:
-    return kernel.block_statistics(tiles, stack, offsets, weights)[None]
+class _Statistics:
+    """What a task knows of its stack, from piece to piece."""
+
+    def __init__(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> None:
+        self._stack = stack
+        self._offsets = offsets
+        self._prepared: kernel.Prepared | None = None
+
+    def __call__(self, tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+        if self._prepared is None:
+            self._prepared = kernel.prepare(tiles.dtype, self._stack, self._offsets)
+        return kernel.block_statistics(tiles, self._stack, self._offsets, weights, self._prepared)[
+            None
+        ]
 
 
 def _remembered(

@@ -89,6 +89,7 @@ def block_statistics(
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     weights: NDArray[Any] | None = None,
+    prepared: Prepared | None = None,
 ) -> NDArray[Any]:
     """Reduce a block to the statistics of every centroid of a stack.
 
@@ -98,6 +99,8 @@ def block_statistics(
         As for `label_block`.
     weights : ndarray of shape (n,), int64 or float64, optional
         How often each tile counts; 1 if not given.
+    prepared : Prepared, optional
+        What `prepare` makes of the stack: for many blocks, once will do.
 
     Returns
     -------
@@ -121,7 +124,7 @@ def block_statistics(
     statistics = np.zeros((len(stack), d + 2), np.int64)
     sums = aligned((len(stack), d), np.dtype(f"{tiles.dtype.kind}{2 * tiles.dtype.itemsize}"))
     sums[:] = 0
-    prepared = prepare(tiles.dtype, stack, offsets)
+    prepared = prepared or prepare(tiles.dtype, stack, offsets)
     work, turned = workspace(tiles, prepared)
     _reduce(tiles, prepared, work, turned, sums, statistics)
     return statistics

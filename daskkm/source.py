@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # More blocks than this that are shorter than that, on average, are made several a task.
 _MANY_BLOCKS = 1024
 _SHORT_BYTES = 2 << 20
+_A_THREAD, _FEW_GROUPS = 8, 64
 _ARRAY_BYTES = 4 << 20  # of a block of an array that is in memory
 _RECIPES = "recipes-"
 _SHARED_BYTES = 64 << 10  # of what each of several tasks may have a copy
@@ -106,7 +107,7 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
         row = max(1, given[:1].nbytes)
         rows = max(1, plan.block_bytes(given.nbytes, threads) // row)
         return da.from_array(given, chunks=(rows, -1), name=False)
-    return _grouped(tiles)
+    return _grouped(tiles, threads)
 
 
 def is_lazy(X: Any) -> bool:
@@ -137,19 +138,16 @@ class Recipe:
 
     Parameters
     ----------
-    graph : mapping
-        How dask makes them, and nothing else.
-    keys : sequence of object
-        The blocks' keys in it.
+    steps : sequence of pairs
+        Of each block, its key and the graph by which dask makes it, with nothing else in it.
     """
 
-    def __init__(self, graph: Mapping[Any, Any], keys: Sequence[Any]) -> None:
-        self.graph = graph
-        self.keys = keys
+    def __init__(self, steps: Sequence[tuple[Any, Mapping[Any, Any]]]) -> None:
+        self.steps = steps
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        for key in self.keys:
-            yield dask.get(self.graph, key)
+        for key, graph in self.steps:
+            yield dask.get(graph, key)
 
     def whole(self) -> NDArray[Any]:
         """Make all of them, as one array."""
@@ -166,7 +164,7 @@ def piece_bytes(tiles: da.Array) -> int:
     return int(max(tiles.chunks[0]) * tiles.shape[1] * tiles.dtype.itemsize)
 
 
-def _grouped(tiles: da.Array) -> da.Array:
+def _grouped(tiles: da.Array, threads: int) -> da.Array:
     """Return short blocks as few recipes, if each can be made on its own; else as they are."""
     sizes = np.asarray(tiles.chunks[0])
     row = tiles.shape[1] * tiles.dtype.itemsize
@@ -174,10 +172,11 @@ def _grouped(tiles: da.Array) -> da.Array:
     if not short or any(layer.annotations for layer in tiles.dask.layers.values()):
         return tiles
     keys = [keys[0] for keys in tiles.__dask_keys__()]
-    cuts = np.linspace(0, len(keys), _MANY_BLOCKS + 1).astype(int).tolist()
+    n_groups = min(max(_A_THREAD * threads, _FEW_GROUPS), _MANY_BLOCKS)
+    cuts = np.linspace(0, len(keys), n_groups + 1).astype(int).tolist()
     (optimized,) = dask.optimize(tiles)
     graph = dict(optimized.dask)
-    parts = [cull(graph, keys[lo:hi])[0] for lo, hi in pairwise(cuts)]
+    parts = [cull(graph, [key])[0] for key in keys]
     seen = Counter(key for part in parts for key in part)
     if not all(_may_be_copied(graph[key]) for key, n in seen.items() if n > 1) or any(
         _is_elsewhere(node) for node in graph.values()
@@ -185,8 +184,8 @@ def _grouped(tiles: da.Array) -> da.Array:
         return tiles
     name = f"{_RECIPES}{dask.base.tokenize(tiles.name, cuts)}"
     recipes = {
-        (name, i, 0): Recipe(part, keys[lo:hi])
-        for i, (part, (lo, hi)) in enumerate(zip(parts, pairwise(cuts), strict=True))
+        (name, i, 0): Recipe(list(zip(keys[lo:hi], parts[lo:hi], strict=True)))
+        for i, (lo, hi) in enumerate(pairwise(cuts))
     }
     rows = tuple(int(sizes[lo:hi].sum()) for lo, hi in pairwise(cuts))
     return da.Array(recipes, name, chunks=(rows, tiles.chunks[1]), meta=tiles._meta)
