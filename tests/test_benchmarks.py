@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
 
-from benchmarks import __main__, data, report, seeding, suite, timing
+from benchmarks import __main__, costs, data, report, scaling, seeding, suite, timing
+from daskkm import blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,6 +156,30 @@ def test_one_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "scikit-learn" in capsys.readouterr().out
     assert page.read_text() == report.markdown(results)
     assert str(tmp_path) not in page.read_text() + found.read_text()
+
+
+def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    found = scaling.main(["--json", str(file)], scaling.TINY)
+    assert json.loads(file.read_text()) == json.loads(json.dumps(found))
+    assert {check["workers"] for check in found["checks"]} == {1}
+    assert all(check["predicted"] > 0 < check["measured"] for check in found["checks"])
+    # 256 GB fit into the memory of 100 workers of 32 GB, 25.6 TB do not.
+    fits = {each["tiles"] for each in found["predictions"] if each["place"] == "memory"}
+    assert fits == {10**9}
+    assert {each["tiles"] for each in found["predictions"]} == {10**9, 10**11}
+    printed = capsys.readouterr().out
+    assert "predicted s" in printed
+    assert str(tmp_path) not in printed + file.read_text()
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 9, 65, 600])
+def test_tasks_are_counted_as_dask_makes_them(n: int) -> None:
+    X = da.zeros((n, 4), chunks=(1, 4), dtype=np.uint8)
+    lazy = blocks.statistics(X, np.zeros((2, 4)), np.array([0, 2]))
+    work = costs.Work(n, n, (2,), "memory", n, features=4)
+    made = len(dask.optimize(lazy)[0].dask)
+    assert work.tasks - work.levels <= made <= work.tasks
 
 
 def test_a_row_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
