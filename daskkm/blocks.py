@@ -204,7 +204,7 @@ def _with(X: da.Array, column: da.Array | None) -> list[da.Array]:
 
 
 def _summed(
-    function: Callable[..., NDArray[Any]],
+    function: Callable[..., Any],
     arrays: Sequence[da.Array],
     shape: tuple[int, int],
     kind: np.dtype[Any],

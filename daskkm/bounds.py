@@ -35,15 +35,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Of each tile and model: the bound, and the label.
-BOUND_BYTES = 8
-
 # Centroids of a model up to which all pairs of moves are compared; above, moves are added up.
 _PAIRS = 128
 
-# Relative: more than the rounding of a lowered bound, and to float32; of a length.
+# By how much, relatively, a bound is stored too low: for its rounding to float32, and that of
+# lowering it next time. By how much a length is too long, for its own.
 _LESS = 2.0**-22
 _MORE = 1 + 1e-9
+# The gap of a tile that has no other centroid.
+_ENDLESS = np.float32(1e38)
+
+
+def bound_bytes(n: int, d: int, n_models: int, n_centroids: int, n_blocks: int) -> int:
+    """Return how many bytes lie beside n tiles that stay, in so many blocks."""
+    # A bound and a label of each tile and model, a radius of each tile; in each block a stack, and
+    # its statistics.
+    return n * (8 * n_models + 4) + n_blocks * n_centroids * 8 * (2 * d + 2)
 
 
 class Resident:
@@ -61,7 +68,9 @@ class Resident:
     @classmethod
     def of(cls, block: Any) -> Self:
         """Make one of a block: an array, or what reads itself as one."""
-        return cls(block if isinstance(block, np.ndarray) else block.whole())
+        tiles = block if isinstance(block, np.ndarray) else block.whole()
+        # As the kernel takes it: else each pass would make a copy that it does.
+        return cls(np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")))
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         yield self.tiles
@@ -83,14 +92,14 @@ class Resident:
         stack, offsets
             As there.
         models : sequence of int
-            By which models are known from pass to pass.
+            By which models are known from pass to pass; no two alike.
 
         Returns
         -------
         ndarray of shape (sum of k, d + 2), int64
         """
         # Taken away while it is changed: another thread, or one after an error, begins anew.
-        memory, self._memory = self._memory, None
+        memory: _Memory | None = self.__dict__.pop("_memory", None)
         if memory is None or not memory.knows(models, offsets):
             memory = _Memory.of(self.tiles, models, offsets)
         statistics = memory.advance(self.tiles, stack, offsets, models)
@@ -174,9 +183,11 @@ def _falls(
     """Return A and B of each centroid, with what their own rounding may hide."""
     constant, slope = np.zeros((2, len(after)))
     with np.errstate(all="ignore"):  # of wild centroids, for which no bound holds
-        moves, arms = after - before, after + before - 2 * middle
+        moves = after - before
+        changes = (moves * (after + before - 2 * middle)).sum(axis=1)
+        # What those are sums of: the sums themselves may have cancelled, their rounding has not.
+        arms = np.abs(after) + np.abs(before) + 2 * np.abs(middle)
         lengths, reaches = (np.sqrt(np.square(a).sum(axis=1)) for a in (moves, arms))
-        changes = (moves * arms).sum(axis=1)
         lost = 4 * (after.shape[1] + 8) * 2.0**-53 * lengths * reaches
         for lo, hi in pairwise(offsets):
             own = slice(lo, hi)
@@ -203,7 +214,8 @@ def _fall(moves: Any, lengths: Any, changes: Any, lost: Any, constant: Any, slop
                     difference = moves[other, p] - moves[a, p]
                     square += difference * difference
                 length = np.sqrt(square)
-            longest = max(longest, length)
+            # Where two moves are nearly one, what is between them is that of their rounding.
+            longest = max(longest, length + (lengths[a] + lengths[other]) * 2.0**-51)
             fall = changes[a] - changes[other] + lost[a] + lost[other]
             highest = max(highest, fall)
         if k > 1:
@@ -309,7 +321,7 @@ def _measure(
         lead = np.float64(work.second[r]) - np.float64(work.best[r]) - work.bounds[r]
         # Where the reference decided, the gap may be less: even below 0.
         bound = lead * own.unit[0] if lead > 0 else -np.inf
-        gap[i] = np.float32(np.inf if single else bound - abs(bound) * _LESS)
+        gap[i] = _ENDLESS if single else np.float32(bound - abs(bound) * _LESS)
         before, after = label[i], work.labels[0, r]
         if before == after:
             continue

@@ -12,7 +12,7 @@ import dask.array as da
 import numpy as np
 
 from daskkm import blocks, draws, kernel, lloyd, plan, seeding, source
-from daskkm.bounds import BOUND_BYTES
+from daskkm.bounds import bound_bytes
 from daskkm.errors import FitError
 from daskkm.scheduler import threads, workers
 from daskkm.source import as_tiles, is_lazy
@@ -130,7 +130,10 @@ class Reader:
         whole = self.weights is None and self.tiles.dtype.kind != "f"
         # Many restarts of few tiles are sooner measured together, tile by tile.
         bounded = self._bounds and whole and not seeding.few(n)
-        beside = n * n_models * BOUND_BYTES if bounded else 0
+        beside = bound_bytes(n, d, n_models, n_centroids, self.blocks.numblocks[0])
+        # More would lie beside the tiles than they take themselves: bounds of few tiles a block.
+        bounded = bounded and beside <= n_bytes
+        beside = beside if bounded else 0
         room = math.inf
         if n_bytes + beside + n_centroids * d * 8 > _LITTLE:
             needs = n_centroids, d, source.piece_bytes(self.tiles)

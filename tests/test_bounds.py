@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,3 +133,96 @@ def test_wild_centroids_have_no_bounds(digits: TileStore) -> None:
             block.statistics(stack, np.array([0, 4]), [0]),
             kernel.block_statistics(tiles, stack, np.array([0, 4])),
         )
+
+
+def exact_gaps(
+    tiles: NDArray[Any], stack: NDArray[np.float64], labels: NDArray[Any]
+) -> list[Fraction]:
+    """By how much the squared distance to any other centroid exceeds that to the tile's own."""
+    gaps = []
+    for tile, own in zip(tiles.tolist(), labels.tolist(), strict=True):
+        distances = [
+            sum((x - Fraction(c)) ** 2 for x, c in zip(tile, centroid, strict=True))
+            for centroid in stack.tolist()
+        ]
+        gaps.append(min(d - distances[own] for j, d in enumerate(distances) if j != own))
+    return [Fraction(gap) for gap in gaps]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    d=st.integers(1, 3),
+    k=st.integers(2, 4),
+    dtype=st.sampled_from(INTEGERS),
+    kind=st.sampled_from(["hop", "noise", "drift", "hair"]),
+    alike=st.booleans(),
+)
+def test_no_bound_is_above_the_gap(
+    seed: int, d: int, k: int, dtype: str, kind: str, alike: bool
+) -> None:
+    """In exact fractions: whatever the kernel, the reference or the bounds round."""
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    tiles = rng.integers(limits.min, limits.max, (6, d), endpoint=True).astype(dtype)
+    stack = tiles[rng.integers(0, 6, k)] + rng.normal(0, rng.choice([1e-6, 1, 100]), (k, d))
+    if alike:
+        stack[1:] = stack[0] + rng.normal(0, 1e-9, (k - 1, d))
+    block, step, middle = Resident(tiles), rng.normal(0, 100, (k, d)), tiles.mean(axis=0)
+    for _ in range(6):
+        block.statistics(stack, np.array([0, k]), [0])
+        assert block._memory is not None
+        (bounds,), (labels,) = block._memory.gaps, block._memory.labels
+        for bound, gap in zip(bounds.tolist(), exact_gaps(tiles, stack, labels), strict=True):
+            assert bound == -np.inf or Fraction(bound) <= gap
+        stack = {
+            "hop": 2 * middle - stack,
+            "noise": stack + rng.normal(0, rng.choice([1e-3, 1, 100]), (k, d)),
+            "drift": stack + step,
+            "hair": stack + rng.normal(0, 1e-12, (k, d)) * np.abs(stack),
+        }[kind]
+
+
+def test_rounding_does_not_add_up_where_centroids_hop_over_the_middle() -> None:
+    """What a change of |c - m|^2 loses is of the size of c, not of the sum that cancels."""
+    tiles = np.full((8, 1), 40_000, np.uint16)
+    rng = np.random.default_rng(0)
+    block, stack = Resident(tiles), np.array([[60_000.0], [20_000.0 - 1e-7]])
+    for side in [1, -1] * 100:
+        tried = 40_000 + side * (20_000 + rng.uniform(-1e-3, 1e-3, (200, 1, 1)) + [[0], [1e-7]])
+        tried[:, 1] = 80_000 - tried[:, 1]
+        # Of many, the move whose rounding would raise the bound most.
+        changes = ((tried - stack) * (tried + stack - 80_000.0)).sum(axis=2)
+        exact = [
+            float(
+                sum(
+                    s * ((Fraction(c) - 40_000) ** 2 - (Fraction(b) - 40_000) ** 2)
+                    for s, c, b in zip(
+                        (1, -1), new[:, 0].tolist(), stack[:, 0].tolist(), strict=True
+                    )
+                )
+            )
+            for new in tried
+        ]
+        stack = tried[np.argmin(changes[:, 0] - changes[:, 1] - exact)]
+        block.statistics(stack, np.array([0, 2]), [0])
+        assert block._memory is not None
+        (bounds,), (labels,) = block._memory.gaps, block._memory.labels
+        (gap, *_) = exact_gaps(tiles[:1], stack, labels[:1])
+        assert bounds[0] == -np.inf or Fraction(float(bounds[0])) <= gap
+
+
+def test_many_centroids_and_one(digits: TileStore) -> None:
+    tiles = digits.features().compute()[:800]
+    block, rng = Resident(tiles), np.random.default_rng(0)
+    offsets = np.array([0, 200, 201])
+    stack = tiles[rng.permutation(800)[:201]] * 1.0
+    for scale in (0, 1, 0.1, 20, 1e-3):
+        stack = stack + rng.normal(0, scale, stack.shape)
+        np.testing.assert_array_equal(
+            block.statistics(stack, offsets, [0, 1]),
+            kernel.block_statistics(tiles, stack, offsets),
+        )
+    # One centroid leaves nothing to measure again.
+    assert block._memory is not None
+    assert (block._memory.gaps[1] > 1e37).all()
