@@ -59,28 +59,32 @@ class Resident:
     Parameters
     ----------
     tiles : ndarray of shape (n, d)
+    lengths : sequence of int, optional
+        Of the pieces that it was read in: sums of floats depend on them.
     """
 
-    def __init__(self, tiles: NDArray[Any]) -> None:
+    def __init__(self, tiles: NDArray[Any], lengths: Sequence[int] = ()) -> None:
         self.tiles = tiles
+        self.lengths = lengths or (len(tiles),)
         self._memory: _Memory | None = None
 
     @classmethod
     def of(cls, block: Any) -> Self:
         """Make one of a block: an array, or what reads itself as one."""
-        tiles = block if isinstance(block, np.ndarray) else block.whole()
+        tiles, lengths = (block, ()) if isinstance(block, np.ndarray) else block.whole()
         # As the kernel takes it: else each pass would make a copy that it does.
-        return cls(np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")))
+        return cls(np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")), lengths)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        yield self.tiles
+        ends = np.cumsum(self.lengths)
+        yield from (self.tiles[end - n : end] for n, end in zip(self.lengths, ends, strict=True))
 
     def __sizeof__(self) -> int:
         return self.tiles.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
         """Bounds stay where they are."""
-        return {"tiles": self.tiles, "_memory": None}
+        return {"tiles": self.tiles, "lengths": self.lengths}
 
     def statistics(
         self, stack: NDArray[np.float64], offsets: NDArray[np.intp], models: Sequence[int]

@@ -110,7 +110,7 @@ def fit_sweep(
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
         they fit in half of it, less what is in use and what a pass takes. Else they are read
-        again in each pass. The result is the same.
+        again in each pass. The result is the same to the bit.
 
     Returns
     -------
@@ -201,8 +201,7 @@ def iter_passes(
     settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
     tiles = Reader(X, sample_weight, cache=cache)
     settings.check_fits(tiles)
-    restarts = settings.restarts(tiles)
-    tiles.prepare(restarts * len(settings.ks), restarts * sum(settings.ks))
+    tiles.prepare(*settings.most(tiles))
     drawn = yield from starts(tiles, settings)
     steps = yield from tiles.iterations(drawn, settings.max_iter, settings.tol)
     best = lloyd.best(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from daskkm.errors import FitError
@@ -97,7 +98,7 @@ def check(workers: Sequence[Worker], rows: int, d: int, piece: int) -> None:
                 f"{worker.name}: a pass would take {_size(needed)} beside the {_size(worker.used)} "
                 f"in use, of {_size(worker.limit)} ({worker.threads} threads, blocks of "
                 f"{_size(piece)}, {rows} centroids of {d} features); give workers more memory or "
-                "fewer threads, or fit fewer k and restarts at once"
+                "fewer threads, X shorter blocks, or fit fewer k and restarts at once"
             )
             raise FitError(msg)
 
@@ -117,9 +118,10 @@ def room(workers: Sequence[Worker], rows: int, d: int, piece: int) -> float:
     -------
     float
     """
-    return sum(
-        max(0.0, _KEPT * w.limit - w.used - peak(rows, d, piece, w.threads)) for w in workers
-    )
+    # Of a worker that was given no limit nothing is known.
+    known = (w for w in workers if w.limit < math.inf)
+    left = (_KEPT * w.limit - w.used - peak(rows, d, piece, w.threads) for w in known)
+    return sum(max(0.0, each) for each in left)
 
 
 def _size(n_bytes: float) -> str:

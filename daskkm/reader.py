@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CACHES = ("auto", "always", "never")
 
-# Bytes for which no memory is asked after: any machine has them.
+# Bytes, of tiles and of what a pass takes, for which no memory is asked after.
 _LITTLE = 64 << 20
 
 
@@ -105,6 +105,8 @@ class Reader:
             # Else each pass would send it to the workers again.
             with source.sending(X):
                 self.blocks = self.blocks.persist(scheduler=scheduler)
+        if not is_lazy(X):
+            self.tiles = self.blocks  # not both: each holds the tiles
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,9 +137,14 @@ class Reader:
         bounded = bounded and beside <= n_bytes
         beside = beside if bounded else 0
         room = math.inf
-        if n_bytes + beside + n_centroids * d * 8 > _LITTLE:
-            needs = n_centroids, d, source.piece_bytes(self.tiles)
-            found = workers(self._scheduler)
+        needs = n_centroids, d, source.piece_bytes(self.tiles)
+        # No more tasks at a time than there are blocks.
+        n_blocks = self.blocks.numblocks[0]
+        if n_bytes + beside + plan.peak(*needs, n_blocks) > _LITTLE:
+            found = [
+                worker._replace(threads=min(worker.threads, n_blocks))
+                for worker in workers(self._scheduler)
+            ]
             plan.check(found, *needs)
             room = plan.room(found, *needs)
         if self._cache == "always" or (self._cache == "auto" and n_bytes <= room):

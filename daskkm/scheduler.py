@@ -153,8 +153,10 @@ def workers(scheduler: str | None = None) -> list[Worker]:
         import psutil
         from distributed.system import memory_limit  # the container's, if it is in one
 
-        used = psutil.Process().memory_info().rss
-        return [Worker("this process", _local_threads(), memory_limit(), used)]
+        # What is in use here may be the tiles themselves: what is left counts.
+        left = memory_limit() - psutil.Process().memory_info().rss
+        free = max(0, min(left, psutil.virtual_memory().available))
+        return [Worker("this process", _local_threads(), free, 0)]
     return [
         Worker(
             address,

@@ -116,6 +116,11 @@ def few(n_tiles: int) -> bool:
     return n_tiles <= _SAMPLE
 
 
+def pool_size(k: int) -> int:
+    """Return how many candidates k-means|| draws for k clusters."""
+    return 1 + _ROUNDS * _OVERSAMPLING * k
+
+
 def sample_holds(k: int) -> bool:
     """Tell whether a sample has enough tiles of each of k clusters to say where they lie."""
     return _TILES_A_CLUSTER * k <= _SAMPLE

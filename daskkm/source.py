@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
 from dask.optimization import cull
-from dask.sizeof import sizeof
 
 from daskkm import kernel, plan
 from daskkm.errors import FitError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _MANY_BLOCKS = 1024
 _SHORT_BYTES = 2 << 20
 _A_THREAD, _FEW_GROUPS = 8, 64
+_LEAST_BLOCKS = 4  # a task, or it is not worth it
 _ARRAY_BYTES = 4 << 20  # of a block of an array that is in memory
 _RECIPES = "recipes-"
 _SHARED_BYTES = 64 << 10  # of what each of several tasks may have a copy
@@ -100,7 +101,8 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
     """
     if hasattr(type(X), "features"):
         return X.streamed(threads)
-    if store := getattr(X, "tile_store", None):
+    name, store = getattr(X, "tile_store", ("", None)) if isinstance(X, da.Array) else ("", None)
+    if store is not None and name == X.name:
         return store.streamed(threads)
     if not is_lazy(X):
         given = np.asarray(X)
@@ -149,9 +151,10 @@ class Recipe:
         for key, graph in self.steps:
             yield dask.get(graph, key)
 
-    def whole(self) -> NDArray[Any]:
-        """Make all of them, as one array."""
-        return np.concatenate(list(self))
+    def whole(self) -> tuple[NDArray[Any], list[int]]:
+        """Make all of them, as one array, and say how many tiles are in each."""
+        made = list(self)
+        return np.concatenate(made), list(map(len, made))
 
 
 def has_recipes(blocks: da.Array) -> bool:
@@ -172,15 +175,17 @@ def _grouped(tiles: da.Array, threads: int) -> da.Array:
     if not short or any(layer.annotations for layer in tiles.dask.layers.values()):
         return tiles
     keys = [keys[0] for keys in tiles.__dask_keys__()]
-    n_groups = min(max(_A_THREAD * threads, _FEW_GROUPS), _MANY_BLOCKS)
+    n_groups = min(max(_A_THREAD * threads, _FEW_GROUPS), len(keys) // _LEAST_BLOCKS)
     cuts = np.linspace(0, len(keys), n_groups + 1).astype(int).tolist()
     (optimized,) = dask.optimize(tiles)
     graph = dict(optimized.dask)
+    # What workers hold is not in a graph: keys are missing, or dependencies are.
+    needed = set(keys).union(*(node.dependencies for node in graph.values()))
+    if needed - graph.keys() or any(_is_elsewhere(node) for node in graph.values()):
+        return tiles
     parts = [cull(graph, [key])[0] for key in keys]
     seen = Counter(key for part in parts for key in part)
-    if not all(_may_be_copied(graph[key]) for key, n in seen.items() if n > 1) or any(
-        _is_elsewhere(node) for node in graph.values()
-    ):
+    if not all(_may_be_copied(graph[key]) for key, n in seen.items() if n > 1):
         return tiles
     name = f"{_RECIPES}{dask.base.tokenize(tiles.name, cuts)}"
     recipes = {
@@ -193,7 +198,8 @@ def _grouped(tiles: da.Array, threads: int) -> da.Array:
 
 def _may_be_copied(node: Any) -> bool:
     """Tell whether a node of a graph is small data, such as an open Zarr array."""
-    return hasattr(node, "value") and sizeof(node.value) <= _SHARED_BYTES
+    # By what is sent: an object may say nothing of what it holds.
+    return hasattr(node, "value") and len(cloudpickle.dumps(node.value)) <= _SHARED_BYTES
 
 
 def _is_elsewhere(node: Any) -> bool:

@@ -6,14 +6,15 @@ import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import dask.array as da
 import numpy as np
 
-from daskkm import lloyd, seeding
+from daskkm import lloyd, plan, seeding
 from daskkm.errors import FitError
 from daskkm.reader import Pass, Reader
+from daskkm.scheduler import workers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -98,10 +99,24 @@ class Settings:
         wanted = self.coarse and isinstance(self.init, str) and not seeding.few(tiles.shape[0])
         return wanted and seeding.sample_holds(self.ks[-1])
 
-    def restarts(self, tiles: Reader) -> int:
-        """Return how many models of each k are fitted to all tiles, at most."""
-        draws = isinstance(self.init, str) or callable(self.init)
-        return self.n_init if draws and not self.samples(tiles) else 1
+    def most(self, tiles: Reader) -> tuple[int, int]:
+        """Return how many models, and how many centroids, a pass over all tiles measures at most.
+
+        Raises
+        ------
+        FitError
+            If the restarts would take more memory here, where they are fitted to a sample.
+        """
+        drawn, coarse = isinstance(self.init, str), self.samples(tiles)
+        restarts = self.n_init if drawn or callable(self.init) else 1
+        models, centroids = restarts * len(self.ks), restarts * sum(self.ks)
+        if coarse:
+            d, itemsize = tiles.shape[1], tiles.tiles.dtype.itemsize
+            plan.check(workers("threads"), centroids, d, _SAMPLE_BLOCK * d * itemsize)
+            models, centroids = len(self.ks), sum(self.ks)
+        if self.init == "k-means||":
+            centroids = max(centroids, seeding.pool_size(self.ks[-1]))
+        return models, centroids
 
 
 def starts(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
@@ -149,9 +164,24 @@ def _drawn(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
     coarse = settings.samples(tiles)
     if settings.init == "k-means||":
         found = yield from _from_candidates(tiles, settings)
-        return (yield from _best_on_sample(tiles, settings, found)) if coarse else found
+        if not coarse:
+            return found
+        sample = _sample(tiles, settings)
+        yield tiles.made()
+        return _best_on_sample(sample, settings, found) if sample.holds(1) else found
     if coarse or settings.init == "random" or seeding.few(tiles.shape[0]):
-        return (yield from _best_on_sample(tiles, settings))
+        sample = _sample(tiles, settings)
+        yield tiles.made()
+        most = settings.ks[-1]
+        if not sample.holds(most) and settings.init == "random":
+            msg = (
+                f"only {sample.number} of the {len(sample.tiles)} tiles that starts are drawn from "
+                f"have weight, too few for k = {most}; use k-means++ or k-means||"
+            )
+            raise FitError(msg)
+        if sample.holds(most) or seeding.few(tiles.shape[0]):
+            found = sample.starts(settings)
+            return _best_on_sample(sample, settings, found) if coarse else found
     firsts = tiles.draw_first(settings.n_init, settings.seed)
     yield tiles.made()
     k = settings.ks[-1]
@@ -161,40 +191,48 @@ def _drawn(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
     return {(k, restart): start[:k] for k in settings.ks for restart, start in enumerate(longest)}
 
 
-def _best_on_sample(
-    tiles: Reader, settings: Settings, found: Starts | None = None
-) -> Generator[Pass, None, Starts]:
-    """Bring a sample together, draw starts from it if there are none, and fit them to it."""
+class _Sample(NamedTuple):
+    """Tiles that were brought together."""
+
+    tiles: NDArray[Any]
+    weights: NDArray[Any] | None
+
+    @property
+    def number(self) -> int:
+        """How many of them have weight."""
+        return len(self.tiles) if self.weights is None else int(np.count_nonzero(self.weights))
+
+    def holds(self, k: int) -> bool:
+        """Tell whether k starts can be drawn from it."""
+        return self.number >= k
+
+    def starts(self, settings: Settings) -> Starts:
+        """Draw the starts of every (k, restart)."""
+        return seeding.starts(
+            self.tiles,
+            self.weights,
+            settings.ks,
+            settings.n_init,
+            str(settings.init),
+            settings.seed,
+        )
+
+
+def _sample(tiles: Reader, settings: Settings) -> _Sample:
+    """Bring a uniform sample together: all tiles, if they are few."""
     indices = seeding.sample_indices(tiles.shape[0], settings.seed)
-    sample, weights = tiles.take(indices), tiles.take_weights(indices)
-    yield tiles.made()
-    if found is None:
-        _check_sample(sample, weights, settings.ks[-1])
-        method = str(settings.init)
-        found = seeding.starts(sample, weights, settings.ks, settings.n_init, method, settings.seed)
-    if not settings.samples(tiles) or (weights is not None and not weights.any()):
-        return found
+    return _Sample(tiles.take(indices), tiles.take_weights(indices))
+
+
+def _best_on_sample(sample: _Sample, settings: Settings, found: Starts) -> Starts:
+    """Fit starts to a sample, and return the best of each k."""
     here = Reader(
-        da.from_array(sample, chunks=(_SAMPLE_BLOCK, -1)),
-        weights,
+        da.from_array(sample.tiles, chunks=(_SAMPLE_BLOCK, -1)),
+        sample.weights,
         scheduler="threads",
-        cache="always",
     )
-    here.prepare(len(found), sum(map(len, found.values())))
     steps = _last(here.iterations(found, settings.max_iter, settings.tol))
     return {(k, restart): step.centroids for k, (restart, step) in lloyd.best(steps).items()}
-
-
-def _check_sample(sample: NDArray[Any], weights: NDArray[Any] | None, k: int) -> None:
-    few = f"starts are drawn from {len(sample)} tiles, too few for k = {k}"
-    none = f"none of the {len(sample)} tiles that starts are drawn from has weight"
-    for wrong, why in (
-        (len(sample) < k, few),
-        (weights is not None and not weights.any(), none),
-    ):
-        if wrong:
-            msg = f"{why}; use k-means++ with coarse=False, or k-means||"
-            raise FitError(msg)
 
 
 def _from_candidates(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:

@@ -122,8 +122,9 @@ class TileStore:
             One block a chunk of the store.
         """
         features = self._rows(self.tiles, (math.prod(self.tile),), _STORE, self.tile)
-        # Not of what is made from it: passes over it as it is may read it their own way.
-        features.tile_store = self
+        # Passes over it may read it their own way, as long as it is called so: changed in place it
+        # has another name.
+        features.tile_store = features.name, self
         return features
 
     def streamed(self, threads: int = 1) -> da.Array:
@@ -368,10 +369,12 @@ class Chunks:
         for chunk in groups.stream(self._array, self._first, self._last, _STORE):
             yield chunk.reshape(len(chunk), -1)
 
-    def whole(self) -> NDArray[Any]:
-        """Read all of it, (n, n_features)."""
+    def whole(self) -> tuple[NDArray[Any], list[int]]:
+        """Read all of it, (n, n_features), and say how many tiles are in each piece."""
         found = groups.read(self._array, self._first, self._last, _STORE)
-        return found.reshape(len(found), -1)
+        rows = self._array.chunks[0]
+        starts = range(0, len(found), rows)
+        return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]
 
 
 @dataclass(frozen=True)

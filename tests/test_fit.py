@@ -147,7 +147,7 @@ def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs() -> N
     X = da.map_blocks(
         block, chunks=((10,) * 3, (4,)), dtype=np.uint8, meta=np.empty((0, 0), np.uint8)
     )
-    with pytest.raises(daskkm.FitError, match=r"a pass would take .* fewer k and restarts"):
+    with pytest.raises(daskkm.FitError, match=r"a pass would take .* fewer k and restarts at once"):
         # No machine has the memory for the statistics of so many centroids.
         daskkm.fit_sweep(X, [30], n_init=10**12)
     assert not read

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "tiles": {"numpy", "PIL"},
     "groups": {"numpy", "zarr"},
     "scheduler": {"dask", "distributed", "psutil"},
-    "source": {"dask", "numpy"},
+    "source": {"cloudpickle", "dask", "numpy"},
     "bounds": {"numba", "numpy"},
     "draws": {"dask", "numpy"},
     "starts": {"dask", "numpy"},

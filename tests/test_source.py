@@ -9,6 +9,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm import blocks, source
@@ -48,7 +49,7 @@ def test_short_blocks_are_made_several_a_task() -> None:
     np.testing.assert_array_equal(read(X), TILES)
     # Each once, and by itself.
     assert dict.fromkeys(range(N), 1) == MADE
-    assert in_blocks(short_blocks(), short_blocks(), 1000).numblocks == (1024, 1)
+    assert in_blocks(short_blocks(), short_blocks(), 1000).numblocks == (N // 4, 1)
 
 
 @pytest.mark.parametrize("cache", ["always", "never"])
@@ -70,6 +71,10 @@ def shared() -> da.Array:
     """Short blocks that are cut from long ones: each would be made many times."""
     long = da.from_array(TILES, chunks=(len(TILES) // 2, -1)) + np.uint8(0)
     return long.rechunk((3, -1))
+
+
+def persisted() -> da.Array:
+    return short_blocks().persist(scheduler="sync") + np.uint8(0)
 
 
 def annotated() -> da.Array:
@@ -103,3 +108,33 @@ def test_a_store_is_read_its_own_way_as_long_as_it_is_whole(digits: TileStore) -
     for other in (X[5:], X[:, :7], X.rechunk((100, -1)), X + np.uint8(0)):
         assert in_blocks(other, other, 2) is other
     np.testing.assert_array_equal(read(in_blocks(digits, X, 2)), X.compute())
+
+
+def test_what_workers_hold_is_no_recipe() -> None:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        held = short_blocks().persist()
+        scattered = client.scatter(TILES)
+        cut = dask.delayed(lambda tiles, i: tiles[3 * i : 3 * i + 3])
+        parts = [da.from_delayed(cut(scattered, i), (3, 4), np.uint8) for i in range(N)]
+        expected = daskkm.fit_sweep(TILES, [3], n_init=1, random_state=0).models[3]
+        for X in (held, held + np.uint8(0), da.concatenate(parts)):
+            assert not source.has_recipes(in_blocks(X, X, 2))
+            found = daskkm.fit_sweep(X, [3], n_init=1, max_iter=300, random_state=0).models[3]
+            assert found.inertia_ == expected.inertia_
+
+
+def test_fractional_weights_do_not_see_the_cache(digits: TileStore) -> None:
+    weights = np.random.default_rng(0).random(len(digits))
+    call: dict[str, Any] = {"n_init": 1, "max_iter": 3, "random_state": 0}
+    for X, w in ((digits, weights), (short_blocks(), weights[: len(TILES)])):
+        found = [
+            daskkm.fit_sweep(X, [3], **call, sample_weight=w, cache=cache).models[3]
+            for cache in ("always", "never")
+        ]
+        assert found[0].inertia_ == found[1].inertia_
+        assert found[0].cluster_centers_.tobytes() == found[1].cluster_centers_.tobytes()

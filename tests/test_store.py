@@ -342,3 +342,15 @@ def test_no_warning_without_ragged_edges(sheets: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+
+
+def test_features_that_are_changed_in_place_are_those_of_the_store_no_more(
+    digits: store_module.TileStore,
+) -> None:
+    X = digits.features()
+    X[X > 10] = 0
+    changed = X.compute()
+    assert changed.max() == 10
+    starts = changed[::2000] * 1.0
+    model = daskkm.fit_sweep(X, [3], init=starts).models[3]
+    assert model.inertia_ == daskkm.fit_sweep(changed, [3], init=starts).models[3].inertia_
