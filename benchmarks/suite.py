@@ -93,7 +93,7 @@ ROWS: dict[str, Row] = {
         {
             "tiny": {"tiles": 20_000, "rounds": 1, "limit": 60},
             "default": {"tiles": 100_000, "rounds": 1, "limit": 90},
-            "full": {"tiles": 4_000_000, "rounds": 3, "limit": 300},
+            "full": {"tiles": 4_000_000, "rounds": 1, "limit": 310},
         },
         target="dask-ml 30",
     ),
@@ -136,7 +136,7 @@ ROWS: dict[str, Row] = {
         {
             "tiny": {"blocks": 8, "rounds": 1, "processes": 1},
             "default": {"blocks": 1000, "rounds": 3},
-            "full": {"blocks": 10_000, "rounds": 3},
+            "full": {"blocks": 10_000, "rounds": 2},
         },
         target="at most 6 s",
     ),

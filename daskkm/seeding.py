@@ -35,6 +35,9 @@ METHODS = ("k-means++", "k-means||", "random")
 _SAMPLE = 1 << 15
 
 _TILES_A_CLUSTER = 8
+# A larger sample, to which the best are fitted next, and how many times its tiles all must be.
+_SAMPLE_BYTES = 64 << 20
+_MANY_TIMES = 4
 
 # k-means||: rounds, and candidates a round for each centroid of the largest k.
 _ROUNDS = 5
@@ -92,23 +95,36 @@ if TYPE_CHECKING:
     Try = Callable[[Sequence[Trial], int, int], Sequence[Outcome]]
 
 
-def sample_indices(n_tiles: int, seed: int) -> NDArray[np.int64]:
+def sample_indices(n_tiles: int, seed: int, size: int | None = None) -> NDArray[np.int64]:
     """Draw the global indices of tiles to bring together: all of them, if they are few.
 
     Parameters
     ----------
     n_tiles : int
     seed : int
+    size : int, optional
+        How many; 32,768 if not given.
 
     Returns
     -------
     ndarray of shape (m,), int64, ascending
-        Uniform, without replacement; m is at most 32,768.
+        Uniform, without replacement.
     """
-    if few(n_tiles):
+    size = size or _SAMPLE
+    if n_tiles <= size:
         return np.arange(n_tiles)
     rng = np.random.default_rng([seed, _STREAM_SAMPLE])
-    return np.sort(rng.choice(n_tiles, _SAMPLE, replace=False, shuffle=False))
+    return np.sort(rng.choice(n_tiles, size, replace=False, shuffle=False))
+
+
+def sample_size(n_tiles: int, tile_bytes: int) -> int:
+    """Return how many tiles to bring together to fit starts to, from coarse to fine.
+
+    64 MiB of tiles, of which starts are first fitted to 32,768; only these, if more would be no
+    small part of all tiles.
+    """
+    large = _SAMPLE_BYTES // tile_bytes
+    return large if large > _SAMPLE and n_tiles >= _MANY_TIMES * large else _SAMPLE
 
 
 def few(n_tiles: int) -> bool:

@@ -27,8 +27,8 @@ T = TypeVar("T")
 # How far the candidates of k-means|| are clustered: only starts are wanted.
 _POOL_ITER, _POOL_TOL = 30, 1e-3
 
-# Tiles a block of a sample, which is small enough for the threads of this process.
-_SAMPLE_BLOCK = 2048
+# Blocks of a sample, which is small enough for the threads of this process.
+_SAMPLE_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ class Settings:
         models, centroids = restarts * len(self.ks), restarts * sum(self.ks)
         if coarse:
             d, itemsize = tiles.shape[1], tiles.tiles.dtype.itemsize
-            plan.check(workers("threads"), centroids, d, _SAMPLE_BLOCK * d * itemsize)
+            size = seeding.sample_size(tiles.shape[0], d * itemsize)
+            plan.check(workers("threads"), centroids, d, size // _SAMPLE_BLOCKS * d * itemsize)
             models, centroids = len(self.ks), sum(self.ks)
-        if self.init == "k-means||":
+        if drawn and self.init == "k-means||":
             centroids = max(centroids, seeding.pool_size(self.ks[-1]))
         return models, centroids
 
@@ -166,21 +167,22 @@ def _drawn(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
         found = yield from _from_candidates(tiles, settings)
         if not coarse:
             return found
-        sample = _sample(tiles, settings)
+        sample = _sample(tiles, settings, coarse=True)
         yield tiles.made()
         return _best_on_sample(sample, settings, found) if sample.holds(1) else found
     if coarse or settings.init == "random" or seeding.few(tiles.shape[0]):
-        sample = _sample(tiles, settings)
+        sample = _sample(tiles, settings, coarse=coarse)
         yield tiles.made()
         most = settings.ks[-1]
-        if not sample.holds(most) and settings.init == "random":
+        part = sample.part(settings.seed)
+        if not part.holds(most) and settings.init == "random":
             msg = (
-                f"only {sample.number} of the {len(sample.tiles)} tiles that starts are drawn from "
+                f"only {part.number} of the {len(part.tiles)} tiles that starts are drawn from "
                 f"have weight, too few for k = {most}; use k-means++ or k-means||"
             )
             raise FitError(msg)
-        if sample.holds(most) or seeding.few(tiles.shape[0]):
-            found = sample.starts(settings)
+        if part.holds(most) or seeding.few(tiles.shape[0]):
+            found = part.starts(settings)
             return _best_on_sample(sample, settings, found) if coarse else found
     firsts = tiles.draw_first(settings.n_init, settings.seed)
     yield tiles.made()
@@ -206,6 +208,11 @@ class _Sample(NamedTuple):
         """Tell whether k starts can be drawn from it."""
         return self.number >= k
 
+    def part(self, seed: int) -> _Sample:
+        """Return 32,768 of them."""
+        rows = seeding.sample_indices(len(self.tiles), seed)
+        return _Sample(self.tiles[rows], None if self.weights is None else self.weights[rows])
+
     def starts(self, settings: Settings) -> Starts:
         """Draw the starts of every (k, restart)."""
         return seeding.starts(
@@ -218,21 +225,30 @@ class _Sample(NamedTuple):
         )
 
 
-def _sample(tiles: Reader, settings: Settings) -> _Sample:
+def _sample(tiles: Reader, settings: Settings, *, coarse: bool) -> _Sample:
     """Bring a uniform sample together: all tiles, if they are few."""
-    indices = seeding.sample_indices(tiles.shape[0], settings.seed)
+    (n, d), itemsize = tiles.shape, tiles.tiles.dtype.itemsize
+    size = seeding.sample_size(n, d * itemsize) if coarse else None
+    indices = seeding.sample_indices(n, settings.seed, size)
     return _Sample(tiles.take(indices), tiles.take_weights(indices))
 
 
 def _best_on_sample(sample: _Sample, settings: Settings, found: Starts) -> Starts:
-    """Fit starts to a sample, and return the best of each k."""
-    here = Reader(
-        da.from_array(sample.tiles, chunks=(_SAMPLE_BLOCK, -1)),
-        sample.weights,
-        scheduler="threads",
-    )
-    steps = _last(here.iterations(found, settings.max_iter, settings.tol))
-    return {(k, restart): step.centroids for k, (restart, step) in lloyd.best(steps).items()}
+    """Fit starts to a part of a sample, then the best of each k to all of it; return these.
+
+    What looks settled on few tiles may still have far to go on more: better there than in passes.
+    """
+    part = sample.part(settings.seed)
+    if not part.holds(1):
+        part = sample
+    stages = [part] if len(part.tiles) == len(sample.tiles) else [part, sample]
+    for stage in stages:
+        X = da.from_array(stage.tiles, chunks=(len(stage.tiles) // _SAMPLE_BLOCKS + 1, -1))
+        here = Reader(X, stage.weights, scheduler="threads", cache="always")
+        here.prepare(len(found), sum(map(len, found.values())))
+        steps = _last(here.iterations(found, settings.max_iter, settings.tol))
+        found = {(k, restart): step.centroids for k, (restart, step) in lloyd.best(steps).items()}
+    return found
 
 
 def _from_candidates(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:

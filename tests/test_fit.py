@@ -108,11 +108,12 @@ def test_what_stays_in_memory_is_read_once(
 
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("weighted", "large"), [(False, 500), (True, 500), (False, 1200)])
 def test_from_coarse_to_fine_ends_where_all_tiles_are_settled(
-    monkeypatch: pytest.MonkeyPatch, init: str, weighted: bool, rows: NDArray[Any]
+    monkeypatch: pytest.MonkeyPatch, init: str, weighted: bool, large: int, rows: NDArray[Any]
 ) -> None:
     monkeypatch.setattr("daskkm.seeding._SAMPLE", 500)
+    monkeypatch.setattr("daskkm.seeding._SAMPLE_BYTES", large * 256)
     weights = np.random.default_rng(0).integers(0, 3, len(rows)) if weighted else None
     call: dict[str, Any] = {"tol": 0, "sample_weight": weights}
     results = [
