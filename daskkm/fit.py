@@ -105,8 +105,9 @@ def fit_sweep(
         what w tiles do, and starts drawn in memory are the same.
     coarse : bool, default True
         Whether to go from coarse to fine, where starts are drawn, there are more than 32,768
-        tiles and k is at most 4,096: all restarts are fitted to a sample of so many in memory, and
-        only the best of each k goes on over all tiles. `n_iter_` counts iterations over all.
+        tiles and k is at most 4,096: all restarts are fitted to so many in memory, the best of
+        each k to a larger sample (64 MiB, of tiles four times as large at least), and then over
+        all tiles. `n_iter_` counts iterations over all.
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
         they fit in half of it, less what is in use and what a pass takes. Else they are read
