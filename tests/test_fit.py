@@ -138,7 +138,11 @@ def test_from_coarse_to_fine_ends_where_all_tiles_are_settled(
         assert model.inertia_ < 1.02 * slow.models[k].inertia_
 
 
-def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs() -> None:
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs(
+    monkeypatch: pytest.MonkeyPatch, coarse: bool
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 24 if coarse else 100)
     read = []
 
     def block(block_id: tuple[int, int]) -> NDArray[Any]:
@@ -150,7 +154,7 @@ def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs() -> N
     )
     with pytest.raises(daskkm.FitError, match=r"a pass would take .* fewer k and restarts at once"):
         # No machine has the memory for the statistics of so many centroids.
-        daskkm.fit_sweep(X, [30], n_init=10**12)
+        daskkm.fit_sweep(X, [3], n_init=10**12)
     assert not read
 
 
@@ -544,3 +548,18 @@ def test_the_variance_of_16_bit_tiles_with_fractional_weights_cannot_overflow() 
     weights = da.full(10**7, 0.5, chunks=10**6)
     with pytest.raises(OverflowError, match="10000000 tiles"):
         daskkm.fit_sweep(tiles, [2], sample_weight=weights)
+
+
+def test_few_tiles_with_weight_are_found_whatever_the_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 32)
+    tiles = np.random.default_rng(0).integers(0, 256, (2000, 2), np.uint8)
+    weights = np.zeros(2000)
+    weights[[3, 800, 1500, 1900]] = 1
+    for seed in range(4):
+        call: dict[str, Any] = {"n_init": 1, "random_state": seed, "sample_weight": weights}
+        model = daskkm.fit_sweep(tiles, [4], **call).models[4]
+        assert model.inertia_ == 0
+        with pytest.raises(daskkm.FitError, match=r"only 0 of the 32 tiles .* have weight"):
+            daskkm.fit_sweep(tiles, [4], **call, init="random")
