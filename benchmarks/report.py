@@ -12,9 +12,9 @@ _PAGE = """\
 
 `{command}` wrote this page; [benchmarks/README.md](../benchmarks/README.md) says what each row
 compares and how. Medians. All sides of a case had the same tiles, starts, tol and number of
-threads, and took turns in one run; only the sweeps called "daskkm" and "coarse to fine" drew starts of
-their own, which their time includes. *Ratio*: how many times what the first side takes a side takes;
-above 1 the first is the better one. *Inertia*: what the centroids that were returned leave of all
+threads, and took turns in one run; only the sweeps called "daskkm" and "coarse to fine" drew
+starts of their own, which their time includes. *Ratio*: how many times what the first side takes
+a side takes; above 1 the first is the better one. *Inertia*: what the centroids returned leave of all
 tiles, summed over the models, and measured for all sides by the same plain float64.
 
 | | row | target | side | measured | ratio | inertia | |
