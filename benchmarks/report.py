@@ -14,7 +14,7 @@ _PAGE = """\
 compares and how. Medians. All sides of a case had the same tiles, starts, tol and number of
 threads, and took turns in one run; only the sweeps called "daskkm" and "coarse to fine" drew
 starts of their own, which their time includes. *Ratio*: how many times what the first side takes
-a side takes; above 1 the first is the better one. *Inertia*: what the centroids returned leave of all
+a side takes; above 1 the first is the better one. *Inertia*: what the centroids leave of all
 tiles, summed over the models, and measured for all sides by the same plain float64.
 
 | | row | target | side | measured | ratio | inertia | |
