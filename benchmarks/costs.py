@@ -39,7 +39,6 @@ class Work:
     blocks: int
     ks: Sequence[int]
     place: str  # where the tiles are: a name in Constants.read
-    arrays: int  # as which the tiles come: a block is one, or is read chunk by chunk
     features: int = 256
 
     @property
@@ -83,7 +82,7 @@ def thread_seconds(work: Work, c: Constants) -> dict[str, float]:
     a_tile = c.tile + c.model * len(work.ks) + c.product * values
     return {
         "read": work.n_bytes * c.read[work.place],
-        "measure": work.tiles * a_tile + work.arrays * values * c.prepare,
+        "measure": work.tiles * a_tile + work.blocks * values * c.prepare,
     }
 
 

@@ -1,4 +1,4 @@
-"""Whole fits from the same starts to the same tol: how long, how many passes, how good."""
+"""Whole fits to the same tol: how long, how many passes, how good."""
 
 from __future__ import annotations
 

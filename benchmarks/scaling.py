@@ -286,7 +286,7 @@ def _ship(client: Any, X: da.Array) -> float:
     stack, offsets = _stack(SWEEP)
     lazy = blocks.statistics(X, stack, offsets)
     tasks = client.cluster.scheduler.tasks
-    work = Work(X.numblocks[0], X.numblocks[0], SWEEP, "memory", 0)
+    work = Work(X.numblocks[0], X.numblocks[0], SWEEP, "memory")
     n = work.tasks - work.levels  # of which dask may have fused as many
     started = time.perf_counter()
     # No worker has this: nothing is run.
@@ -303,7 +303,7 @@ def _ship(client: Any, X: da.Array) -> float:
 def _runs(store: TileStore, sizes: Sizes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the constants, and the passes that check them."""
     n = sizes.calibration
-    short = Work(n, n, SWEEP, "memory", n)
+    short = Work(n, n, SWEEP, "memory")
     passes: list[tuple[str, int, Work, float]] = []
     said: dict[str, Any] = {}
     timing: dict[str, float] = {}
@@ -318,7 +318,7 @@ def _runs(store: TileStore, sizes: Sizes) -> tuple[dict[str, Any], list[dict[str
                 chunk = str(next(_files(store)))
                 said["fresh"] = client.submit(_fresh, chunk, Path(chunk).stat().st_size).result()
                 timing["latency"] = _least(client, _raw(_array(1, 1), SWEEP), 9).wall
-                many = Work(8 * n, 8 * n, SWEEP, "memory", 8 * n)
+                many = Work(8 * n, 8 * n, SWEEP, "memory")
                 timing["ship"] = min(_ship(client, _array(8 * n, 1)) for _ in range(3)) / many.tasks
                 measured["one"] = _least(client, _raw(_array(n, 1), SWEEP), sizes.rounds)
                 timing["graph"] = measured["one"].client / n
@@ -371,7 +371,7 @@ def _checked(client: Any, workers: int, sizes: Sizes) -> list[tuple[str, int, Wo
             work = _raw(_array(n, rows), SWEEP)
             # The first of many would be as good as the second, and takes as long.
             spent = _spent(client, work) if n >= 1000 else _least(client, work, sizes.rounds)
-            made = Work(n * rows, n, SWEEP, "memory", n)
+            made = Work(n * rows, n, SWEEP, "memory")
             found.append((f"made, {rows} tiles each", workers, made, spent.wall))
     return found
 
@@ -381,15 +381,12 @@ def _stored(
 ) -> list[tuple[str, int, Work, float]]:
     """Return passes over the store: from the page cache, and from the workers' memory."""
     found = []
-    arrays = store.tiles.nchunks
     for place, cache in (("page cache", "never"), ("memory", "always")):
         reader = Reader(store, cache=cache, bounds=False)
         reader.prepare(1, sum(MANY))
         for ks in (SWEEP, MANY):
             spent = _least(client, _pass(reader, ks), 1 if ks == MANY else sizes.rounds)
-            n_blocks = reader.blocks.numblocks[0]
-            of_blocks = n_blocks if place == "memory" else arrays
-            work = Work(len(store), n_blocks, ks, place, of_blocks)
+            work = Work(len(store), reader.blocks.numblocks[0], ks, place)
             name = "3 … 7" if ks == SWEEP else str(ks[0])
             found.append((f"store, {place}, k = {name}", workers, work, spent.wall))
     return found
@@ -403,7 +400,7 @@ def _unqueued(workers: int, sizes: Sizes) -> dict[str, float]:
         schedulers.processes(workers) as (_, client),
     ):
         spent = _least(client, _raw(X, SWEEP), sizes.rounds)
-    tasks = Work(sizes.calibration, sizes.calibration, SWEEP, "memory", 0).tasks
+    tasks = Work(sizes.calibration, sizes.calibration, SWEEP, "memory").tasks
     sides = {"wall": spent.wall, "scheduler": spent.scheduler, "workers": spent.workers}
     return {"of workers": workers} | {name: side / tasks for name, side in sides.items()}
 
@@ -438,7 +435,7 @@ def predictions(constants: Constants, machines: Machines | None = None) -> list[
     for n in (10**9, 10**11):
         n_bytes = n * data.FEATURES
         own, given = plan.block_bytes(n_bytes, threads), 64 << 20
-        # Place, what it is read like, the bytes of a block, and of an array of tiles in it.
+        # Place, what it is read like, the bytes of a block, and of what is in memory of it.
         cases = (
             ("object store", "Zarr, page cache", given, given),
             ("shared file system", "page cache", own, 4 << 20),
@@ -447,7 +444,7 @@ def predictions(constants: Constants, machines: Machines | None = None) -> list[
         )
         for place, like, size, piece in cases:
             for ks in (SWEEP, (25,), MANY):
-                work = Work(n, -(-n_bytes // size), ks, like, -(-n_bytes // piece))
+                work = Work(n, -(-n_bytes // size), ks, like)
                 kept = like == "memory"
                 if kept and n_bytes > machines.room(work, piece):
                     continue

@@ -68,8 +68,8 @@ def statistics(
     shape = len(stack), X.shape[1] + 2
     shared: dict[str, Any] = {"stack": _shared(X, stack), "offsets": offsets}
     if models:
-        return _summed(_remembered, [X], shape, kind, **shared, models=tuple(models))
-    return _summed(_Statistics, _with(X, weights), shape, kind, **shared)
+        return _summed(_remembered_statistics, [X], shape, kind, **shared, models=tuple(models))
+    return _summed(_statistics, _with(X, weights), shape, kind, **shared)
 
 
 def resident(X: da.Array) -> da.Array:
@@ -210,14 +210,12 @@ def _summed(
     kind: np.dtype[Any],
     **arguments: Any,
 ) -> da.Array:
-    """Return the sum over all tiles of what a function makes of some, (1, *shape), lazily."""
+    """Return the sum over all tiles of what a function makes of a block, (1, *shape), lazily."""
     # Its name says on the dashboard what is summed.
-    name = function.__name__.removeprefix("_one_").strip("_").lower()
-    whole = function is _remembered
+    name = function.__name__.strip("_").replace("_", "-")
     parts = da.map_blocks(
-        function if whole else _summed_pieces,
+        function,
         *arrays,
-        **({} if whole else {"function": function}),
         **arguments,
         token=name,
         dtype=kind,
@@ -238,17 +236,16 @@ def _summed(
 
 
 def _summed_pieces(
-    block: Any, *columns: NDArray[Any], function: Callable[..., NDArray[Any]], **arguments: Any
+    function: Callable[..., NDArray[Any]], block: Any, columns: Sequence[NDArray[Any]]
 ) -> NDArray[Any]:
-    """Return the sum of what a function makes of the pieces of a block and of its columns."""
-    each = function(**arguments) if isinstance(function, type) else partial(function, **arguments)
+    """Return the sum of what a function makes of the pieces of a block, and of its columns."""
     total, start = None, 0
     for tiles in _pieces(block):
         rows = slice(start, start + len(tiles))
-        part = each(tiles, *(column[rows, 0] for column in columns))
+        part = function(tiles, *(column[rows, 0] for column in columns))
         total = part if total is None else np.add(total, part, out=total)
         start = rows.stop
-    return np.asarray(total)
+    return np.asarray(total)[None]
 
 
 def taken(X: da.Array, indices: NDArray[np.int64]) -> Delayed:
@@ -427,7 +424,7 @@ def spread(
         sum of the squares of those distances; the tiles of each class.
     """
     return _summed(
-        _one_spread,
+        _spread,
         _with(X, classes),
         (len(stack), 3 + len(names)),
         kernel.statistics_dtype(X.dtype),
@@ -481,23 +478,20 @@ def _one_taken(tiles: NDArray[Any], first: int, *, indices: NDArray[np.int64]) -
     return tiles[indices[lo:hi] - first]
 
 
-class _Statistics:
-    """What a task knows of its stack, from piece to piece."""
+def _statistics(
+    block: Any, *weights: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> NDArray[Any]:
+    prepared: kernel.Prepared | None = None
 
-    def __init__(self, stack: NDArray[np.float64], offsets: NDArray[np.intp]) -> None:
-        self._stack = stack
-        self._offsets = offsets
-        self._prepared: kernel.Prepared | None = None
+    def of_piece(tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+        nonlocal prepared  # once for all pieces
+        prepared = prepared or kernel.prepare(tiles.dtype, stack, offsets)
+        return kernel.block_statistics(tiles, stack, offsets, weights, prepared)
 
-    def __call__(self, tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
-        if self._prepared is None:
-            self._prepared = kernel.prepare(tiles.dtype, self._stack, self._offsets)
-        return kernel.block_statistics(tiles, self._stack, self._offsets, weights, self._prepared)[
-            None
-        ]
+    return _summed_pieces(of_piece, block, weights)
 
 
-def _remembered(
+def _remembered_statistics(
     block: Resident,
     *,
     stack: NDArray[np.float64],
@@ -505,6 +499,10 @@ def _remembered(
     models: tuple[int, ...],
 ) -> NDArray[Any]:
     return block.statistics(stack, offsets, models)[None]
+
+
+def _spread(block: Any, *classes: NDArray[Any], **arguments: Any) -> NDArray[Any]:
+    return _summed_pieces(partial(_one_spread, **arguments), block, classes)
 
 
 def _one_spread(
@@ -520,12 +518,12 @@ def _one_spread(
 ) -> NDArray[Any]:
     """Return a block's `spread`, model by model and cluster by cluster."""
     kind = kernel.statistics_dtype(tiles.dtype)
-    found = np.zeros((1, len(stack), 3 + len(names)), kind)
+    found = np.zeros((len(stack), 3 + len(names)), kind)
     codes = None if classes is None else np.searchsorted(names, classes)
     for lo, hi in pairwise(offsets):
         labels, silhouettes = _silhouettes(tiles, stack[lo:hi], filled[lo:hi])
         for j in np.unique(labels):
-            own, row = labels == j, found[0, lo + j]
+            own, row = labels == j, found[lo + j]
             distances = np.sqrt(kernel.distances_to_all(tiles[own], means[lo + j][None]))
             row[0] = _fixed(distances, scales[0], kind).sum()
             row[1] = _fixed(silhouettes[own], scales[1], kind).sum()

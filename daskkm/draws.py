@@ -35,7 +35,7 @@ def trials(
     Parameters
     ----------
     X, weights
-        As for `statistics`.
+        As for `daskkm.blocks.statistics`.
     trials : sequence of Trial
         One a seeding.
     n_draws : int

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskkm import lloyd
 from daskkm.model import FittedModel
-from daskkm.reader import Reader
+from daskkm.reader import Reader, made_all
 from daskkm.source import tile_shape
 from daskkm.starts import Settings, starts
 
@@ -154,23 +154,20 @@ def fit_sweep(
     >>> result.models[2].inertia_, sorted(result.models[2].cluster_centers_.ravel().tolist())
     (4.0, [1.0, 101.0])
     """
-    passes = iter_passes(
-        X,
-        ks,
-        n_init=n_init,
-        init=init,
-        max_iter=max_iter,
-        tol=tol,
-        random_state=random_state,
-        sample_weight=sample_weight,
-        coarse=coarse,
-        cache=cache,
+    return made_all(
+        iter_passes(
+            X,
+            ks,
+            n_init=n_init,
+            init=init,
+            max_iter=max_iter,
+            tol=tol,
+            random_state=random_state,
+            sample_weight=sample_weight,
+            coarse=coarse,
+            cache=cache,
+        )
     )
-    while True:
-        try:
-            next(passes)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
 
 
 def iter_passes(

@@ -50,7 +50,10 @@ _TWICE = 2 * 1.01
 
 
 def label_block(
-    tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+    tiles: NDArray[Any],
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    prepared: Prepared | None = None,
 ) -> NDArray[np.int32]:
     """Label every tile of a block under every model of a stack.
 
@@ -62,6 +65,8 @@ def label_block(
         The centroids of all models, one model after another.
     offsets : ndarray of shape (n_models + 1,), intp
         Model m owns the rows ``offsets[m]:offsets[m + 1]`` of the stack.
+    prepared : Prepared, optional
+        What `prepare` makes of the stack: for many blocks, once will do.
 
     Returns
     -------
@@ -78,7 +83,7 @@ def label_block(
     tiles, stack = checked(tiles, stack, offsets)
     check_finite(tiles)
     labels = np.empty((len(tiles), len(offsets) - 1), np.int32)
-    prepared = prepare(tiles.dtype, stack, offsets)
+    prepared = prepared or prepare(tiles.dtype, stack, offsets)
     work, turned = workspace(tiles, prepared)
     _label(tiles, prepared, work, turned, labels)
     return labels
@@ -95,12 +100,10 @@ def block_statistics(
 
     Parameters
     ----------
-    tiles, stack, offsets
+    tiles, stack, offsets, prepared
         As for `label_block`.
     weights : ndarray of shape (n,), int64 or float64, optional
         How often each tile counts; 1 if not given.
-    prepared : Prepared, optional
-        What `prepare` makes of the stack: for many blocks, once will do.
 
     Returns
     -------
@@ -117,7 +120,7 @@ def block_statistics(
         If sums of squares could exceed int64.
     """
     if weights is not None or tiles.dtype.kind == "f":
-        return _weighted_statistics(tiles, stack, offsets, weights)
+        return _weighted_statistics(tiles, stack, offsets, weights, prepared)
     tiles, stack = checked(tiles, stack, offsets)
     n, d = tiles.shape
     check_exact(n, d, tiles.dtype)
@@ -135,9 +138,10 @@ def _weighted_statistics(
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
     weights: NDArray[Any] | None,
+    prepared: Prepared | None,
 ) -> NDArray[Any]:
     """Label the tiles, then add them up as often as their weights say."""
-    labels = label_block(tiles, stack, offsets)
+    labels = label_block(tiles, stack, offsets, prepared)
     number = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
     if weights is None:
         weights = np.ones(len(tiles), number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 import dask.array as da
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from daskkm.lloyd import Step
 
+
+T = TypeVar("T")
 
 CACHES = ("auto", "always", "never")
 
@@ -319,6 +321,15 @@ class Reader:
             raise FitError(msg)
         # Beyond 2**53 sums of whole floats are not whole.
         return weights.astype(np.int64 if whole and total < 2**53 else np.float64), int(total)
+
+
+def made_all(passes: Generator[Pass, None, T]) -> T:
+    """Make all passes of a generator, and return its result."""
+    while True:
+        try:
+            next(passes)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 def _check_finite(values: NDArray[Any]) -> None:

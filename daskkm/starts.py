@@ -13,7 +13,7 @@ import numpy as np
 
 from daskkm import lloyd, plan, seeding
 from daskkm.errors import FitError
-from daskkm.reader import Pass, Reader
+from daskkm.reader import Pass, Reader, made_all
 from daskkm.scheduler import workers
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _best_on_sample(sample: _Sample, settings: Settings, found: Starts) -> Start
         X = da.from_array(stage.tiles, chunks=(len(stage.tiles) // _SAMPLE_BLOCKS + 1, -1))
         here = Reader(X, stage.weights, scheduler="threads", cache="always")
         here.prepare(len(found), sum(map(len, found.values())))
-        steps = _last(here.iterations(found, settings.max_iter, settings.tol))
+        steps = made_all(here.iterations(found, settings.max_iter, settings.tol))
         found = {(k, restart): step.centroids for k, (restart, step) in lloyd.best(steps).items()}
     return found
 
@@ -262,7 +262,7 @@ def _from_candidates(tiles: Reader, settings: Settings) -> Generator[Pass, None,
     drawn = seeding.starts(pool, weights, ks, settings.n_init, "k-means++", seed)
     # It is small, and here already.
     here = Reader(pool, weights, scheduler="synchronous")
-    steps = _last(here.iterations(drawn, _POOL_ITER, _POOL_TOL))
+    steps = made_all(here.iterations(drawn, _POOL_ITER, _POOL_TOL))
     return {name: step.centroids for name, step in steps.items()}
 
 
@@ -274,15 +274,6 @@ def _made(tiles: Reader, passes: Generator[None, None, T]) -> Generator[Pass, No
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
         yield tiles.made()
-
-
-def _last(passes: Generator[Pass, None, T]) -> T:
-    """Make all passes of a generator, and return its result."""
-    while True:
-        try:
-            next(passes)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
 
 
 def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:

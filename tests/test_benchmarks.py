@@ -177,7 +177,7 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_tasks_are_counted_as_dask_makes_them(n: int) -> None:
     X = da.zeros((n, 4), chunks=(1, 4), dtype=np.uint8)
     lazy = blocks.statistics(X, np.zeros((2, 4)), np.array([0, 2]))
-    work = costs.Work(n, n, (2,), "memory", n, features=4)
+    work = costs.Work(n, n, (2,), "memory", features=4)
     made = len(dask.optimize(lazy)[0].dask)
     assert work.tasks - work.levels <= made <= work.tasks
 

@@ -255,7 +255,8 @@ def test_random_states() -> None:
     drawn = [inertia(state), inertia(state)]
     assert drawn[0] != drawn[1]  # the state has moved on
     assert inertia(np.random.RandomState(0)) == drawn[0]
-    before = np.random.get_state()  # noqa: NPY002 (what None stands for)
+    before = np.random.RandomState(0).get_state()
+    np.random.set_state(before)  # noqa: NPY002 (what None stands for)
     unseeded = inertia(None)
     np.random.set_state(before)  # noqa: NPY002
     assert inertia(None) == unseeded != inertia(None)
@@ -479,7 +480,9 @@ def test_weights_selected_with_their_tiles() -> None:
 def test_a_sample_without_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daskkm.seeding._SAMPLE", 8)
     weights = np.arange(300) == 299
-    with pytest.raises(daskkm.FitError, match="none of the 8 tiles that starts are drawn from"):
+    with pytest.raises(
+        daskkm.FitError, match="only 0 of the 8 tiles that starts are drawn from have weight"
+    ):
         KMeans(1, init="random", random_state=0).fit(make_tiles(), sample_weight=weights)
 
 
