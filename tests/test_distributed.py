@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
-from queue import Queue
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
@@ -26,6 +22,7 @@ from distributed import Client, LocalCluster
 import daskkm
 from daskkm import scheduler
 from daskkm.errors import SchedulerError
+from tests.processes import DEADLINE, Process, remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))
 SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 3, "max_iter": 12, "random_state": 0}
-DEADLINE = 60
 
 
 @pytest.fixture(scope="module")
@@ -125,90 +121,6 @@ def test_connecting_leaves_distributeds_settings_as_they_are() -> None:
         "assert dask.config.get('distributed.comm')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-class Process:
-    """A command of the machine, ended with the test, whose output can be awaited."""
-
-    def __init__(self, *args: str | Path, cwd: Path | None = None) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, *map(str, args)],
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        self.pid = self._popen.pid
-        self.lines: list[str] = []
-        self.output: list[str] = []
-        self._queue: Queue[str | None] = Queue()
-        streams = (self._popen.stderr, self.lines), (self._popen.stdout, self.output)
-        self._readers = [threading.Thread(target=self._read, args=pair) for pair in streams]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, stream: IO[str], lines: list[str]) -> None:
-        with stream:
-            for line in stream:
-                lines.append(line.rstrip("\n"))
-                self._queue.put(lines[-1])
-        self._queue.put(None)
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """Return the first match in what the process prints from now on."""
-        while (line := self._queue.get(timeout=DEADLINE)) is not None:
-            if found := re.search(pattern, line):
-                return found
-        raise AssertionError(f"{pattern!r} was not printed: {self.lines} {self.output}")
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal as a terminal does: to the process and all that it started."""
-        os.killpg(self.pid, number)
-
-    def wait(self) -> int:
-        code = self._popen.wait(DEADLINE)
-        for reader in self._readers:
-            reader.join(DEADLINE)
-        return code
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._popen.poll() is None:
-            self._popen.terminate()
-        self.wait()
-
-
-class Remote(NamedTuple):
-    address: str
-    file: Path
-    scheduler: Process
-
-
-@contextmanager
-def remote(folder: Path, workers: int) -> Iterator[Remote]:
-    """A scheduler and workers as users start them: processes of their own."""
-    file = folder / "scheduler.json"
-    dask_cli = ("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0")
-    with ExitStack() as stack:
-        main = stack.enter_context(
-            Process(*dask_cli, "--no-dashboard", "--scheduler-file", file, cwd=folder)
-        )
-        address = main.wait_for(r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)")[1]
-        started = [
-            stack.enter_context(
-                Process(
-                    "-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1", cwd=folder
-                )
-            )
-            for _ in range(workers)
-        ]
-        for worker in started:
-            worker.wait_for("Registered to:")
-        yield Remote(address, file, main)
 
 
 def sweep(*args: str | Path, cwd: Path) -> Process:
