@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daskkm.assessment import assess
     from daskkm.errors import (
+        CheckpointError,
         DaskkmError,
         FitError,
         ModelError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = version("daskkm")
 
 _HOME = {
+    "CheckpointError": "errors",
     "DaskkmError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
@@ -55,6 +57,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CheckpointError",
     "DaskkmError",
     "FitError",
     "FittedModel",

@@ -84,6 +84,21 @@ class ModelError(DaskkmError):
     """
 
 
+class CheckpointError(DaskkmError):
+    """A checkpoint that is damaged, of another fit, in use, or that cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, daskkm
+    >>> folder = tempfile.mkdtemp()
+    >>> with open(f"{folder}/notes.txt", "w"):
+    ...     daskkm.fit_sweep([[0.0], [1.0]], [1], checkpoint=folder)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.CheckpointError: ...: this is no checkpoint, it holds notes.txt; choose ...
+    """
+
+
 class FitError(DaskkmError, ValueError):
     """Parameters that do not fit the tiles.
 

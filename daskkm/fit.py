@@ -8,18 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dask.base import tokenize
+
 from daskkm import lloyd
+from daskkm.checkpoint import Checkpoint
 from daskkm.model import FittedModel
 from daskkm.reader import Reader, made_all
-from daskkm.source import tile_shape
+from daskkm.source import identity, tile_shape
 from daskkm.starts import Settings, starts
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    import os
+    from collections.abc import Generator, Iterable, Mapping
 
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
+    from daskkm.lloyd import Step
     from daskkm.reader import Pass
     from daskkm.starts import Init
 
@@ -73,6 +78,8 @@ def fit_sweep(
     sample_weight: ArrayLike | da.Array | None = None,
     coarse: bool = True,
     cache: str = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
 ) -> SweepResult:
     """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
 
@@ -112,6 +119,12 @@ def fit_sweep(
         Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
         they fit in half of it, less what is in use and what a pass takes. Else they are read
         again in each pass. The result is the same to the bit.
+    checkpoint : path-like, optional
+        A folder in which to keep, after every pass, where the fit stands. A fit that was killed
+        and is run again goes on from there, to the same bits; without `random_state`, with the
+        seed that was drawn. The folder is removed when the fit is done.
+    fresh : bool, default False
+        Whether to start over, whatever the checkpoint holds.
 
     Returns
     -------
@@ -119,6 +132,9 @@ def fit_sweep(
 
     Raises
     ------
+    CheckpointError
+        If the checkpoint is damaged, of other tiles or other parameters, held by another fit,
+        or cannot be written.
     FitError
         If a parameter is out of range, weights are negative, not finite or all zero, there
         are fewer tiles than clusters, or a pass would take more memory than a worker has.
@@ -154,7 +170,8 @@ def fit_sweep(
     >>> result.models[2].inertia_, sorted(result.models[2].cluster_centers_.ravel().tolist())
     (4.0, [1.0, 101.0])
     """
-    return made_all(
+    kept = None if checkpoint is None else Checkpoint(checkpoint, fresh=fresh)
+    result = made_all(
         iter_passes(
             X,
             ks,
@@ -166,8 +183,12 @@ def fit_sweep(
             sample_weight=sample_weight,
             coarse=coarse,
             cache=cache,
+            checkpoint=kept,
         )
     )
+    if kept is not None:
+        kept.remove()
+    return result
 
 
 def iter_passes(
@@ -182,10 +203,12 @@ def iter_passes(
     sample_weight: ArrayLike | da.Array | None = None,
     coarse: bool = True,
     cache: str = "auto",
+    checkpoint: Checkpoint | None = None,
 ) -> Generator[Pass, None, SweepResult]:
     """Make the passes of `fit_sweep` one by one; the generator returns its result.
 
-    Parameters are those of `fit_sweep`. Nothing is read before the first `next`.
+    Parameters are those of `fit_sweep`. Nothing is read before the first `next`, and what a
+    pass led to is in the checkpoint before the pass is yielded.
 
     Yields
     ------
@@ -193,15 +216,21 @@ def iter_passes(
 
     Raises
     ------
-    FitError, ValueError, TypeError, OverflowError
+    CheckpointError, FitError, ValueError, TypeError, OverflowError
         As `fit_sweep`.
     """
+    if checkpoint is not None and random_state is None and (said := checkpoint.said()):
+        random_state = said["of"]["random_state"]
     settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
     tiles = Reader(X, sample_weight, cache=cache)
     settings.check_fits(tiles)
-    tiles.prepare(*settings.most(tiles))
-    drawn = yield from starts(tiles, settings)
-    steps = yield from tiles.iterations(drawn, settings.max_iter, settings.tol)
+    if checkpoint is None:
+        steps = yield from _steps(tiles, settings, None)
+    else:
+        weights = {} if sample_weight is None else {"sample_weight": tokenize(sample_weight)}
+        of = {"X": identity(X), **weights, **settings.named}
+        with checkpoint.held(of) as after:
+            steps = yield from checkpoint.kept(_steps(tiles, settings, after))
     best = lloyd.best(steps)
     models = {
         k: FittedModel(
@@ -218,3 +247,17 @@ def iter_passes(
     }
     statistics = {k: step.statistics for k, (_, step) in best.items()}
     return SweepResult(models, statistics, tiles.passes, tiles.bytes_read, settings.seed)
+
+
+def _steps(
+    tiles: Reader, settings: Settings, after: Pass | None
+) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
+    """Make the passes after one of them; return the last step of every model."""
+    begun: Mapping[tuple[int, int], Any] = {} if after is None else after.steps
+    if not begun or not all(step.last for step in begun.values()):
+        tiles.prepare(*settings.most(tiles))
+    if after is not None:
+        tiles.resume(after)
+    if not begun:
+        begun = yield from starts(tiles, settings, None if after is None else after.seeding)
+    return (yield from tiles.iterations(begun, settings.max_iter, settings.tol))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class Step:
         clusters settled.
     last : bool
         Whether the model is done: centroids, counts, inertia and iteration are its result.
+    updated : ndarray of shape (k, d), float64
+        The centroids after the last update, which the next pass measures.
     """
 
     iteration: int
@@ -76,6 +78,7 @@ class Step:
     shift: float
     converged: bool
     last: bool
+    updated: NDArray[np.float64]
 
     @property
     def counts(self) -> NDArray[Any]:
@@ -90,7 +93,7 @@ class Step:
 
 
 def iterate(
-    starts: Sequence[NDArray[np.float64]],
+    starts: Sequence[NDArray[np.float64] | Step],
     measure: Measure,
     find_farthest: FindFarthest,
     *,
@@ -106,8 +109,9 @@ def iterate(
 
     Parameters
     ----------
-    starts : sequence of ndarray of shape (k, d), float64
-        The starting centroids of each model.
+    starts : sequence of ndarray of shape (k, d), float64, or Step
+        The starting centroids of each model, or its last step: from there it goes on, to the
+        same bits as if it had not been cut short.
     measure : callable
         ``measure(stack, offsets, models)`` returns the statistics of every centroid, as
         `daskkm.kernel.block_statistics` defines them, over all tiles. `models` are the places
@@ -129,7 +133,11 @@ def iterate(
     dict of int to Step
         What the pass did, by the model's place in `starts`.
     """
-    models = {i: _Model(start) for i, start in enumerate(starts)}
+    models = {
+        i: _Model.after(start, max_iter) if isinstance(start, Step) else _Model(start)
+        for i, start in enumerate(starts)
+        if not (isinstance(start, Step) and start.last)
+    }
     while models:
         offsets = np.cumsum([0, *(len(m.centroids) for m in models.values())], dtype=np.intp)
         stack = np.concatenate([m.centroids for m in models.values()])
@@ -154,6 +162,12 @@ class _Model:
     shift: float = np.inf
     converged: bool = False
     stopped: bool = False
+
+    @classmethod
+    def after(cls, step: Step, max_iter: int) -> Self:
+        """Return the model as a step left it."""
+        stopped = step.converged or step.iteration >= max_iter
+        return cls(step.updated, step.iteration, step.shift, step.converged, stopped)
 
     def advance(
         self,
@@ -180,6 +194,7 @@ class _Model:
             shift=self.shift,
             converged=self.converged,
             last=last,
+            updated=self.centroids,
         )
 
 

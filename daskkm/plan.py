@@ -39,8 +39,8 @@ def block_bytes(total: int, threads: int) -> int:
     -------
     int
     """
-    balanced = min(max(total // (_A_THREAD * threads), _LEAST_BYTES), _MOST_BYTES)
-    return max(balanced, total // _MANY_BLOCKS)
+    balanced = min(max(-(-total // (_A_THREAD * threads)), _LEAST_BYTES), _MOST_BYTES)
+    return max(balanced, -(-total // _MANY_BLOCKS))
 
 
 class Worker(NamedTuple):
@@ -101,6 +101,31 @@ def check(workers: Sequence[Worker], rows: int, d: int, piece: int) -> None:
                 "fewer threads, X shorter blocks, or fit fewer k and restarts at once"
             )
             raise FitError(msg)
+
+
+def check_sample(worker: Worker, size: int, d: int, itemsize: int) -> None:
+    """Raise if a sample that starts are drawn from would take more memory than there is.
+
+    Parameters
+    ----------
+    worker : Worker
+        Where they are drawn.
+    size, d, itemsize : int
+        Tiles of the sample, features of each, and bytes of a feature.
+
+    Raises
+    ------
+    FitError
+    """
+    # The tiles, again in the order of their content, and in floats that multiply exactly.
+    needed = size * d * (2 * itemsize + 8)
+    if worker.used + needed > _SAFE * worker.limit:
+        msg = (
+            f"{worker.name}: to draw starts from {size} tiles would take {_size(needed)} of the "
+            f"{_size(worker.limit)} that are free; give starting centroids, or use k-means|| "
+            "without coarse"
+        )
+        raise FitError(msg)
 
 
 def room(workers: Sequence[Worker], rows: int, d: int, piece: int) -> float:

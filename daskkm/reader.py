@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from daskkm.lloyd import Step
 
+    Seeding = Sequence[seeding.Trial] | seeding.Pool
+
 
 T = TypeVar("T")
 
@@ -45,11 +47,20 @@ class Pass:
         Wall time since the one before, the work between them included.
     steps : dict of (k, restart) to Step
         The last step of every model, those that are done included; none while seeding.
+    seeding : sequence of Trial, or Pool, or None
+        What a seeding in passes goes on from.
+    bytes_read : int
+        Bytes of tiles read so far.
+    totals : list of pairs of ndarray
+        What the variance of weighted tiles is known by.
     """
 
     number: int
     seconds: float
     steps: dict[tuple[int, int], Step]
+    seeding: Seeding | None = None
+    bytes_read: int = 0
+    totals: Sequence[tuple[NDArray[Any], NDArray[np.float64]]] = ()
 
 
 class Reader:
@@ -86,6 +97,7 @@ class Reader:
         self.passes = 0
         self.bytes_read = 0
         self._wants_variance = False
+        # Of all tiles without their weights, as statistics about a point, and these points.
         self._totals: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
         self._last = time.perf_counter()
         self.given, self.tiles = X, as_tiles(X)
@@ -103,10 +115,12 @@ class Reader:
         # Tiles are added up as they are too, for their variance.
         most = max(total, self.shape[0]) if whole else self.shape[0]
         kernel.check_exact(most, self.shape[1], self.tiles.dtype)
-        if not is_lazy(X) or source.has_recipes(self.blocks):
-            # Else each pass would send it to the workers again.
-            with source.sending(X):
+        # Else each pass would send it to the workers again, and make lazy weights anew.
+        with source.sending(X if self.weights is None else sample_weight):
+            if not is_lazy(X) or source.has_recipes(self.blocks):
                 self.blocks = self.blocks.persist(scheduler=scheduler)
+            if self.weights is not None:
+                self.weights = self.weights.persist(scheduler=scheduler)
         if not is_lazy(X):
             self.tiles = self.blocks  # not both: each holds the tiles
 
@@ -155,15 +169,34 @@ class Reader:
             self._kept = True
             self._bounded = bounded and n_bytes + beside <= room
 
-    def made(self, steps: Mapping[tuple[int, int], Step] | None = None) -> Pass:
+    def made(
+        self,
+        steps: Mapping[tuple[int, int], Step] | None = None,
+        seeding: Seeding | None = None,
+    ) -> Pass:
         """Return the pass that was just made, which led to these steps."""
         before, self._last = self._last, time.perf_counter()
-        return Pass(self.passes, self._last - before, dict(steps or {}))
+        seconds, totals = self._last - before, list(self._totals)
+        return Pass(self.passes, seconds, dict(steps or {}), seeding, self.bytes_read, totals)
+
+    def resume(self, after: Pass) -> None:
+        """Go on as if this pass had been the last: counts are those of a fit not cut short."""
+        self.passes, self.bytes_read = after.number, after.bytes_read
+        self._totals = list(after.totals)
 
     def iterations(
-        self, starts: Mapping[tuple[int, int], NDArray[np.float64]], max_iter: int, tol: float
+        self,
+        starts: Mapping[tuple[int, int], NDArray[np.float64] | Step],
+        max_iter: int,
+        tol: float,
     ) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
         """Make the passes of Lloyd's algorithm from the starts of every (k, restart) on.
+
+        Parameters
+        ----------
+        starts : mapping of (k, restart) to ndarray of shape (k, d), float64, or Step
+        max_iter : int
+        tol : float
 
         Yields
         ------
@@ -175,7 +208,8 @@ class Reader:
             The last of each.
         """
         self._wants_variance = tol > 0
-        names, steps = list(starts), dict[tuple[int, int], lloyd.Step]()
+        names = list(starts)
+        steps = {name: step for name, step in starts.items() if isinstance(step, lloyd.Step)}
         for done in lloyd.iterate(
             list(starts.values()),
             self.measure,

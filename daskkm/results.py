@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -17,6 +15,7 @@ from daskkm.errors import ResultsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -153,23 +152,18 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of `path` once it is written."""
+    """Open a file that takes the place of `path` once it is written.
+
+    A run that is killed leaves it; the next one writes it anew.
+    """
     with _errors_named(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        partial = path.with_name(f".{path.name}.partial")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with partial.open("wb") as file:
                 yield file
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            partial.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

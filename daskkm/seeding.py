@@ -83,6 +83,14 @@ class Trial(NamedTuple):
     candidates: NDArray[np.float64]  # (c, d): one of which will be the next
 
 
+class Pool(NamedTuple):
+    """Candidates that k-means|| has drawn so far."""
+
+    tiles: NDArray[Any]  # (m, d)
+    rounds: int  # that drew them
+    weights: NDArray[Any] | None = None  # (m,), of their clusters, once they are known
+
+
 class Outcome(NamedTuple):
     """What a pass finds, for each candidate, if it is taken."""
 
@@ -130,6 +138,11 @@ def sample_size(n_tiles: int, tile_bytes: int) -> int:
 def few(n_tiles: int) -> bool:
     """Tell whether there are so few tiles that they are brought together to seed from."""
     return n_tiles <= _SAMPLE
+
+
+def in_memory(n_tiles: int) -> int:
+    """Return how many tiles starts are drawn from in memory."""
+    return min(n_tiles, _SAMPLE)
 
 
 def pool_size(k: int) -> int:
@@ -335,8 +348,8 @@ def _draw(mass: NDArray[Any], uniform: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 def kmeans_plusplus_passes(
-    first: NDArray[Any], k: int, try_all: Try
-) -> Generator[None, None, list[NDArray[np.float64]]]:
+    trials: Sequence[Trial], k: int, try_all: Try
+) -> Generator[Sequence[Trial], None, list[NDArray[np.float64]]]:
     """Draw k tiles for each seeding by greedy k-means++, in k passes over all tiles.
 
     As `kmeans_plusplus`, but that the candidates of a step are drawn without replacement.
@@ -345,39 +358,43 @@ def kmeans_plusplus_passes(
 
     Parameters
     ----------
-    first : ndarray of shape (n_seedings, d)
-        The first centroid of each seeding.
+    trials : sequence of Trial
+        One a seeding: with its first centroid as the only candidate, or as the last pass left it.
     k : int
     try_all : callable
         ``try_all(trials, n_draws, step)`` makes a pass: see `Outcome`.
 
     Yields
     ------
-    None
-        After each pass.
+    sequence of Trial
+        What is to be tried next, after each pass.
 
     Returns
     -------
     list of ndarray of shape (k, d), float64
         One a seeding. Where tiles run out, all lying on a centroid, the last is repeated.
     """
-    wide = first.astype(np.float64)
-    trials = [Trial(tile[:0], tile) for tile in wide[:, None]]
     if k == 1:
         return [trial.candidates for trial in trials]
-    for step in range(1, k + 1):
+    for step in range(len(trials[0].chosen) + 1, k + 1):
         n_draws = n_candidates(step) if step < k else 0
-        outcomes = try_all(trials, n_draws, step)
-        yield
-        for i, (trial, outcome) in enumerate(zip(trials, outcomes, strict=True)):
-            best = int(np.argmin(outcome.potentials))
-            taken = trial.candidates[best : best + 1]
-            drawn = outcome.drawn[best].tiles.astype(np.float64)
-            trials[i] = Trial(np.vstack([trial.chosen, taken]), drawn if len(drawn) else taken)
+        trials = [
+            _taken(trial, outcome)
+            for trial, outcome in zip(trials, try_all(trials, n_draws, step), strict=True)
+        ]
+        yield trials
     return [trial.chosen for trial in trials]
 
 
-def candidates(first: NDArray[Any], k: int, try_all: Try) -> Generator[None, None, NDArray[Any]]:
+def _taken(trial: Trial, outcome: Outcome) -> Trial:
+    """Take the candidate that leaves the least, and go on to what was drawn for the next."""
+    best = int(np.argmin(outcome.potentials))
+    taken = trial.candidates[best : best + 1]
+    drawn = outcome.drawn[best].tiles.astype(np.float64)
+    return Trial(np.vstack([trial.chosen, taken]), drawn if len(drawn) else taken)
+
+
+def candidates(pool: Pool, k: int, try_all: Try) -> Generator[Pool, None, Pool]:
     """Draw the candidates of k-means||, in 5 passes over all tiles.
 
     In each round 2 k tiles are drawn without replacement, with probability proportional to
@@ -385,8 +402,8 @@ def candidates(first: NDArray[Any], k: int, try_all: Try) -> Generator[None, Non
 
     Parameters
     ----------
-    first : ndarray of shape (1, d)
-        The first candidate.
+    pool : Pool
+        The first candidate, or those that the last pass left.
     k : int
         The largest number of clusters.
     try_all : callable
@@ -394,25 +411,24 @@ def candidates(first: NDArray[Any], k: int, try_all: Try) -> Generator[None, Non
 
     Yields
     ------
-    None
+    Pool
         After each pass.
 
     Returns
     -------
-    ndarray of shape (m, d), in the dtype of the tiles
-        m is 1 + 10 k, less where tiles run out.
+    Pool
+        Of 1 + 10 k tiles, fewer where tiles run out.
 
     References
     ----------
     B. Bahmani, B. Moseley, A. Vattani, R. Kumar and S. Vassilvitskii, Scalable k-means++,
     PVLDB 5 (2012), algorithm 2; that rounds have a fixed size is a variant of its section 5.
     """
-    pool = first
-    for step in range(1, _ROUNDS + 1):
-        wide = pool.astype(np.float64)
+    for step in range(pool.rounds + 1, _ROUNDS + 1):
+        wide = pool.tiles.astype(np.float64)
         (outcome,) = try_all([Trial(wide[:-1], wide[-1:])], _OVERSAMPLING * k, step)
-        yield
-        pool = np.concatenate([pool, outcome.drawn[0].tiles])
+        pool = Pool(np.concatenate([pool.tiles, outcome.drawn[0].tiles]), step)
+        yield pool
     return pool
 
 

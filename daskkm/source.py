@@ -101,13 +101,12 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
     """
     if hasattr(type(X), "features"):
         return X.streamed(threads)
-    name, store = getattr(X, "tile_store", ("", None)) if isinstance(X, da.Array) else ("", None)
-    if store is not None and name == X.name:
+    if (store := _store_of(X)) is not None:
         return store.streamed(threads)
     if not is_lazy(X):
         given = np.asarray(X)
         row = max(1, given[:1].nbytes)
-        rows = max(1, plan.block_bytes(given.nbytes, threads) // row)
+        rows = -(-plan.block_bytes(given.nbytes, threads) // row)
         return da.from_array(given, chunks=(rows, -1), name=False)
     return _grouped(tiles, threads)
 
@@ -128,6 +127,18 @@ def sending(X: Any) -> Iterator[None]:
         if not is_lazy(X):
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         yield
+
+
+def identity(X: Any) -> str:
+    """Return what tiles are the same by, in whatever process: a digest, or a name of dask's."""
+    store = X if hasattr(type(X), "features") else _store_of(X)
+    return str(store.digest) if store is not None else str(dask.base.tokenize(X))
+
+
+def _store_of(X: Any) -> Any:
+    """Return the store of which a dask array is all tiles, if it is."""
+    name, store = getattr(X, "tile_store", ("", None)) if isinstance(X, da.Array) else ("", None)
+    return store if store is not None and name == X.name else None
 
 
 def tile_shape(X: Any) -> tuple[int, ...] | None:
@@ -199,7 +210,32 @@ def _grouped(tiles: da.Array, threads: int) -> da.Array:
 def _may_be_copied(node: Any) -> bool:
     """Tell whether a node of a graph is small data, such as an open Zarr array."""
     # By what is sent: an object may say nothing of what it holds.
-    return hasattr(node, "value") and len(cloudpickle.dumps(node.value)) <= _SHARED_BYTES
+    return hasattr(node, "value") and _is_sent_in(_SHARED_BYTES, node.value)
+
+
+def _is_sent_in(most: int, value: Any) -> bool:
+    """Tell whether an object can be sent in so many bytes, without making more of them."""
+    if isinstance(value, np.ndarray) and value.nbytes > most:  # a file that is mapped is copied
+        return False
+    try:
+        cloudpickle.dump(value, _Short(most))
+    except Exception:  # noqa: BLE001 (whatever it may be that objects raise: it cannot)
+        return False
+    return True
+
+
+class _Short:
+    """A file of so many bytes at most."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self._left -= size
+        if self._left < 0:
+            raise OSError
+        return size
 
 
 def _is_elsewhere(node: Any) -> bool:

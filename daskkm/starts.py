@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
+import dask
 import dask.array as da
 import numpy as np
 
@@ -18,6 +19,8 @@ from daskkm.scheduler import workers
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from daskkm.reader import Seeding
 
     Starts = dict[tuple[int, int], NDArray[np.float64]]
     Init = str | ArrayLike | Mapping[int, ArrayLike] | Callable[..., ArrayLike]
@@ -87,8 +90,34 @@ class Settings:
         unique = sorted({int(k) for k in ks})
         return cls(unique, int(n_init), init, int(max_iter), float(tol), int(seed), bool(coarse))
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """What a result depends on, by the names of the parameters, as JSON has it."""
+        init = self.init
+        if callable(init):
+            init = f"function {dask.base.tokenize(init)}"
+        elif not isinstance(init, str):
+            init = f"arrays {dask.base.tokenize(init)}"
+        found = asdict(self) | {"init": init, "random_state": self.seed}
+        del found["seed"]
+        return found
+
+    def given(self, d: int) -> Starts:
+        """Return the starting centroids that were given as arrays.
+
+        Raises
+        ------
+        FitError
+            If they are no such centroids.
+        """
+        init: Any = self.init
+        given = init if isinstance(init, Mapping) else dict.fromkeys(self.ks, init)
+        return {(k, 0): _start(given.get(k), (k, d)) for k in self.ks}
+
     def check_fits(self, tiles: Reader) -> None:
-        """Raise FitError if there are fewer tiles than clusters."""
+        """Raise FitError if there are fewer tiles than clusters, or starts are not of them."""
+        if not isinstance(self.init, str) and not callable(self.init):
+            self.given(tiles.shape[1])
         n = tiles.shape[0]
         if n < self.ks[-1]:
             msg = f"there are {n} tiles, too few for k = {self.ks[-1]}; lower k"
@@ -108,25 +137,32 @@ class Settings:
             If the restarts would take more memory here, where they are fitted to a sample.
         """
         drawn, coarse = isinstance(self.init, str), self.samples(tiles)
+        (n, d), itemsize = tiles.shape, tiles.tiles.dtype.itemsize
         restarts = self.n_init if drawn or callable(self.init) else 1
         models, centroids = restarts * len(self.ks), restarts * sum(self.ks)
         if coarse:
-            d, itemsize = tiles.shape[1], tiles.tiles.dtype.itemsize
-            size = seeding.sample_size(tiles.shape[0], d * itemsize)
+            size = seeding.sample_size(n, d * itemsize)
             plan.check(workers("threads"), centroids, d, size // _SAMPLE_BLOCKS * d * itemsize)
-            models, centroids = len(self.ks), sum(self.ks)
+            if tiles.weights is None:  # else, where few of a sample have any, all go on
+                models, centroids = len(self.ks), sum(self.ks)
         if drawn and self.init == "k-means||":
             centroids = max(centroids, seeding.pool_size(self.ks[-1]))
+        elif drawn and (coarse or self.init == "random" or seeding.few(n)):
+            plan.check_sample(workers("threads")[0], seeding.in_memory(n), d, itemsize)
         return models, centroids
 
 
-def starts(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
+def starts(
+    tiles: Reader, settings: Settings, after: Seeding | None = None
+) -> Generator[Pass, None, Starts]:
     """Make the passes of a seeding.
 
     Parameters
     ----------
     tiles : Reader
     settings : Settings
+    after : sequence of Trial, or Pool, optional
+        The `Pass.seeding` from which to go on.
 
     Yields
     ------
@@ -144,7 +180,7 @@ def starts(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
     """
     init, ks = settings.init, settings.ks
     if isinstance(init, str):
-        return (yield from _drawn(tiles, settings))
+        return (yield from _drawn(tiles, settings, after))
     if callable(init):
         return {
             (k, restart): _start(
@@ -156,21 +192,23 @@ def starts(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
             for k in ks
             for restart in range(settings.n_init)
         }
-    given = init if isinstance(init, Mapping) else dict.fromkeys(ks, init)
-    return {(k, 0): _start(given.get(k), (k, tiles.shape[1])) for k in ks}
+    return settings.given(tiles.shape[1])
 
 
-def _drawn(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
+def _drawn(
+    tiles: Reader, settings: Settings, after: Seeding | None
+) -> Generator[Pass, None, Starts]:
     """Draw starting centroids, and fit them to a sample if that is asked for."""
     coarse = settings.samples(tiles)
     if settings.init == "k-means||":
-        found = yield from _from_candidates(tiles, settings)
+        found = yield from _from_candidates(tiles, settings, after)
         if not coarse:
             return found
         sample = _sample(tiles, settings, coarse=True)
         yield tiles.made()
         return _best_on_sample(sample, settings, found) if sample.holds(1) else found
-    if coarse or settings.init == "random" or seeding.few(tiles.shape[0]):
+    trials = None if isinstance(after, seeding.Pool) else after
+    if trials is None and (coarse or settings.init == "random" or seeding.few(tiles.shape[0])):
         sample = _sample(tiles, settings, coarse=coarse)
         yield tiles.made()
         most = settings.ks[-1]
@@ -184,12 +222,12 @@ def _drawn(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
         if part.holds(most) or seeding.few(tiles.shape[0]):
             found = part.starts(settings)
             return _best_on_sample(sample, settings, found) if coarse else found
-    firsts = tiles.draw_first(settings.n_init, settings.seed)
-    yield tiles.made()
-    k = settings.ks[-1]
-    longest = yield from _made(
-        tiles, seeding.kmeans_plusplus_passes(firsts, k, tiles.trials(settings.seed))
-    )
+    if trials is None:
+        firsts = tiles.draw_first(settings.n_init, settings.seed).astype(np.float64)
+        trials = [seeding.Trial(tile[:0], tile) for tile in firsts[:, None]]
+        yield tiles.made(seeding=trials)
+    k, try_all = settings.ks[-1], tiles.trials(settings.seed)
+    longest = yield from _made(tiles, seeding.kmeans_plusplus_passes(trials, k, try_all))
     return {(k, restart): start[:k] for k in settings.ks for restart, start in enumerate(longest)}
 
 
@@ -251,29 +289,35 @@ def _best_on_sample(sample: _Sample, settings: Settings, found: Starts) -> Start
     return found
 
 
-def _from_candidates(tiles: Reader, settings: Settings) -> Generator[Pass, None, Starts]:
+def _from_candidates(
+    tiles: Reader, settings: Settings, pool: Seeding | None
+) -> Generator[Pass, None, Starts]:
     """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
     ks, seed = settings.ks, settings.seed
-    first = tiles.draw_first(1, seed)
-    yield tiles.made()
-    pool = yield from _made(tiles, seeding.candidates(first, ks[-1], tiles.trials(seed)))
-    weights = tiles.measure(pool.astype(np.float64), np.array([0, len(pool)]))[:, -2]
-    yield tiles.made()
-    drawn = seeding.starts(pool, weights, ks, settings.n_init, "k-means++", seed)
+    if not isinstance(pool, seeding.Pool):
+        pool = seeding.Pool(tiles.draw_first(1, seed), rounds=0)
+        yield tiles.made(seeding=pool)
+    if pool.weights is None:
+        pool = yield from _made(tiles, seeding.candidates(pool, ks[-1], tiles.trials(seed)))
+        stack = pool.tiles.astype(np.float64)
+        weights = tiles.measure(stack, np.array([0, len(stack)]))[:, -2]
+        pool = pool._replace(weights=weights)
+        yield tiles.made(seeding=pool)
+    drawn = seeding.starts(pool.tiles, pool.weights, ks, settings.n_init, "k-means++", seed)
     # It is small, and here already.
-    here = Reader(pool, weights, scheduler="synchronous")
+    here = Reader(pool.tiles, pool.weights, scheduler="synchronous")
     steps = made_all(here.iterations(drawn, _POOL_ITER, _POOL_TOL))
     return {name: step.centroids for name, step in steps.items()}
 
 
-def _made(tiles: Reader, passes: Generator[None, None, T]) -> Generator[Pass, None, T]:
+def _made(tiles: Reader, passes: Generator[Seeding, None, T]) -> Generator[Pass, None, T]:
     """Make the passes of a generator that knows nothing of what a pass is; return its result."""
     while True:
         try:
-            next(passes)
+            after = next(passes)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
-        yield tiles.made()
+        yield tiles.made(seeding=after)
 
 
 def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:

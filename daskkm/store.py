@@ -7,6 +7,8 @@ whole number goes into as many tiles: so whoever has a chunk of tiles writes all
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -105,6 +107,12 @@ class TileStore:
         """Shape of a tile: (height, width) or (height, width, bands), in pixels."""
         return self.tiles.shape[1:]
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of which tiles these are: of the sheets, and the shape of a tile."""
+        of = [asdict(sheet) for sheet in self.sheets], self.tile
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
     def __len__(self) -> int:
         return self.tiles.shape[0]
 
@@ -142,7 +150,7 @@ class TileStore:
         """
         n, d = len(self), math.prod(self.tile)
         rows = self.tiles.chunks[0]
-        rows *= max(1, plan.block_bytes(n * d, threads) // (rows * d))
+        rows *= -(-plan.block_bytes(n * d, threads) // (rows * d))
         return da.map_blocks(
             Chunks,
             array=self.tiles,

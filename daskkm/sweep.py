@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     default="auto",
     help="Whether tiles stay in the workers' memory; auto: if they fit.",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Folder that holds where the sweep stands, to go on from.  [default: STORE.checkpoint]",
+)
+@click.option("--fresh", is_flag=True, help="Start over, whatever the checkpoint holds.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of all random draws.")
 @click.option(
     "--sheet-classes",
@@ -84,6 +90,8 @@ def command(
     max_iter: int,
     tol: float,
     cache: str,
+    checkpoint: Path | None,
+    fresh: bool,
     seed: int,
     sheet_classes: bool,
     scheduler_name: str,
@@ -92,10 +100,11 @@ def command(
     """Fit k-means for many k at once to the tiles of a folder of sheets.
 
     Writes OUT/K/centroidI.png and OUT/K/model.zarr for every k, OUT/contact_sheet.png and
-    OUT/sweep.json.
+    OUT/sweep.json. A sweep that was cut short goes on from its last pass when it is run again.
     """
     from daskkm import model, progress, results
     from daskkm.assessment import assess_counted
+    from daskkm.checkpoint import Checkpoint
     from daskkm.fit import iter_passes
 
     started = time.perf_counter()
@@ -105,6 +114,9 @@ def command(
     store = _open_or_ingest(images, store_path)
     tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
     click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
+    kept = Checkpoint(checkpoint or f"{store_path}.checkpoint", fresh=fresh)
+    if said := kept.said():
+        click.echo(f"{kept.folder}: going on after pass {said['number']}", err=True)
     with scheduler.connect(scheduler_name, **local) as client:
         if client is not None:
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
@@ -118,6 +130,7 @@ def command(
                 tol=tol,
                 random_state=seed,
                 cache=cache,
+                checkpoint=kept,
             )
         )
         settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
@@ -126,6 +139,7 @@ def command(
         classes = store.provenance_of("sheet") if sheet_classes else None
         found = assess_counted(store, result.models, classes, result)
     _save_figures(out, result, found, store, {"store": store_path.as_posix(), "settings": settings})
+    kept.remove()
     click.echo(progress.closing_table(result.models, found.qualities))
     click.echo(
         f"{result.passes + found.passes} passes, "

@@ -243,6 +243,13 @@ def test_tiles_in_memory_go_to_workers_without_a_warning() -> None:
         assert model.transform(tiles).shape == (120_000, 2)
 
 
+def test_starts_that_do_not_fit_are_said_before_tiles_are_read() -> None:
+    X = da.map_blocks(lambda: 1 / 0, chunks=((9, 9), (4,)), dtype="uint8", meta=np.empty((0, 0)))
+    for init in (np.zeros((2, 4)), {2: np.zeros((3, 4))}, np.zeros((3, 5)), "kmeans"):
+        with pytest.raises(daskkm.FitError, match=r"starting centroids for k = 3|not known"):
+            daskkm.fit_sweep(X, [3], init=init)
+
+
 def test_random_states() -> None:
     tiles = make_tiles()
 

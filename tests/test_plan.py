@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 
+import daskkm
 from daskkm import blocks, plan
 from daskkm.errors import FitError
 from daskkm.reader import Reader
@@ -26,8 +27,8 @@ GB = 10**9
 def test_blocks_are_neither_too_short_nor_too_many(total: int, threads: int) -> None:
     n_bytes = plan.block_bytes(total, threads)
     assert n_bytes >= 4 << 20
-    assert total // n_bytes <= 4096 + 1
-    assert n_bytes <= max(64 << 20, total // 4096)
+    assert -(-total // n_bytes) <= 4096
+    assert n_bytes <= max(64 << 20, total // 4096 + 1)
     # Balance: eight a thread, as long as there is enough for so many.
     if total >= threads * 8 * (4 << 20):
         assert total // n_bytes >= min(8 * threads, 4096) - 1
@@ -46,6 +47,19 @@ def test_what_fits_and_what_does_not() -> None:
     unlimited = [plan.Worker("one", 2, float("inf"), GB)]
     plan.check(unlimited, rows=10**6, d=256, piece=GB)
     assert plan.room(unlimited, **small) == 0
+
+
+def test_a_sample_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = plan.Worker("this process", 2, 10 * GB, 0)
+    plan.check_sample(one, 1 << 15, 64 * 64, 1)
+    with pytest.raises(FitError, match=r"starts from 32768 tiles would take 64\.4 GB of the 10\.0"):
+        plan.check_sample(one, 1 << 15, 256 * 256 * 3, 1)
+    # Before anything is read.
+    monkeypatch.setattr("daskkm.plan._SAFE", 1e-9)
+    X = da.map_blocks(lambda: 1 / 0, chunks=((10, 10), (4,)), dtype="uint8", meta=np.empty((0, 0)))
+    for init in ("k-means++", "random"):
+        with pytest.raises(FitError, match="to draw starts from 20 tiles would take"):
+            daskkm.fit_sweep(X, [2], init=init)
 
 
 def memory(name: str) -> int:

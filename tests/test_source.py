@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import tracemalloc
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm import blocks, source
+from daskkm.reader import Reader
 from daskkm.source import Recipe, as_tiles, in_blocks
 
 if TYPE_CHECKING:
@@ -89,6 +92,44 @@ def annotated() -> da.Array:
 def test_other_blocks_stay_as_they_are(make: Any) -> None:
     X = make()
     assert in_blocks(X, X, 2) is X
+
+
+class Locked:
+    """An array that cannot be sent, as one of an open HDF5 file."""
+
+    shape, dtype, ndim, chunks = TILES.shape, TILES.dtype, 2, (3, 4)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __getitem__(self, key: Any) -> Any:
+        with self.lock:
+            return TILES[key]
+
+
+def test_what_cannot_be_sent_or_is_large_is_read_where_it_is(tmp_path: Any) -> None:
+    lazy = da.from_array(Locked(), chunks=(3, -1))
+    assert in_blocks(lazy, lazy, 2) is lazy
+    found = daskkm.fit_sweep(Locked(), [2], n_init=1, max_iter=1, random_state=0)
+    whole = daskkm.fit_sweep(TILES, [2], n_init=1, max_iter=1, random_state=0)
+    assert found.models[2].inertia_ == whole.models[2].inertia_
+    np.save(tmp_path / "x.npy", np.zeros((1 << 20, 64), np.uint8))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    X = da.from_array(mapped, chunks=(500, -1), name="mapped")
+    tracemalloc.start()
+    assert in_blocks(X, X, 2) is X
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < mapped.nbytes / 2
+
+
+def test_weights_are_sent_once() -> None:
+    X, weights = short_blocks(), np.ones(len(TILES), np.int64)
+    reader = Reader(X, weights)
+    graph = blocks.statistics(
+        reader.blocks, np.zeros((2, 4)), np.array([0, 2]), weights=reader.weights
+    ).__dask_graph__()
+    assert len(graph) < N  # not a task for each short block
 
 
 def test_short_chunks_of_an_open_array_are_grouped(tmp_path: Any) -> None:

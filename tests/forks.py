@@ -1,0 +1,140 @@
+"""Commands in forks of a process that has imported all of daskkm: half a second, not two.
+
+Each is ended by a signal to itself at the n-th time that it opens, makes, moves or removes
+something in its folder: moments that a seed can choose, and that lie where files are half done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEADLINE = 60
+_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    status: int  # negative: killed by that signal
+    events: int  # in its folder, if it was not killed
+    lines: list[str]  # on standard error
+
+
+class Forks:
+    """The process that forks."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def run(self, *args: str | Path, cwd: Path, **said: Any) -> Done:
+        """Run ``daskkm ARGS`` in a folder.
+
+        With ``at`` and ``number`` it is sent that signal at that event, with ``sample`` seedings
+        sample so many tiles, with ``most`` no file can have more bytes, and with ``user`` it has
+        the rights of that one.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"args": list(map(str, args)), "cwd": str(cwd), **said}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        status, events, text = json.loads(self._process.stdout.readline())
+        return Done(status, events, text.splitlines())
+
+
+@contextmanager
+def forks() -> Iterator[Forks]:
+    """Start the process that forks."""
+    command = [sys.executable, "-m", "tests.forks"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Forks(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _serve() -> None:
+    for name in ("sweep", "ingest", "label", "assessment", "checkpoint", "fit", "report", "cli"):
+        import_module(f"daskkm.{name}")
+    from daskkm import bounds, kernel
+
+    # Compiled, or read from numba's cache, once for all forks; and without a thread.
+    tiles, stack, offsets = np.zeros((9, 256), np.uint8), np.zeros((3, 256)), np.array([0, 1, 3])
+    kernel.block_statistics(tiles, stack, offsets)
+    kernel.distances_to_all(tiles, stack)
+    bounds.Resident.of(tiles)
+    for line in sys.stdin:
+        order = json.loads(line)
+        said, into = os.pipe()
+        errors, text = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(said)
+            os.close(errors)
+            _child(order, into, text)
+        os.close(into)
+        os.close(text)
+        with os.fdopen(errors) as file:
+            lines = file.read()
+        with os.fdopen(said) as file:
+            events = int(file.read() or 0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.stdout.write(json.dumps([status, events, lines]) + "\n")
+        sys.stdout.flush()
+
+
+def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
+    events = 0
+    folder = order["cwd"]
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal events
+        if event not in _EVENTS or isinstance(args[0], int):
+            return
+        if os.path.abspath(os.fsdecode(args[0])).startswith(folder):  # noqa: PTH100
+            events += 1
+            if events == order.get("at"):
+                os.kill(os.getpid(), order["number"])
+
+    status: Any = 1
+    try:
+        os.dup2(text, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.chdir(folder)
+        signal.alarm(DEADLINE)  # which kills
+        if "most" in order:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["most"], order["most"]))
+        if "user" in order:
+            os.setuid(order["user"])
+        from daskkm import cli, seeding
+        from daskkm.__main__ import group
+
+        seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
+        sys.addaudithook(hook)
+        cli.run(group, order["args"])
+    except SystemExit as end:
+        status = end.code
+    finally:
+        os.write(into, str(events).encode())
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,233 @@
+"""A fit goes on from its checkpoint, or says why not."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pytest
+
+import daskkm
+from daskkm.checkpoint import Checkpoint
+from daskkm.fit import SweepResult, iter_passes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KS = [2, 5]
+SETTINGS: dict[str, Any] = {
+    "n_init": 3, "init": "k-means++", "max_iter": 7, "tol": 1e-4, "random_state": 3,
+}  # fmt: skip
+
+
+def make_tiles(dtype: str = "uint8") -> NDArray[Any]:
+    rng = np.random.default_rng(0)
+    centres = rng.integers(40, 216, (6, 9))
+    tiles = centres[rng.integers(0, 6, 500)] + rng.normal(0, 25, (500, 9))
+    return tiles.clip(0, 255).astype(dtype)
+
+
+def fit(X: Any, folder: Path, passes: int | None = None, **settings: Any) -> SweepResult | int:
+    """Make all passes, or so many: then return the number of the last."""
+    run = iter_passes(X, KS, checkpoint=Checkpoint(folder), **(SETTINGS | settings))
+    number = 0
+    try:
+        while number != passes:
+            number = next(run).number
+    except StopIteration as done:
+        result: SweepResult = done.value
+        return result
+    run.close()
+    return number
+
+
+def assert_same_bits(result: Any, expected: SweepResult) -> None:
+    assert (result.passes, result.bytes_read) == (expected.passes, expected.bytes_read)
+    for k, model in expected.models.items():
+        for name in ("cluster_centers_", "counts_", "inertia_", "n_iter_", "restart_"):
+            assert np.array_equal(getattr(result.models[k], name), getattr(model, name)), name
+        assert result.models[k].converged_ == model.converged_
+        np.testing.assert_array_equal(result.statistics[k], expected.statistics[k])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sample"),
+    [
+        ({}, 500),
+        ({"init": "random", "tol": 0.0}, 500),
+        ({"coarse": False}, 100),
+        ({"coarse": True}, 100),
+        ({"init": "k-means||", "coarse": False}, 100),
+        ({"init": "k-means||"}, 100),
+        ({"init": "k-means||", "cache": "always"}, 500),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_fit_that_is_cut_short_after_any_pass_ends_in_the_same_bits(
+    settings: dict[str, Any],
+    sample: int,
+    weighted: bool,
+    dtype: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", sample)
+    X = da.from_array(make_tiles(dtype), chunks=(190, -1))
+    weights = np.random.default_rng(1).random(500) if weighted else None
+    settings = {"coarse": True, "sample_weight": weights, **settings}
+    whole = daskkm.fit_sweep(X, KS, **(SETTINGS | settings))
+    assert whole.passes > 2
+    for passes in range(1, whole.passes):
+        folder = tmp_path / str(passes)
+        assert fit(X, folder, passes, **settings) == passes
+        fit(X, folder, passes + 1, **settings)  # cut short once more on the way
+        assert_same_bits(fit(X, folder, **settings), whole)
+    # It was at its end: nothing is read any more.
+    broken = da.map_blocks(lambda: 1 / 0, chunks=X.chunks, dtype=dtype, meta=X._meta, name=X.name)
+    assert_same_bits(fit(broken, folder, **settings), whole)
+
+
+def test_it_is_removed_with_the_fit_and_the_seed_is_kept(tmp_path: Path) -> None:
+    X, folder = make_tiles(), tmp_path / "new" / "checkpoint"
+    fit(X, folder, 2, random_state=None)
+    said = Checkpoint(folder).said()
+    assert said is not None
+    seed = said["of"]["random_state"]
+    result = daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": None}), checkpoint=folder)
+    assert result.random_state == seed
+    assert_same_bits(result, daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": seed})))
+    assert not folder.exists()
+    with pytest.raises(daskkm.FitError, match="too few"):
+        daskkm.fit_sweep(X, [900], checkpoint=folder)
+    assert not folder.exists()
+
+
+def test_it_is_small(tmp_path: Path) -> None:
+    fit(make_tiles(), tmp_path / "c", 4)
+    stack = 3 * sum(KS) * 9 * 8
+    files = list((tmp_path / "c").iterdir())
+    assert [file.name for file in files] == ["state.npz"]
+    assert files[0].stat().st_size < 3 * stack + 6000
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"n_init": 4}, "n_init 3, not 4"),
+        ({"init": "random"}, r"init k-means\+\+, not random"),
+        ({"max_iter": 8}, "max_iter 7, not 8"),
+        ({"tol": 0.0}, r"tol 0\.0001, not 0\.0"),
+        ({"random_state": 4, "coarse": False}, "coarse True, not False and random_state 3, not 4"),
+        ({"sample_weight": np.ones(500)}, "another sample_weight"),
+    ],
+)
+def test_another_fit_is_refused_with_the_difference_named(
+    other: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    X, folder = make_tiles(), tmp_path / "c"
+    fit(X, folder, 2)
+    with pytest.raises(daskkm.CheckpointError, match=rf"{folder}: .* with {named}; go on with"):
+        fit(X, folder, **other)
+    settings = SETTINGS | other
+    fresh = daskkm.fit_sweep(X, KS, **settings, checkpoint=folder, fresh=True)
+    assert_same_bits(fresh, daskkm.fit_sweep(X, KS, **settings))
+
+
+def test_other_tiles_and_other_ks_are_refused(tmp_path: Path) -> None:
+    X, folder = make_tiles(), tmp_path / "c"
+    fit(X, folder, 2)
+    X[3, 3] ^= 1
+    with pytest.raises(daskkm.CheckpointError, match="of a fit with another X; go on"):
+        fit(X, folder)
+    with pytest.raises(daskkm.CheckpointError, match=r"with another X and ks \[2, 5\], not \[2\];"):
+        daskkm.fit_sweep(X, [2], **SETTINGS, checkpoint=folder)
+    assert Checkpoint(folder).said(), "what was refused is still there"
+
+
+def test_tiles_of_a_store_are_known_wherever_it_lies(tmp_path: Path, digits: Any) -> None:
+    moved = tmp_path / "moved.zarr"
+    moved.symlink_to(digits.path)
+    fit(digits, tmp_path / "c", 2)
+    result = fit(daskkm.open_store(moved).features(), tmp_path / "c")
+    assert_same_bits(result, daskkm.fit_sweep(digits, KS, **SETTINGS))
+
+
+def test_whatever_is_damaged_is_said_or_does_no_harm(tmp_path: Path) -> None:
+    X, folder = make_tiles(), tmp_path / "c"
+    whole = daskkm.fit_sweep(X, KS, **SETTINGS)
+    fit(X, folder, 4)
+    state = folder / "state.npz"
+    good = state.read_bytes()
+    rng = random.Random(0)
+    said = 0
+    for turn in range(120):
+        data = bytearray(good)
+        if turn % 3:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        else:
+            del data[rng.randrange(len(data)) :]
+        state.write_bytes(data)
+        found, message = None, ""
+        try:
+            found = fit(X, folder)
+        except daskkm.CheckpointError as error:
+            message = str(error)
+        if found is not None:
+            assert_same_bits(found, whole)
+        else:
+            said += 1
+            assert re.search(r"damaged .*; start over \(--fresh\)", message), message
+    assert said > 100  # the rest are bits of Zip's that mean nothing, such as a file's date
+    state.write_bytes(good)
+    assert_same_bits(fit(X, folder), whole)
+
+
+def test_two_fits_at_once_and_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+    X, folder = make_tiles(), tmp_path / "c"
+    run = iter_passes(X, KS, checkpoint=Checkpoint(folder), **SETTINGS)
+    next(run)
+    with pytest.raises(daskkm.CheckpointError, match="another fit that is running"):
+        fit(X, folder)
+    run.close()
+    fit(X, folder)
+    (folder / "thesis.tex").touch()
+    for fresh in (False, True):
+        with pytest.raises(daskkm.CheckpointError, match=r"it holds thesis\.tex; choose"):
+            daskkm.fit_sweep(X, KS, **SETTINGS, checkpoint=folder, fresh=fresh)
+    assert {file.name for file in folder.iterdir()} == {"state.npz", "thesis.tex"}
+    (tmp_path / "file").touch()
+    with pytest.raises(daskkm.CheckpointError, match="cannot be written"):
+        fit(X, tmp_path / "file")
+
+
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X = make_tiles()
+    fit(X, tmp_path, 2)
+    monkeypatch.setattr("daskkm.checkpoint._FORMAT", 2)
+    with pytest.raises(daskkm.CheckpointError, match="format is 1, not 2; go on with the version"):
+        fit(X, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("daskkm.checkpoint.__version__", "9")
+    with pytest.raises(daskkm.CheckpointError, match=r"with daskkm [\d.]+, not 9;"):
+        fit(X, tmp_path)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    class Bad:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "run",)
+
+    X, folder = make_tiles(), tmp_path / "c"
+    fit(X, folder, 2)
+    with np.load(folder / "state.npz") as file:
+        arrays: dict[str, Any] = dict(file)
+    arrays["inertia"] = np.array([Bad()], object)
+    np.savez(folder / "state.npz", **arrays)
+    with pytest.raises(daskkm.CheckpointError, match="damaged"):
+        fit(X, folder)
+    assert not (tmp_path / "run").exists()
