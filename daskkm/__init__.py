@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daskkm.assessment import assess
     from daskkm.errors import (
+        CorruptChunkError,
         DaskkmError,
         FitError,
         ModelError,
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from daskkm.model import FittedModel
     from daskkm.quality import Quality, knee
     from daskkm.store import TileStore, open_store
+    from daskkm.verify import verify
 
 __version__ = version("daskkm")
 
 _HOME = {
+    "CorruptChunkError": "errors",
     "DaskkmError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
@@ -52,9 +55,11 @@ _HOME = {
     "label": "label",
     "load_model": "estimator",
     "open_store": "store",
+    "verify": "verify",
 }
 
 __all__ = [
+    "CorruptChunkError",
     "DaskkmError",
     "FitError",
     "FittedModel",
@@ -74,6 +79,7 @@ __all__ = [
     "label",
     "load_model",
     "open_store",
+    "verify",
 ]
 
 
@@ -91,7 +97,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `daskkm.ingest` and `daskkm.label` functions, though commands' modules are so called.
+    """Keeps `daskkm.ingest` and its like functions, though the commands' modules are so called.
 
     Importing a submodule binds it as an attribute of its package, over whatever was there.
     """
