@@ -178,8 +178,13 @@ def _announce(array: zarr.Array[Any], i: int) -> None:
     """Ask the system to read a chunk ahead. What is wrong with it is found when it is read."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    with suppress(OSError, ChunkError), _found(array, i).open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    with suppress(OSError):
+        # Nor is a pipe waited for.
+        file = os.open(f"{folder(array)}/{key(array, i)}", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
 
 def _found(array: zarr.Array[Any], i: int) -> Path:

@@ -145,12 +145,12 @@ def sealed(document: Mapping[str, Any], below: Mapping[str, bytes]) -> bytes:
     -------
     bytes
     """
-    digests = {SELF: _UNSEALED.decode()}
-    digests |= {name: hashlib.sha256(data).hexdigest() for name, data in below.items()}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in below.items()}
+    digests[SELF] = _UNSEALED.decode()  # the last of such zeros, whatever else has them
     said = {**ours(document), "metadata": digests}
     attributes = {**document["attributes"], "daskkm": said}
     data = json.dumps({**document, "attributes": attributes}, indent=2).encode()
-    return data.replace(_UNSEALED, hashlib.sha256(data).hexdigest().encode(), 1)
+    return hashlib.sha256(data).hexdigest().encode().join(data.rsplit(_UNSEALED, 1))
 
 
 def is_sealed(data: bytes, said: Mapping[str, Any], name: str = SELF) -> bool:

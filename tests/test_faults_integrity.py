@@ -368,7 +368,7 @@ def test_metadata_that_is_not_a_stores(
 )
 def test_sheets_that_are_none(path: Path, change: dict[str, Any]) -> None:
     sheets = json.loads((path / "zarr.json").read_bytes())["attributes"]["daskkm"]["sheets"]
-    seal(path, attributes__daskkm__sheets=sheets)
+    seal(path, attributes__daskkm__sheets=[{**sheets[0], "sha256": "0" * 64}, *sheets[1:]])
     daskkm.open_store(path)
     seal(path, attributes__daskkm__sheets=[{**sheets[0], **change}, *sheets[1:]])
     with pytest.raises(StoreError, match=r"t\.zarr: the store is damaged: it has a sheet that is"):
