@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from daskkm.assessment import assess
     from daskkm.errors import (
         CheckpointError,
+        CorruptChunkError,
         DaskkmError,
         FitError,
         ModelError,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from daskkm.model import FittedModel
     from daskkm.quality import Quality, knee
     from daskkm.store import TileStore, open_store
+    from daskkm.verify import verify
 
 __version__ = version("daskkm")
 
 _HOME = {
     "CheckpointError": "errors",
+    "CorruptChunkError": "errors",
     "DaskkmError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
@@ -54,10 +57,12 @@ _HOME = {
     "label": "label",
     "load_model": "estimator",
     "open_store": "store",
+    "verify": "verify",
 }
 
 __all__ = [
     "CheckpointError",
+    "CorruptChunkError",
     "DaskkmError",
     "FitError",
     "FittedModel",
@@ -77,6 +82,7 @@ __all__ = [
     "label",
     "load_model",
     "open_store",
+    "verify",
 ]
 
 
@@ -94,7 +100,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `daskkm.ingest` and `daskkm.label` functions, though commands' modules are so called.
+    """Keeps `daskkm.ingest` and its like functions, though the commands' modules are so called.
 
     Importing a submodule binds it as an attribute of its package, over whatever was there.
     """

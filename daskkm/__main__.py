@@ -1,4 +1,4 @@
-"""``daskkm ingest``, ``daskkm sweep`` and ``daskkm label``: the commands under one name."""
+"""``daskkm ingest``, ``sweep``, ``label`` and ``verify``: the commands under one name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Lazy(click.Group):
     """Imports a command when it is asked for: each then starts as fast as on its own."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return ["ingest", "sweep", "label"]
+        return ["ingest", "sweep", "label", "verify"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,10 @@ _CHECKSUM_BYTES = 4
 _OF_THREAD = threading.local()
 
 
+class ChunkError(Exception):
+    """A chunk that is missing, or is not what was written: which, by its index, and why."""
+
+
 def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     """Read rows first … last - 1, in whatever chunks they lie.
 
@@ -41,11 +46,13 @@ def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
 
     Raises
     ------
+    ChunkError
+        If a chunk is not there, not of its size, not reached without links, or its checksum is not
+        that of its bytes.
     OSError
-        If a chunk is not there, or cannot be read.
-    ValueError
-        If one is not of its size, or its checksum is not that of its bytes.
+        If one cannot be read.
     """
+    check(array, first, last)  # before memory is taken for what may not be there
     rows = array.chunks[0]
     found = np.empty((last - first, *array.shape[1:]), array.dtype)
     for i in range(first // rows, -(-last // rows)):
@@ -83,7 +90,48 @@ def check(array: zarr.Array[Any], first: int, last: int) -> None:
     """
     rows = array.chunks[0]
     for i in range(first // rows, -(-last // rows)):
-        _check_size(array, i, _path(array, i).stat().st_size)
+        _found(array, i)
+
+
+def find(root: Path, key: str) -> tuple[Path, int]:
+    """Return the path of a file in a store, and how many bytes it has.
+
+    Parameters
+    ----------
+    root : Path
+        Of the store, and whatever leads there.
+    key : str
+        The way from there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    ValueError
+        If a link is on the way, or it is no file.
+    """
+    path, status = _status(root, key)
+    if not stat.S_ISREG(status.st_mode):
+        msg = f"{key} is not a file"
+        raise ValueError(msg)
+    return path, status.st_size
+
+
+def refuse_links(root: Path, key: str) -> None:
+    """Raise ValueError if what may be at a key of a store, or on the way there, is a link."""
+    with suppress(FileNotFoundError):
+        _status(root, key)
+
+
+def _status(root: Path, key: str) -> tuple[Path, os.stat_result]:
+    path = str(root)  # for each chunk that is read: a Path would take twice as long
+    for part in key.split("/"):
+        path = f"{path}/{part}"
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            msg = f"{path} is a link, which may lead out of the store"
+            raise ValueError(msg)
+    return Path(path), status
 
 
 def folder(node: Any) -> Path:
@@ -93,7 +141,7 @@ def folder(node: Any) -> Path:
 
 def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
     """Read a chunk into this thread's buffer, which its next chunk overwrites."""
-    size = _bytes(array)
+    size = math.prod(array.chunks) * array.dtype.itemsize
     buffer = getattr(_OF_THREAD, "buffer", None)
     if buffer is None or len(buffer) < size:
         buffer = _OF_THREAD.buffer = np.empty(size, np.uint8)
@@ -106,48 +154,54 @@ def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
 def _fill(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
     """Read a whole chunk into an array of its shape."""
     data = chunk.reshape(-1).view(np.uint8)
-    with _path(array, i).open("rb", buffering=0) as file:
-        _check_size(array, i, os.fstat(file.fileno()).st_size)
-        _read_into(file, data.data)
+    with _found(array, i).open("rb", buffering=0) as file:
         checksum = bytearray(_CHECKSUM_BYTES)
-        _read_into(file, memoryview(checksum))
+        whole = _read_into(file, data.data) and _read_into(file, memoryview(checksum))
     data.flags.writeable = False  # what the library asks for
+    if not whole:
+        raise ChunkError(i, "it ended while it was read")
     if google_crc32c.value(data) != int.from_bytes(checksum, "little"):
-        msg = f"the checksum of chunk {_key(array, i)} is not that of its bytes"
-        raise ValueError(msg)
+        raise ChunkError(i, "its checksum is not that of its bytes")
 
 
-def _read_into(file: BinaryIO, place: memoryview) -> None:
+def _read_into(file: BinaryIO, place: memoryview) -> bool:
+    """Fill memory from a file, and tell whether that had enough."""
     while place:
         n = file.readinto(place)  # type: ignore[attr-defined]
         if not n:
-            msg = f"{file.name} ends {len(place)} bytes too soon"
-            raise ValueError(msg)
+            return False
         place = place[n:]
+    return True
 
 
 def _announce(array: zarr.Array[Any], i: int) -> None:
     """Ask the system to read a chunk ahead. What is wrong with it is found when it is read."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    with suppress(OSError), _path(array, i).open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    with suppress(OSError):
+        # Nor is a pipe waited for.
+        file = os.open(f"{folder(array)}/{key(array, i)}", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
 
-def _check_size(array: zarr.Array[Any], i: int, size: int) -> None:
-    if size != _bytes(array) + _CHECKSUM_BYTES:
-        msg = f"chunk {_key(array, i)} has {size} bytes, not {_bytes(array) + _CHECKSUM_BYTES}"
-        raise ValueError(msg)
+def _found(array: zarr.Array[Any], i: int) -> Path:
+    """Return the path of a chunk that is there and of its size."""
+    expected = math.prod(array.chunks) * array.dtype.itemsize + _CHECKSUM_BYTES
+    try:
+        path, size = find(folder(array), key(array, i))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ChunkError(i, "it is missing") from error
+    except ValueError as error:
+        raise ChunkError(i, str(error)) from error
+    if size != expected:
+        raise ChunkError(i, f"it has {size} bytes, not {expected}")
+    return path
 
 
-def _bytes(array: zarr.Array[Any]) -> int:
-    """Return the size of a chunk without its checksum."""
-    return math.prod(array.chunks) * array.dtype.itemsize
-
-
-def _key(array: zarr.Array[Any], i: int) -> str:
-    return str(array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1))))
-
-
-def _path(array: zarr.Array[Any], i: int) -> Path:
-    return folder(array) / array.path / _key(array, i)
+def key(array: zarr.Array[Any], i: int) -> str:
+    """Return the way from the folder of an array, or of its group, to a chunk."""
+    place = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
+    return f"{array.path}/{place}".removeprefix("/")

@@ -32,7 +32,7 @@ class SheetError(DaskkmError):
 
 
 class StoreError(DaskkmError):
-    """A store that is missing, incomplete, damaged or not one of ours.
+    """A store that is missing, incomplete, damaged or not one of daskkm's.
 
     Examples
     --------
@@ -41,6 +41,27 @@ class StoreError(DaskkmError):
     Traceback (most recent call last):
         ...
     daskkm.errors.StoreError: ...nowhere.zarr: there is no store; make one with: ...
+    """
+
+
+class CorruptChunkError(StoreError):
+    """A chunk of a store that is missing, cut short, or not what was written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> import daskkm
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "sheet.png")
+    >>> store = daskkm.ingest(folder, folder / "tiles.zarr")
+    >>> (folder / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").write_bytes(b"")
+    0
+    >>> store.check()  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.CorruptChunkError: ...tiles.zarr: tiles 0 to 11 cannot be read from chunk ...
     """
 
 

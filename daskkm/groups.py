@@ -3,38 +3,43 @@
 What is written is written beside its place, as ``NAME.TOKEN.partial`` with a token of its own, and
 moved there when it is complete; nothing is replaced but a node (a group or an array) of the same
 kind, which is ``NAME.TOKEN.old`` until it is removed. Chunks are uncompressed, each with a CRC-32C,
-cut along the first axis only; `daskkm.chunks` reads them.
+cut along the first axis only; `daskkm.chunks` reads them. What `daskkm.metadata` says of them is
+looked at first.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
-from zarr.errors import NodeNotFoundError
+from zarr.storage import LocalStore, StorePath
 
-from daskkm import chunks
+from daskkm import chunks, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from daskkm.errors import DaskkmError
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
+# What `complete` says beside what it is told.
+_OWN = {"format", "kind", "complete", "metadata"}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 # What the system leaves in any folder.
 _SYSTEMS = re.compile(r"\.DS_Store|\.nfs.*")
@@ -69,6 +74,8 @@ class Kind:
         Groups in it, each with the pattern of the names of what these may hold.
     placed : bool
         Whether its place is anyone's choice.
+    corrupt : type of DaskkmError, optional
+        What is raised for a chunk that is missing or not what was written, if not `error`.
     """
 
     name: str
@@ -78,18 +85,21 @@ class Kind:
     error: type[DaskkmError]
     make: str
     mend: str
-    format: int = 1
+    format: int = 2
     names: tuple[tuple[str, str], ...] = ()
     placed: bool = True
+    corrupt: type[DaskkmError] | None = None
 
 
-def open_node(path: Path, kind: Kind) -> tuple[Any, dict[str, Any]]:
+def open_node(path: Path, kind: Kind, root: Path | None = None) -> tuple[Any, dict[str, Any]]:
     """Open a complete node of a kind.
 
     Parameters
     ----------
     path : Path
     kind : Kind
+    root : Path, optional
+        The node that it is in, from where no link leads to it.
 
     Returns
     -------
@@ -100,14 +110,18 @@ def open_node(path: Path, kind: Kind) -> tuple[Any, dict[str, Any]]:
     Raises
     ------
     DaskkmError
-        The kind's: if there is none, or it is of another kind or format, or not complete.
+        The kind's: if there is none, or it is of another kind or format, or not complete, or its
+        metadata is not what was written.
     """
-    node = _open(path, kind)
-    if node is None:
+    try:
+        data, document = _document(path, "", kind, root)
+    except (FileNotFoundError, NotADirectoryError):
         what = "what is there is" if path.exists() else "there is"
-        msg = f"{path}: {what} no {kind.noun}; {kind.make}"
-        raise kind.error(msg)
-    said = _attributes(node)
+        old = [name for name in (".zgroup", ".zarray") if (path / name).exists()]
+        why = f" (it is of Zarr format 2, as its {old[0]} says, and not 3)" if old else ""
+        msg = f"{path}: {what} no {kind.noun}{why}; {kind.make}"
+        raise kind.error(msg) from None
+    said = metadata.ours(document)
     if found := _other(said, kind):
         msg = f"{path}: this is not a {kind.noun} ({found}); name a {kind.noun}, or {kind.make}"
         raise kind.error(msg)
@@ -120,7 +134,8 @@ def open_node(path: Path, kind: Kind) -> tuple[Any, dict[str, Any]]:
     if not said.get("complete"):
         msg = f"{path}: the {kind.noun} is not complete; {kind.mend}"
         raise kind.error(msg)
-    return node, said
+    node = _checked(path, "", data, document, said, kind)
+    return node, {name: value for name, value in said.items() if name not in _OWN}
 
 
 def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
@@ -129,6 +144,7 @@ def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
     Parameters
     ----------
     group : zarr.Group
+        As `open_node` returned it.
     name : str
     kind : Kind
         Of the group.
@@ -140,19 +156,53 @@ def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
     Raises
     ------
     DaskkmError
-        The kind's: if it is missing, or its metadata cannot be read.
+        The kind's: if it is missing, or its metadata is not what was written.
     """
-    try:
-        array = group.get(name)
-    except _UNREADABLE as error:
-        msg = (
-            f"{chunks.folder(group)}: the metadata of {name} cannot be read ({error}); {kind.mend}"
-        )
-        raise kind.error(msg) from error
-    if not isinstance(array, zarr.Array):
-        msg = f"{chunks.folder(group)}: the {kind.noun} has no array {name!r}; {kind.mend}"
+    root = chunks.folder(group)
+    if {"", ".", ".."} & set(name.split("/")):
+        msg = f"{root}: {name!r} is no name of an array in a {kind.noun}; {kind.mend}"
         raise kind.error(msg)
+    try:
+        data, document = _document(root, name, kind)
+    except (FileNotFoundError, NotADirectoryError):
+        msg = f"{root}: the {kind.noun} has no array {name!r}; {kind.mend}"
+        raise kind.error(msg) from None
+    said = metadata.ours({"attributes": group.attrs.asdict()})
+    array: zarr.Array[Any] = _checked(root, name, data, document, said, kind)
     return array
+
+
+def check_group(root: Path, name: str, kind: Kind) -> None:
+    """Find out whether a group in a node, if there is one, says that it is one.
+
+    Parameters
+    ----------
+    root : Path
+    name : str
+        One of those in the kind's `names`.
+    kind : Kind
+        Of the node.
+
+    Raises
+    ------
+    DaskkmError
+        The kind's, if it does not.
+    """
+    if not (root / name).exists():
+        return
+    try:
+        metadata.check_node(_document(root, name, kind)[1], "group")
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise _of_metadata(root, name, f"is not that of a group ({error})", kind) from error
+
+
+def refuse_links(root: Path, name: str, kind: Kind) -> None:
+    """Raise the kind's error if what is called so in a node, or the way there, is a link."""
+    try:
+        chunks.refuse_links(root, name)
+    except ValueError as error:
+        msg = f"{root}: the {kind.noun} cannot be put there ({error}); remove the link"
+        raise kind.error(msg) from error
 
 
 def read(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[Any]:
@@ -172,8 +222,8 @@ def read(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[A
     Raises
     ------
     DaskkmError
-        The kind's, naming the place, the array and the rows: if a chunk of them is missing,
-        short or damaged.
+        The kind's, naming the place, the array, the chunk and its rows: if one of them is missing,
+        short or damaged, or cannot be read.
     """
     with _read_errors_named(array, first, last, kind):
         return chunks.read(array, first, last)
@@ -325,19 +375,22 @@ def create_array(
     shape : tuple of int
     dtype : numpy.dtype or str
     rows : int
-        Rows of a chunk, which is whole along the other axes. Every write must cover whole chunks.
+        Rows of a chunk, which is whole along the other axes; fewer, if these were too many bytes.
+        Every write must cover whole chunks.
     dimensions : tuple of str, optional
 
     Returns
     -------
     zarr.Array
     """
+    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    rows = max(1, min(rows, shape[0], metadata.CHUNK_BYTES // max(1, row)))
     return zarr.create_array(
         place if isinstance(place, Path) else place.store_path,
         name=name,
         shape=shape,
         dtype=dtype,
-        chunks=(max(1, min(rows, shape[0])), *shape[1:]),
+        chunks=(rows, *shape[1:]),
         filters=None,
         compressors=[Crc32cCodec()],
         dimension_names=dimensions,
@@ -350,17 +403,38 @@ def create_array(
 
 
 def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, Any]) -> None:
-    """Mark a node as complete: the last thing that is written.
+    """Mark a node as complete, and all metadata as final: the last thing that is written.
 
     Parameters
     ----------
     node : zarr.Group or zarr.Array
+        What was read of it before does not see this.
     kind : Kind
     said : mapping of str to Any
         What `open_node` is to return of it, as JSON has it.
+
+    Raises
+    ------
+    DaskkmError
+        The kind's, if that is too much.
     """
+    place = chunks.folder(node) / node.path
+    file = place / "zarr.json"
+    below = node.members(max_depth=None) if isinstance(node, zarr.Group) else ()
+    document = json.loads(file.read_bytes())
     ours = {"format": kind.format, "kind": kind.name, "complete": True, **said}
-    node.update_attributes({"daskkm": ours})
+    document["attributes"] = {"daskkm": ours}
+    documents = {name: (place / name / "zarr.json").read_bytes() for name, _ in below}
+    data = metadata.sealed(document, documents)
+    if len(data) > metadata.NODE_BYTES:
+        msg = (
+            f"{place}: what there is to say of the {kind.noun} takes {len(data)} bytes, more than "
+            f"{metadata.NODE_BYTES}; make several"
+        )
+        raise kind.error(msg)
+    partial = _beside(file, "partial")
+    partial.write_bytes(data)
+    partial.replace(file)
 
 
 def check_free(path: str | os.PathLike[str], kind: Kind) -> Path:
@@ -408,43 +482,94 @@ def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
 
 @contextmanager
 def _read_errors_named(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[None]:
+    place = chunks.folder(array)
+    name = array.path or kind.name
+    what = name if name == kind.rows else f"{name} of {kind.rows}"
     try:
         yield
-    except Exception as error:  # of many types, and none says where
-        name = array.path or kind.name
-        what = name if name == kind.rows else f"{name} of {kind.rows}"
+    except chunks.ChunkError as error:
+        if not place.exists():
+            msg = (
+                f"{place}: there is no {kind.noun} on {socket.gethostname()}; every worker needs "
+                "it, at the same path"
+            )
+            raise kind.error(msg) from error
+        i, why = error.args
+        rows = array.chunks[0]
         msg = (
-            f"{chunks.folder(array)}: {what} {first} to {last - 1} cannot be read ({error}); "
-            f"restore the {kind.noun}, or remove it and {kind.mend}"
+            f"{place}: {what} {i * rows} to {min((i + 1) * rows, array.shape[0]) - 1} cannot be "
+            f"read from chunk {chunks.key(array, i)} ({why}); restore the {kind.noun}, or remove "
+            f"it and {kind.mend}"
+        )
+        raise (kind.corrupt or kind.error)(msg) from error
+    except Exception as error:  # of many types, and none says where
+        msg = (
+            f"{place}: {what} {first} to {last - 1} cannot be read ({error}); see that they can, "
+            "and try again"
         )
         raise kind.error(msg) from error
 
 
-def _open(path: Path, kind: Kind) -> zarr.Group | zarr.Array[Any] | None:
+def _document(
+    place: Path, name: str, kind: Kind, root: Path | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the metadata of a node, or of one by its name in it, as bytes and as JSON.
+
+    Raises FileNotFoundError or NotADirectoryError if there is none, else the kind's error.
+    """
+    most = metadata.ARRAY_BYTES if name else metadata.NODE_BYTES
+    root = root or place
     try:
-        return zarr.open(path, mode="r", zarr_format=3)
-    except (NodeNotFoundError, FileNotFoundError):
-        return None
-    except _UNREADABLE as error:
-        msg = f"{path}: the metadata cannot be read ({error}); remove it and {kind.mend}"
+        file, size = chunks.find(root, (place / name / "zarr.json").relative_to(root).as_posix())
+        if size > most:
+            msg = f"it has {size} bytes, more than {most}"
+            raise ValueError(msg)  # noqa: TRY301
+        data = file.read_bytes()
+        return data, metadata.parse(data)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except ValueError as error:
+        raise _of_metadata(place, name, f"cannot be read ({error})", kind) from error
+    except OSError as error:
+        msg = f"{place}: the metadata cannot be read ({error}); see that it can, and try again"
         raise kind.error(msg) from error
+
+
+def _checked(
+    place: Path,
+    name: str,
+    data: bytes,
+    document: dict[str, Any],
+    said: Mapping[str, Any],
+    kind: Kind,
+) -> Any:
+    """Return the node of which this is the metadata, or the array in it of that name."""
+    node_type = "array" if name or "c" in kind.members else "group"
+    where = StorePath(LocalStore(place, read_only=True), name)
+    try:
+        metadata.check_node(document, node_type)
+        if node_type == "array":
+            node: Any = zarr.Array.from_dict(where, document)
+        else:
+            node = zarr.Group(zarr.AsyncGroup.from_dict(where, dict(document)))
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"is not that of a {kind.noun} ({error})"
+        raise _of_metadata(place, name, what, kind) from error
+    if not metadata.is_sealed(data, said, name or metadata.SELF):
+        what = "is not what was written (its checksum differs)"
+        raise _of_metadata(place, name, what, kind)
+    return node
+
+
+def _of_metadata(place: Path, name: str, what: str, kind: Kind) -> DaskkmError:
+    of = f" of {name}" if name else ""
+    advice = f"restore the {kind.noun}, or remove it and {kind.mend}"
+    return kind.error(f"{place}: the metadata{of} {what}; {advice}")
 
 
 def _said_at(path: Path, kind: Kind) -> dict[str, Any]:
     """Return what a node says of itself, from one read. Zarr takes several to open it."""
-    try:
-        attributes = json.loads((path / "zarr.json").read_bytes()).get("attributes", {})
-        return dict(attributes.get("daskkm", {}))
-    except FileNotFoundError:
-        raise
-    except (*_UNREADABLE, AttributeError) as error:
-        msg = f"{path}: the metadata cannot be read ({error}); remove it and {kind.mend}"
-        raise kind.error(msg) from error
-
-
-def _attributes(node: zarr.Group | zarr.Array[Any]) -> dict[str, Any]:
-    said = node.attrs.get("daskkm")
-    return dict(said) if isinstance(said, dict) else {}
+    return metadata.ours(_document(path, "", kind)[1])
 
 
 def _other(said: Mapping[str, Any], kind: Kind) -> str | None:
@@ -476,8 +601,6 @@ def _foreign(path: Path, kind: Kind) -> str | None:
         try:
             said = _said_at(path, kind)
         except FileNotFoundError:
-            if (path / "zarr.json").is_symlink():
-                return "it holds a zarr.json that leads nowhere"
             if path / "zarr.json" in entries:
                 continue  # it has just been moved: look again
             said = {}

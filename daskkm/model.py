@@ -119,8 +119,9 @@ class FittedModel:
         """Write the model to a Zarr group, from which `load_model` reads the very same.
 
         The group has the arrays ``cluster_centers`` and ``counts``; its attribute ``daskkm`` has
-        the format (1), the kind ("model"), k, inertia, n_iter, converged, restart, the dtype and
-        shape of the tiles, the settings, and the names of the extra arrays. It is written beside
+        the format (2), the kind ("model"), k, inertia, n_iter, converged, restart, the dtype and
+        shape of the tiles, the settings, the names of the extra arrays, and the SHA-256 of all this
+        and of the arrays' metadata. It is written beside
         its place and moved there when it is complete; a saved model that was there is replaced,
         anything else never.
 

@@ -3,6 +3,7 @@
 Chunks are about 4 MiB, whole tiles; every write covers whole chunks. Labels and distances lie in
 ``labels/K``, in chunks of as many tiles, and ``distances/K``, in chunks of about 4 MiB of which a
 whole number goes into as many tiles: so whoever has a chunk of tiles writes all that is of them.
+Metadata is checked when a store is opened, a chunk whenever it is read.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -23,13 +27,13 @@ from dask.base import tokenize
 from zarr.errors import ContainsGroupError
 
 from daskkm import groups, plan
-from daskkm.errors import StoreError
+from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.groups import Kind
 from daskkm.tiles import Sheet, grid
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -48,6 +52,7 @@ _STORE = Kind(
     make="make one with: python -m daskkm.ingest IMAGES --store PATH",
     mend="ingest the sheets again",
     names=(("labels", "[0-9]+"), ("distances", "[0-9]+")),
+    corrupt=CorruptChunkError,
 )
 _LABELS = Kind(
     name="labels",
@@ -58,6 +63,7 @@ _LABELS = Kind(
     make="make one with: python -m daskkm.label MODEL --store PATH",
     mend="label the tiles again",
     placed=False,
+    corrupt=CorruptChunkError,
 )
 _DISTANCES = Kind(
     name="distances",
@@ -68,6 +74,7 @@ _DISTANCES = Kind(
     make="make one with: python -m daskkm.label MODEL --store PATH --distances",
     mend="label the tiles again, with distances",
     placed=False,
+    corrupt=CorruptChunkError,
 )
 
 
@@ -99,8 +106,15 @@ class TileStore:
     def __init__(self, path: Path, group: zarr.Group, said: Mapping[str, Any]) -> None:
         self.path = path
         self.tiles = groups.member(group, "tiles", _STORE)
-        self.sheets = tuple(map(Sheet.from_json, said["sheets"]))
-        self._group = group
+        self._where = {name: groups.member(group, name, _STORE) for name in _PROVENANCE}
+        try:
+            self.sheets = tuple(map(Sheet.from_json, said["sheets"]))
+            problem = _problem(self.tiles, self._where, self.sheets)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"its attributes are not those of a store ({error!r})"
+        if problem:
+            msg = f"{path}: the store is damaged: {problem}; remove it and {_STORE.mend}"
+            raise StoreError(msg)
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -122,7 +136,7 @@ class TileStore:
     def features(self) -> da.Array:
         """Return the tiles as rows of features, lazily.
 
-        Computing it raises StoreError if a chunk is missing or damaged.
+        Computing it raises CorruptChunkError if a chunk is missing or damaged.
 
         Returns
         -------
@@ -164,7 +178,7 @@ class TileStore:
     def labels(self, k: int) -> da.Array:
         """Return the label of every tile under the model of k clusters, lazily.
 
-        `daskkm.label` writes them. Computing it raises StoreError if a chunk is missing or
+        `daskkm.label` writes them. Computing it raises CorruptChunkError if a chunk is missing or
         damaged.
 
         Parameters
@@ -181,7 +195,7 @@ class TileStore:
         StoreError
             If there are none.
         """
-        return self._learnt(_LABELS, k, ())
+        return self._learnt(_LABELS, k, (), "int32")
 
     def distances(self, k: int) -> da.Array:
         """Return the distances of every tile to the centroids of a model, lazily.
@@ -198,7 +212,7 @@ class TileStore:
         StoreError
             If there are none, or they are of another model than the labels.
         """
-        found = self._learnt(_DISTANCES, k, (k,))
+        found = self._learnt(_DISTANCES, k, (k,), "float64")
         of, labels_of = (self._said(kind, k) for kind in (_DISTANCES, _LABELS))
         if of != labels_of:  # two runs took their places at once
             msg = (
@@ -236,6 +250,7 @@ class TileStore:
             If they cannot be written, or something else is in their place.
         """
         k, n = said["k"], len(self)
+        groups.refuse_links(self.path, f"{_DISTANCES.name}/{k}", _DISTANCES)
         stale = groups.check_free(self._place(_DISTANCES, k), _DISTANCES)
         with ExitStack() as stack:
             # Chunks of whole tiles, of which the last block may have fewer.
@@ -259,11 +274,11 @@ class TileStore:
 
         Raises
         ------
-        StoreError
+        CorruptChunkError
             If a chunk is missing or short.
         """
-        for name in ("tiles", *_PROVENANCE):
-            groups.check(groups.member(self._group, name, _STORE), _STORE)
+        for array in (self.tiles, *self._where.values()):
+            groups.check(array, _STORE)
 
     def provenance(self) -> dict[str, NDArray[np.int32]]:
         """Read where each tile came from.
@@ -275,11 +290,12 @@ class TileStore:
 
         Raises
         ------
-        StoreError
+        CorruptChunkError
             If a chunk is missing or damaged.
         """
-        arrays = {name: groups.member(self._group, name, _STORE) for name in _PROVENANCE}
-        return {name: groups.read(array, 0, len(self), _STORE) for name, array in arrays.items()}
+        return {
+            name: groups.read(array, 0, len(self), _STORE) for name, array in self._where.items()
+        }
 
     def provenance_of(self, name: str) -> da.Array:
         """Return where each tile came from in one respect, lazily.
@@ -294,21 +310,25 @@ class TileStore:
         dask array of shape (n_tiles,), int32
             In blocks of the same tiles as those of `features`.
         """
-        array = groups.member(self._group, name, _STORE)
-        return self._rows(array, (), _STORE, name).rechunk((self.features().chunks[0],))
+        return self._rows(self._where[name], (), _STORE, name).rechunk((self.features().chunks[0],))
 
     def _said(self, kind: Kind, k: int) -> dict[str, Any]:
         """Return what labels or distances say of their model."""
-        _, said = groups.open_node(self._place(kind, k), kind)
-        return {name: value for name, value in said.items() if name != "kind"}
+        said: dict[str, Any] = groups.open_node(self._place(kind, k), kind, self.path)[1]
+        return said
 
     def _place(self, kind: Kind, k: int) -> Path:
         return self.path / kind.name / str(k)
 
-    def _learnt(self, kind: Kind, k: int, row: tuple[int, ...]) -> da.Array:
-        array, said = groups.open_node(self._place(kind, k), kind)
-        if array.shape != (len(self), *row):
-            msg = f"{self._place(kind, k)}: it is not of the tiles of this store; {kind.mend}"
+    def _learnt(self, kind: Kind, k: int, row: tuple[int, ...], dtype: str) -> da.Array:
+        array, said = groups.open_node(self._place(kind, k), kind, self.path)
+        is_, expected = (array.shape, array.dtype, said.get("k")), ((len(self), *row), dtype, k)
+        if is_ != expected:
+            what = "{1} of shape {0} for k = {2}"
+            msg = (
+                f"{self._place(kind, k)}: it is not of the tiles of this store "
+                f"({what.format(*is_)}, not {what.format(*expected)}); {kind.mend}"
+            )
             raise StoreError(msg)
         return self._rows(array, row, kind, said)
 
@@ -335,6 +355,7 @@ class TileStore:
     ) -> Iterator[Target]:
         """Yield new labels or distances of k, to be put in their place."""
         path = self._place(kind, k)
+        groups.refuse_links(self.path, f"{kind.name}/{k}", kind)
         with groups.beside(path, kind) as partial:
             with groups.write_errors_named(path, kind):
                 # Another run may make it between the question whether it is there and the making.
@@ -583,8 +604,125 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     return TileStore(path, *groups.open_node(path, _STORE))
 
 
+class Content(NamedTuple):
+    """An array of a store, to be read whole.
+
+    Attributes
+    ----------
+    array : zarr.Array of shape (n, ...)
+    kind : Kind
+    problem : callable of (rows, first)
+        Says what is wrong with its rows from the first on, if anything.
+    """
+
+    array: zarr.Array[Any]
+    kind: Kind
+    problem: Callable[[NDArray[Any], int], str | None]
+
+
+def contents(path: Path) -> tuple[list[Content], list[StoreError]]:
+    """Open all that a store has, though some of it may be damaged, and read no chunk.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    list of Content
+        The tiles, their provenance, labels and distances.
+    list of StoreError
+        What is wrong with the metadata, each once.
+
+    Raises
+    ------
+    StoreError
+        If nothing can be known: there is no store, or its own metadata is damaged.
+    """
+    found: list[Content] = []
+    errors: dict[str, StoreError] = {}
+
+    def attempt(function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except StoreError as error:
+            errors.setdefault(str(error), error)
+            return None
+
+    group, said = groups.open_node(path, _STORE)
+    store = attempt(TileStore, path, group, said)
+    for name in ("tiles", *_PROVENANCE):
+        array = attempt(groups.member, group, name, _STORE)
+        if array is not None:
+            unlike = store is not None and name in _PROVENANCE
+            problem = partial(_unlike_sheets, store, name) if unlike else _no_problem
+            found.append(Content(array, _STORE, problem))
+    for kind in (_LABELS, _DISTANCES):
+        attempt(groups.check_group, path, kind.name, _STORE)
+        for k in _ks(path / kind.name):
+            opened = attempt(groups.open_node, path / kind.name / str(k), kind, path)
+            if store is not None:
+                attempt(getattr(store, kind.name), k)
+            if opened is not None:
+                found.append(Content(opened[0], kind, partial(_out_of_range, kind, k)))
+    return found, list(errors.values())
+
+
+def _ks(folder: Path) -> list[int]:
+    """Return each k of which there are labels, or distances, in a folder."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
+
+
+def _no_problem(_rows: NDArray[Any], _first: int) -> None:
+    return None
+
+
+def _unlike_sheets(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
+    expected = _provenance(store.sheets, store.tile, first, first + len(rows))[name]
+    return None if np.array_equal(rows, expected) else "not what the sheets say"
+
+
+def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
+    most = k - 1 if kind is _LABELS else np.finfo(np.float64).max
+    return None if ((rows >= 0) & (rows <= most)).all() else f"not all within 0 and {most}"
+
+
+def _problem(
+    tiles: zarr.Array[Any], where: Mapping[str, zarr.Array[Any]], sheets: Sequence[Sheet]
+) -> str | None:
+    """Say what of a store does not go together, if anything."""
+    tile = tiles.shape[1:]
+    if tiles.dtype != np.uint8 or len(tile) not in (2, 3) or not all(tile):
+        return f"its tiles are {tiles.dtype} of shape {tiles.shape}"
+    if bad := next((sheet for sheet in sheets if not _is_sheet(sheet, tile)), None):
+        return f"it has a sheet that is none ({short(bad)})"
+    n = sum(math.prod(grid(sheet.shape, tile)) for sheet in sheets)
+    if n != tiles.shape[0]:
+        return f"its sheets have {n} tiles, and it has {tiles.shape[0]}"
+    for name, array in where.items():
+        if array.shape != (n,) or array.dtype != np.int32:
+            return f"it has {n} tiles, and the {name} of each is {array.dtype} of {array.shape}"
+    return None
+
+
+def _is_sheet(sheet: Sheet, tile: tuple[int, ...]) -> bool:
+    """Tell whether a sheet, as it was read from JSON, is one, of such tiles."""
+    texts: tuple[Any, ...] = (sheet.name, sheet.sha256)
+    sizes: tuple[Any, ...] = (sheet.size, *sheet.shape, *sheet.cropped)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and "/" not in sheet.name
+        and sheet.name not in ("", ".", "..")
+        and all(type(size) is int and size >= 0 for size in sizes)
+        and len(sheet.shape) == len(tile)
+        and sheet.shape[2:] == tile[2:]
+        and len(sheet.cropped) == 2
+    )
+
+
 def _provenance(
-    sheets: list[Sheet], tile: tuple[int, ...], first: int, last: int
+    sheets: Sequence[Sheet], tile: tuple[int, ...], first: int, last: int
 ) -> dict[str, NDArray[np.int32]]:
     """Return sheet, row and column of the tiles first … last - 1."""
     grids = np.array([grid(sheet.shape, tile) for sheet in sheets])

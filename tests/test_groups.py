@@ -70,9 +70,9 @@ def test_what_is_not_completed_is_not_seen_and_costs_nothing(tmp_path: Path) -> 
 
 
 def test_only_its_own_kind_and_format_is_read_or_replaced(tmp_path: Path) -> None:
-    newer = dataclasses.replace(KIND, format=2)
+    newer = dataclasses.replace(KIND, format=3)
     other = dataclasses.replace(KIND, name="even")
-    for kind, why in ((newer, "format is 2, not 1"), (other, "kind is even, not odd")):
+    for kind, why in ((newer, "format is 3, not 2"), (other, "kind is even, not odd")):
         path = tmp_path / kind.name
         write(path, [1], kind)
         with pytest.raises(OddError, match=why):
@@ -182,7 +182,7 @@ def test_what_cannot_be_put_in_its_place_leaves_what_was_there(
 def test_zeros_are_written_also_through_a_pickle(tmp_path: Path) -> None:
     """A chunk left out reads as zeros, and could not be told from one that was lost."""
     array = groups.create_array(tmp_path / "a", None, (3,), "uint8", rows=2)
-    with pytest.raises(OddError, match=r"a: odd of odds 0 to 2 cannot be read .*restore"):
+    with pytest.raises(OddError, match=r"a: odd of odds 0 to 1 cannot be read .*restore"):
         groups.check(array, KIND)
     there = pickle.loads(pickle.dumps(array))
     there[:2] = 0
@@ -214,6 +214,6 @@ def test_metadata_that_lead_nowhere_are_not_waited_for(tmp_path: Path) -> None:
     node = tmp_path / "node.zarr"
     node.mkdir()
     (node / "zarr.json").symlink_to(tmp_path / "unmounted" / "zarr.json")
-    with pytest.raises(OddError, match=r"zarr\.json that leads nowhere"):
+    with pytest.raises(OddError, match=r"zarr\.json is a link"):
         groups.check_free(node, KIND)
     assert (node / "zarr.json").is_symlink()

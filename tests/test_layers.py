@@ -15,7 +15,7 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors", "chunks", "products"),
+    ("errors", "chunks", "metadata", "products"),
     ("kernel", "lloyd", "seeding", "tiles", "groups", "plan"),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli"),
@@ -23,7 +23,7 @@ FLOORS = (
     ("reader",),
     ("starts", "checkpoint"),
     ("fit",),
-    ("estimator", "assessment", "progress", "ingest"),
+    ("estimator", "assessment", "progress", "ingest", "verify"),
     ("label", "sweep"),
     ("__init__", "__main__"),
 )
@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "kernel": {"numpy", "numba"},
     "lloyd": {"numpy"},
     "chunks": {"google_crc32c", "numpy", "zarr"},
+    "metadata": set(),
     "plan": set(),
     "seeding": {"numpy"},
     "tiles": {"numpy", "PIL"},
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "estimator": {"dask", "numpy", "sklearn"},
     "progress": {"click"},
     "ingest": {"click"},
+    "verify": {"click"},
     "label": {"click", "numpy"},
     "sweep": {"click"},
     "__init__": set(),
@@ -128,7 +130,7 @@ def test_nothing_is_imported_that_is_not_used(statement: str, forbidden: set[str
     assert not forbidden & set(run.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["ingest", "label"])
+@pytest.mark.parametrize("name", ["ingest", "label", "verify"])
 def test_functions_stay_functions_whatever_is_imported(name: str) -> None:
     code = (
         f"import daskkm, daskkm.{name}; from daskkm.{name} import command; import daskkm.sweep;"

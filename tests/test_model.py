@@ -15,6 +15,8 @@ import pytest
 import zarr
 
 import daskkm
+from daskkm import groups
+from daskkm import model as model_module
 from daskkm.errors import ModelError
 from daskkm.model import load_saved
 from tests.conftest import ROOT
@@ -96,8 +98,9 @@ def test_blank_centroids_are_written(tmp_path: Path) -> None:
 
 def test_what_a_saved_model_says_of_itself(model: FittedModel, saved: Path) -> None:
     said = json.loads((saved / "zarr.json").read_text())["attributes"]["daskkm"]
+    assert said.pop("metadata").keys() == {".", "cluster_centers", "counts"}
     assert said == {
-        "format": 1,
+        "format": 2,
         "kind": "model",
         "complete": True,
         "k": 3,
@@ -229,10 +232,13 @@ def test_damage_is_an_error_that_says_where(
 
 
 def _edit(**changes: Any) -> Callable[[zarr.Group], None]:
+    """Change what a model says of itself, as if it had been saved so."""
+
     def edit(group: zarr.Group) -> None:
         ours: Any = group.attrs["daskkm"]
         said = {**ours, **changes}
-        group.attrs["daskkm"] = {name: value for name, value in said.items() if value != "drop"}
+        said = {name: value for name, value in said.items() if value != "drop"}
+        groups.complete(group, model_module._kind(), said)
 
     return edit
 
@@ -241,6 +247,7 @@ def _write(name: str, values: Any) -> Callable[[zarr.Group], None]:
     def write(group: zarr.Group) -> None:
         shutil.rmtree(group.store.root / name)  # type: ignore[attr-defined]
         group.create_array(name, data=np.asarray(values), compressors=[zarr.codecs.Crc32cCodec()])
+        _edit()(group)
 
     return write
 
@@ -248,7 +255,7 @@ def _write(name: str, values: Any) -> Callable[[zarr.Group], None]:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (_edit(format=2), "version of daskkm reads .*format is 2, not 1"),
+        (_edit(format=3), "version of daskkm reads .*format is 3, not 2"),
         (_edit(kind="map"), "kind is map"),
         (_edit(complete=False), "not complete"),
         (_edit(inertia="drop"), "attributes are not those of a model .*inertia"),

@@ -18,7 +18,7 @@ from PIL import Image
 import daskkm
 from daskkm import store as store_module
 from daskkm import tiles
-from daskkm.errors import SheetError, StoreError
+from daskkm.errors import CorruptChunkError, SheetError, StoreError
 from daskkm.store import create_store
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def test_an_ingest_that_fails_leaves_what_was_there(sheets: Path, tmp_path: Path
 def test_a_store_that_is_not_complete_is_refused(sheets: Path, tmp_path: Path) -> None:
     daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
     group = zarr.open_group(tmp_path / "t.zarr", mode="r+")
-    group.attrs["daskkm"] = {"format": 1, "complete": False}
+    group.attrs["daskkm"] = {"format": 2, "complete": False}
     with pytest.raises(StoreError, match="not complete; ingest the sheets again"):
         daskkm.open_store(tmp_path / "t.zarr")
     assert len(daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))) == 30
@@ -224,7 +224,7 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
     elif kind == "group":
         zarr.create_group(path).create_array("a", shape=(3,), dtype="u1")
     elif kind == "newer":
-        zarr.create_group(path).attrs["daskkm"] = {"format": 2, "complete": True}
+        zarr.create_group(path).attrs["daskkm"] = {"format": 3, "complete": True}
     elif kind == "dots":
         (path / ".git").mkdir(parents=True)
     else:
@@ -270,11 +270,15 @@ def test_a_damaged_chunk_is_an_error_that_says_where(
         data[10] ^= 4
         chunk.write_bytes(bytes({"flipped": data, "short": data[:-1], "empty": b""}[damage]))
     if name == "tiles":
-        with pytest.raises(StoreError, match=r"t\.zarr: tiles 14 to 20 cannot be read .*restore"):
+        with pytest.raises(
+            CorruptChunkError, match=r"t\.zarr: tiles 14 to 20 cannot .*tiles/c/2/0/0 .*restore"
+        ):
             store.features().compute()
         np.testing.assert_array_equal(store.features()[:14].compute().shape, (14, 64))
     else:
-        with pytest.raises(StoreError, match=rf"t\.zarr: {name} of tiles 0 to 29 cannot be read"):
+        with pytest.raises(
+            CorruptChunkError, match=rf"t\.zarr: {name} of tiles 14 to 20 cannot .*{name}/c/2 "
+        ):
             store.provenance()
 
 
