@@ -25,6 +25,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.errors import NodeNotFoundError
 
 from daskkm import chunks
+from daskkm.errors import on_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -402,7 +403,8 @@ def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "choose another place" if kind.placed else "see that the folder can be written"
-        msg = f"{path}: the {kind.noun} cannot be written ({error}); make room or {advice}"
+        what = f"the {kind.noun} cannot be written{on_worker()} ({error})"
+        msg = f"{path}: {what}; make room or {advice}"
         raise kind.error(msg) from error
 
 
@@ -411,10 +413,14 @@ def _read_errors_named(array: zarr.Array[Any], first: int, last: int, kind: Kind
     try:
         yield
     except Exception as error:  # of many types, and none says where
+        where = on_worker()
+        if where and not (folder := chunks.folder(array)).exists():
+            msg = f"{folder}: it is not there{where}; every worker needs it, at the same path"
+            raise kind.error(msg) from error
         name = array.path or kind.name
         what = name if name == kind.rows else f"{name} of {kind.rows}"
         msg = (
-            f"{chunks.folder(array)}: {what} {first} to {last - 1} cannot be read ({error}); "
+            f"{chunks.folder(array)}: {what} {first} to {last - 1} cannot be read{where} ({error}); "
             f"restore the {kind.noun}, or remove it and {kind.mend}"
         )
         raise kind.error(msg) from error
