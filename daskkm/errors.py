@@ -3,6 +3,22 @@
 The sentence says what is wrong, where, and what to do.
 """
 
+from __future__ import annotations
+
+import sys
+
+
+def on_worker() -> str:
+    """Return " on worker ADDRESS" for a message, if that is where this runs; else nothing."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return ""
+    try:
+        address = str(distributed.get_worker().address)
+    except ValueError:
+        return ""
+    return "" if address.startswith("inproc://") else f" on worker {address}"
+
 
 class DaskkmError(Exception):
     """Any error that daskkm raises on purpose.

@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, StorePath
 
 from daskkm import chunks, metadata
+from daskkm.errors import on_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -476,7 +476,8 @@ def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "choose another place" if kind.placed else "see that the folder can be written"
-        msg = f"{path}: the {kind.noun} cannot be written ({error}); make room or {advice}"
+        what = f"the {kind.noun} cannot be written{on_worker()} ({error})"
+        msg = f"{path}: {what}; make room or {advice}"
         raise kind.error(msg) from error
 
 
@@ -488,24 +489,22 @@ def _read_errors_named(array: zarr.Array[Any], first: int, last: int, kind: Kind
     try:
         yield
     except chunks.ChunkError as error:
+        where = on_worker()
         if not place.exists():
-            msg = (
-                f"{place}: there is no {kind.noun} on {socket.gethostname()}; every worker needs "
-                "it, at the same path"
-            )
+            msg = f"{place}: it is not there{where}; every worker needs it, at the same path"
             raise kind.error(msg) from error
         i, why = error.args
         rows = array.chunks[0]
         msg = (
             f"{place}: {what} {i * rows} to {min((i + 1) * rows, array.shape[0]) - 1} cannot be "
-            f"read from chunk {chunks.key(array, i)} ({why}); restore the {kind.noun}, or remove "
-            f"it and {kind.mend}"
+            f"read{where} from chunk {chunks.key(array, i)} ({why}); restore the {kind.noun}, or "
+            f"remove it and {kind.mend}"
         )
         raise (kind.corrupt or kind.error)(msg) from error
     except Exception as error:  # of many types, and none says where
         msg = (
-            f"{place}: {what} {first} to {last - 1} cannot be read ({error}); see that they can, "
-            "and try again"
+            f"{place}: {what} {first} to {last - 1} cannot be read{on_worker()} ({error}); see "
+            "that they can, and try again"
         )
         raise kind.error(msg) from error
 

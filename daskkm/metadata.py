@@ -145,7 +145,8 @@ def sealed(document: Mapping[str, Any], below: Mapping[str, bytes]) -> bytes:
     -------
     bytes
     """
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in below.items()}
+    # In order: folders are listed in any.
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(below.items())}
     digests[SELF] = _UNSEALED.decode()  # the last of such zeros, whatever else has them
     said = {**ours(document), "metadata": digests}
     attributes = {**document["attributes"], "daskkm": said}

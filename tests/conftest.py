@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 
 import daskkm
+from tests.forks import forks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from daskkm.store import TileStore
+    from tests.forks import Forks
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,3 +37,10 @@ def sheets(tmp_path: Path) -> Path:
         pixels = rng.integers(0, 256, shape, np.uint8)
         Image.fromarray(pixels).save(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forks]:
+    """A process of which commands are forks."""
+    with forks() as found:
+        yield found

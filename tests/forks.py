@@ -123,11 +123,10 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
         if "user" in order:
             os.setuid(order["user"])
         from daskkm import cli, seeding
-        from daskkm.__main__ import group
 
         seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
         sys.addaudithook(hook)
-        cli.run(group, order["args"])
+        cli.run(cli.group, order["args"])
     except SystemExit as end:
         status = end.code
     finally:

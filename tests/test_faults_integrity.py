@@ -177,7 +177,7 @@ def test_the_error_comes_back_from_another_process(path: Path) -> None:
 def test_a_store_that_a_machine_does_not_have(path: Path) -> None:
     X = daskkm.open_store(path).features()
     path.rename(path.with_name("elsewhere"))
-    with pytest.raises(StoreError, match=r"there is no store on .*every worker needs it") as caught:
+    with pytest.raises(StoreError, match=r"it is not there; every worker needs it") as caught:
         X.compute(scheduler="sync")
     assert not isinstance(caught.value, CorruptChunkError)
 
@@ -550,8 +550,10 @@ def test_names_that_lead_out_of_a_model(saved: Path, name: str) -> None:
 def test_there_is_no_pickle() -> None:
     for file in (ROOT / "daskkm").glob("*.py"):
         source = file.read_text()
-        assert not re.search(r"\bpickle\.|import (\w+, )*pickle|np\.load|_pickle", source), file
-        assert not re.search(r"cloudpickle\.(?!dumps)", source), file
+        assert not re.search(
+            r"\bpickle\.|import (\w+, )*pickle|allow_pickle=True|_pickle", source
+        ), file
+        assert not re.search(r"cloudpickle\.(?!dump)", source), file
 
 
 @pytest.fixture

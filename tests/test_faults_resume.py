@@ -14,12 +14,9 @@ import pytest
 
 import daskkm
 from tests.conftest import ROOT
-from tests.forks import forks
 from tests.processes import Process, remote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.forks import Forks
 
 pytestmark = pytest.mark.faults
@@ -32,12 +29,6 @@ INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "k-means++": ((), {}),
     "coarse": ((), {"sample": 1000}),
 }
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Forks]:
-    with forks() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
