@@ -551,7 +551,7 @@ def _checked(
             node: Any = zarr.Array.from_dict(where, document)
         else:
             node = zarr.Group(zarr.AsyncGroup.from_dict(where, dict(document)))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         what = f"is not that of a {kind.noun} ({error})"
         raise _of_metadata(place, name, what, kind) from error
     if not metadata.is_sealed(data, said, name or metadata.SELF):

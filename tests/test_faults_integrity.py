@@ -351,6 +351,16 @@ def test_metadata_that_is_not_a_stores(
     assert any(re.search(why, error) for error in verified(path))
 
 
+@pytest.mark.parametrize("depth", [100, 300, 900, 990, 10_000])
+def test_metadata_that_is_nested(path: Path, depth: int) -> None:
+    document = json.loads((path / "row" / "zarr.json").read_bytes())
+    document["codecs"] = "deep"
+    text = json.dumps(document).replace('"deep"', "[" * depth + "]" * depth)
+    (path / "row" / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match="the metadata of row"):
+        daskkm.open_store(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
