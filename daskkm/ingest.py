@@ -97,8 +97,7 @@ def ingest(
                 else:
                     _append(writer, path, shapes[path], tile, on_bad)
             if not writer.sheets:
-                msg = f"{images}: no sheet in this folder can be read; {writer.skipped[0].reason}"
-                raise SheetError(msg)
+                _refuse(writer.skipped, paths, "fail")
         present = open_store(store)
         _warn_of_cropping(present.sheets)
     _refuse(present.skipped, paths, on_bad)

@@ -775,7 +775,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     """
     # Absolute, because workers read it from folders of their own.
     path = Path(path).absolute()
-    if not path.exists() and is_begun(path):
+    if is_begun(path):
         msg = (
             f"{path}: there is no store yet: an ingest was cut short, or is under way; to go on, "
             "run the same command again: python -m daskkm.ingest IMAGES --store PATH"
@@ -793,8 +793,10 @@ def clear(path: str | os.PathLike[str]) -> None:
 
 
 def is_begun(path: str | os.PathLike[str]) -> bool:
-    """Tell whether there is a store beside a place that is to be put there, but is not complete."""
-    return groups.begun(path).exists()
+    """Tell whether there is no store in a place, but beside it one that is not complete."""
+    with suppress(OSError):
+        return not Path(path).exists() and groups.begun(path).exists()
+    return False
 
 
 def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
