@@ -613,15 +613,17 @@ class StoreWriter:
         self._tiles = array.with_config({"write_empty_chunks": True})
         if not said["complete"] and n != self._shape[0]:
             self._tiles.resize(self._shape)
+        left = written
         for record in (records[path.name] for path in known):
             if isinstance(record, Skipped):
                 self.skipped.append(record)
             elif isinstance(record, Sheet):
-                before = sum(self._count(sheet) for sheet in self.sheets)
-                if before + self._count(record) > written:
-                    self._begun = record, written - before
+                count = math.prod(grid(record.shape, self._tile))
+                if count > left:
+                    self._begun = record, left
                     break
                 self.sheets.append(record)
+                left -= count
         return True
 
     def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
@@ -657,9 +659,6 @@ class StoreWriter:
             msg = f"{self._path}: {file.name} changed while it was being ingested; ingest again"
             raise StoreError(msg)
         return n
-
-    def _count(self, sheet: Sheet) -> int:
-        return math.prod(grid(sheet.shape, self._tile))
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
         dimensions = ("tile", "y", "x", "band")[: len(shape)]

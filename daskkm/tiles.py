@@ -212,7 +212,7 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             shape = _checked_shape(path, image)
             if image.format == "PNG":
-                image.verify()  # the checksums of the pixels, which reading them leaves out
+                image.verify()  # all checksums: reading leaves out those from the pixels on
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pixels = _pixels(path, image)
         if pixels.shape != shape:  # as where a PNG says behind its pixels that it is to be turned

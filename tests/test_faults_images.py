@@ -147,6 +147,10 @@ def test_an_orientation_behind_the_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(late(3))
     np.testing.assert_array_equal(read(path), RGB[::-1, ::-1])
+    # That it is damaged Pillow says only if it is asked.
+    path.write_bytes(late(3).replace(turned(3).tobytes()[6:], turned(2).tobytes()[6:]))
+    with pytest.raises(SheetError, match=r"bad header checksum in b'eXIf'"):
+        tiles.read_sheet(path, (8, 8))
     path.write_bytes(late(6))
     with pytest.raises(
         SheetError, match=r"a\.png: its pixels are not of the shape that its header"
@@ -526,10 +530,6 @@ def test_damaged_files(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # libtiff says what it meets, for which Pillow has no ear.
-    assert [
-        line for line in done.stderr.splitlines() if not line.startswith("tempfile.tif: ")
-    ] == []
     found = dict(json.loads(line) for line in done.stdout.splitlines())
     assert len(found) == 500 + len(whole)
     accepted = dict.fromkeys(("png", "jpg", "tif"), 0)
