@@ -33,6 +33,24 @@ class DaskkmError(Exception):
     StoreError
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return a text in one line that can be printed, whatever names of files are in it.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    str
+        With what cannot be seen, as line breaks, or not be encoded, written as Python does.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class SheetError(DaskkmError):
     """A sheet that cannot be read, or does not fit with the others.

@@ -1,15 +1,18 @@
 """Zarr groups and arrays that are whole or not there, and never read with a chunk missing.
 
-What is written is written beside its place, as ``NAME.TOKEN.partial`` with a token of its own, and
-moved there when it is complete; nothing is replaced but a node (a group or an array) of the same
-kind, which is ``NAME.TOKEN.old`` until it is removed. Chunks are uncompressed, each with a CRC-32C,
-cut along the first axis only; `daskkm.chunks` reads them. What `daskkm.metadata` says of them is
-looked at first.
+What is written is written beside its place and moved there when it is complete: as
+``NAME.TOKEN.partial`` with a token of its own, or as ``NAME.partial``, by one run at a time, where
+the next one goes on with it. Nothing is replaced but a node (a group or an array) of the same kind,
+which is ``NAME.TOKEN.old`` until it is removed. While there are writers ``NAME.lock`` is locked: so
+the next one knows what killed ones have left. Chunks are uncompressed, each with a CRC-32C, cut
+along the first axis only; `daskkm.chunks` reads them. What `daskkm.metadata` says of them is looked
+at first.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -17,10 +20,10 @@ import re
 import secrets
 import shutil
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import zarr
@@ -41,10 +44,13 @@ _UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 # What `complete` says beside what it is told.
 _OWN = {"format", "kind", "complete", "metadata"}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
-# What the system leaves in any folder.
-_SYSTEMS = re.compile(r"\.DS_Store|\.nfs.*")
+# What the system leaves in any folder, and a run that is killed while Zarr, or it, writes a file.
+_SYSTEMS = re.compile(
+    r"\.DS_Store|\.nfs.*|.*\.[0-9a-f]{32}\.partial|zarr\.json\.[0-9a-f]{8}\.partial"
+)
 # What a run that was killed leaves beside a place.
-_LEFT = re.compile(r"\.[0-9a-f]+\.(partial|old)$")
+_LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock)$")
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file systems
 
 
 @dataclass(frozen=True)
@@ -294,11 +300,72 @@ def beside(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
 
     Parameters, what is yielded and raised are those of `replacing`.
     """
-    partial = _beside(check_free(path, kind), "partial")
-    try:
+    place = check_free(path, kind)
+    with _held(place, kind):
+        partial = _beside(place, "partial")
+        try:
+            yield partial
+        finally:
+            _discard(partial)
+
+
+@contextmanager
+def resuming(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
+    """Give a node a place to be written to that is kept until it is complete, whatever happens.
+
+    Parameters, what is yielded and raised are those of `replacing`, but for this: what is beside
+    the place may be there already, as `begun` knows, and a second writer is refused.
+    """
+    place = check_free(path, kind)
+    with _held(place, kind, alone=True):
+        partial = begun(place)
+        check_free(partial, kind)
+        for left in partial.rglob("*.partial"):
+            if _SYSTEMS.fullmatch(left.name):
+                left.unlink()
         yield partial
-    finally:
-        _discard(partial)
+        put(partial, path, kind)
+
+
+def clear(path: str | os.PathLike[str], kind: Kind) -> None:
+    """Remove what runs that were killed left beside a place, if no one writes there now."""
+    place = Path(os.path.realpath(path))
+    if place.with_name(f"{place.name}.lock").exists():
+        with suppress(kind.error), _held(place, kind, alone=True):
+            pass
+
+
+def begun(path: str | os.PathLike[str]) -> Path:
+    """Return where `resuming` has a node that is to be put in a place."""
+    place = Path(os.path.realpath(path))
+    return place.with_name(f"{place.name}.partial")
+
+
+def reopen(partial: Path, kind: Kind) -> tuple[zarr.Group, dict[str, Any]] | None:
+    """Open a group that `resuming` has kept.
+
+    Parameters
+    ----------
+    partial : Path
+    kind : Kind
+
+    Returns
+    -------
+    zarr.Group
+    dict of str to Any
+        What `note`, or `complete`, was told last.
+
+    None if there is none of use.
+    """
+    try:
+        document = _document(partial, "", kind)[1]
+        metadata.check_node(document, "group")
+    except (FileNotFoundError, NotADirectoryError, ValueError, kind.error):
+        return None
+    said = metadata.ours(document)
+    if _other(said, kind) or _other_format(said, kind):
+        return None
+    return zarr.open_group(partial, mode="r+", zarr_format=3), said
 
 
 def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
@@ -350,9 +417,10 @@ def set_aside(place: Path) -> Iterator[None]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def create_group(path: Path) -> zarr.Group:
+def create_group(path: Path, kind: Kind) -> zarr.Group:
     """Create a group at a place that `replacing` gave, anew if one was left there."""
-    return zarr.create_group(path, zarr_format=3, overwrite=True)
+    said = {"daskkm": _of(kind, complete=False)}
+    return zarr.create_group(path, zarr_format=3, overwrite=True, attributes=said)
 
 
 def create_array(
@@ -422,8 +490,7 @@ def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, 
     file = place / "zarr.json"
     below = node.members(max_depth=None) if isinstance(node, zarr.Group) else ()
     document = json.loads(file.read_bytes())
-    ours = {"format": kind.format, "kind": kind.name, "complete": True, **said}
-    document["attributes"] = {"daskkm": ours}
+    document["attributes"] = {"daskkm": _of(kind, complete=True) | dict(said)}
     documents = {name: (place / name / "zarr.json").read_bytes() for name, _ in below}
     data = metadata.sealed(document, documents)
     if len(data) > metadata.NODE_BYTES:
@@ -435,6 +502,18 @@ def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, 
     partial = _beside(file, "partial")
     partial.write_bytes(data)
     partial.replace(file)
+
+
+def note(node: zarr.Group, kind: Kind, said: Mapping[str, Any]) -> None:
+    """Say how far a group that is being written has come, in one step, for `reopen`.
+
+    Parameters are those of `complete`.
+    """
+    node.update_attributes({"daskkm": _of(kind, complete=False) | dict(said)})
+
+
+def _of(kind: Kind, *, complete: bool) -> dict[str, Any]:
+    return {"format": kind.format, "kind": kind.name, "complete": complete}
 
 
 def check_free(path: str | os.PathLike[str], kind: Kind) -> Path:
@@ -640,6 +719,8 @@ def _stray_within(folder: Path, names: str | None = None) -> str | None:
         if entry.name == "zarr.json" or (entry.name == "c" and not group):
             continue
         known = group and re.fullmatch(names or ".*", _LEFT.sub("", entry.name))
+        if known and entry.suffix == ".lock":
+            continue
         if not (known and (entry.is_dir() or not entry.exists())):
             return entry.name
         if found := _stray_within(entry):
@@ -653,6 +734,78 @@ def _is_group(folder: Path) -> bool:
         return bool(json.loads((folder / "zarr.json").read_bytes())["node_type"] == "group")
     except _UNREADABLE:
         return False
+
+
+@contextmanager
+def _held(place: Path, kind: Kind, *, alone: bool = False) -> Iterator[None]:
+    """Be one of those who write to a place, or the only one, which else is an error.
+
+    The lock is the system's, so it ends with the process, however that does.
+    """
+    path = place.with_name(f"{place.name}.lock")
+    lock = None
+    with write_errors_named(place, kind):
+        try:
+            lock = _locked(place, path, kind, alone=alone)
+        except BlockingIOError as error:
+            msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
+            raise kind.error(msg) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+    try:
+        yield
+    finally:
+        if lock is not None:
+            _release(lock, path)
+
+
+def _locked(place: Path, path: Path, kind: Kind, *, alone: bool) -> BinaryIO:
+    """Return the lock of a place, held. Who is the first clears what others have left."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with ExitStack() as stack:
+            lock = stack.enter_context(path.open("a+b"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if alone:
+                    raise
+            else:
+                if _is_at(lock, path):
+                    _clear(place, kind)
+            if not alone:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            # Those who had it before may just have removed it: then it is no one's.
+            if _is_at(lock, path):
+                stack.pop_all()
+                return lock
+
+
+def _release(lock: BinaryIO, path: Path) -> None:
+    """Let go of a lock. The last one removes it, if it is not a file of someone else's."""
+    with lock, suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(lock, path) and not os.fstat(lock.fileno()).st_size:
+            path.unlink()
+
+
+def _is_at(lock: BinaryIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    return False
+
+
+def _clear(place: Path, kind: Kind) -> None:
+    """Remove what runs that were killed left beside a place; bring back what they moved away."""
+    ours = re.compile(rf"{re.escape(place.name)}\.[0-9a-f]{{8}}\.(partial|old)")
+    for left in place.parent.iterdir():
+        if not ours.fullmatch(left.name) or not left.is_dir() or _stray(_entries(left), kind):
+            continue
+        if left.suffix == ".old" and not place.exists():
+            left.rename(place)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -16,35 +16,42 @@ from typing import TYPE_CHECKING
 import click
 
 from daskkm import cli, tiles
-from daskkm.errors import SheetError, StoreError
-from daskkm.store import TileStore, create_store, open_store
+from daskkm.errors import SheetError, StoreError, printable
+from daskkm.store import TileStore, clear, create_store, open_store
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from daskkm.tiles import Sheet
+    from daskkm.store import StoreWriter
+    from daskkm.tiles import Sheet, Skipped
 
 
 def ingest(
     images: str | os.PathLike[str],
     store: str | os.PathLike[str],
     tile: int | Sequence[int] = (16, 16),
+    *,
+    on_bad: str = "fail",
 ) -> TileStore:
     """Cut the sheets of a folder into tiles and write them to a store.
 
     Sheets are taken in natural order and cut row by row. Ragged edges fall off, with one
     warning, and are recorded in the store. A store that already holds these very sheets is
-    left as it is; another of daskkm's is replaced.
+    left as it is; another of daskkm's is replaced. An ingest that was cut short is gone on with,
+    if the sheets that it has read are the same still.
 
     Parameters
     ----------
     images : path-like
-        Folder of 8-bit sheets, all greyscale or all RGB.
+        Folder of sheets that show 8 bits a band, all greyscale or all RGB.
     store : path-like
         Where the Zarr group goes.
     tile : int or (int, int), default (16, 16)
         Height and width of a tile in pixels; a number stands for both.
+    on_bad : {"fail", "skip"}, default "fail"
+        What to do where a file is no sheet, or none that fits: raise, or leave it out, which the
+        store's ``skipped`` then says.
 
     Returns
     -------
@@ -54,9 +61,11 @@ def ingest(
     ------
     SheetError
         If there are no sheets, or one cannot be read, differs in its bands from the others,
-        or holds no whole tile. Headers are checked before anything is written.
+        or holds no whole tile. Headers are checked before anything is written. With
+        ``on_bad="skip"``, if that leaves none.
     StoreError
-        If the store cannot be written, or something else is in its place.
+        If the store cannot be written, something else is in its place, or another run is writing
+        it.
 
     Examples
     --------
@@ -76,64 +85,134 @@ def ingest(
     if min(tile) < 1:
         msg = f"a tile of {tile[0]} x {tile[1]} pixels holds nothing; give at least 1 x 1"
         raise SheetError(msg)
+    if on_bad not in {"fail", "skip"}:
+        msg = f"on_bad is {on_bad!r}, not 'fail' or 'skip'"
+        raise ValueError(msg)
     paths = tiles.find_sheets(Path(images))
     present = _if_up_to_date(paths, store, tile)
-    if present is not None:
-        return present
-    shapes = [tiles.sheet_shape(path) for path in paths]
-    _check(paths, shapes, tile)
-    n_tiles = sum(math.prod(tiles.grid(shape, tile)) for shape in shapes)
-    with create_store(store, n_tiles, tile, shapes[0][2:]) as writer:
-        for path, shape in zip(paths, shapes, strict=True):
-            sheet, pixels = tiles.read_sheet(path, tile)
-            if sheet.shape != shape:
-                msg = f"{path}: the file changed while it was being ingested; ingest again"
-                raise SheetError(msg)
-            writer.append(sheet, tiles.cut(pixels, tile))
-    written = open_store(store)
-    _warn_of_cropping(written.sheets)
-    return written
+    if present is None:
+        shapes, bad = _look_at(paths, tile, on_bad)
+        bands = next(iter(shapes.values()))[2:]
+        n_tiles = sum(math.prod(tiles.grid(shape, tile)) for shape in shapes.values())
+        with create_store(store, n_tiles, tile, bands, paths) as writer:
+            _refuse(writer.skipped, paths, on_bad)
+            for path in paths[writer.done :]:
+                if path in bad:
+                    writer.skip(tiles.Skipped.of(path, bad[path]))
+                else:
+                    _append(writer, path, shapes[path], tile, on_bad)
+            if not writer.sheets:
+                _refuse(writer.skipped, paths, "fail")
+        present = open_store(store)
+        _warn_of_cropping(present.sheets)
+    _refuse(present.skipped, paths, on_bad)
+    return present
 
 
 def _if_up_to_date(
     paths: Sequence[Path], store: str | os.PathLike[str], tile: tuple[int, int]
 ) -> TileStore | None:
-    """Return the store if it holds these sheets, cut into such tiles; else None."""
+    """Return the store if it was made of these files, cut into such tiles; else None."""
     try:
         present = open_store(store)
         present.check()
     except StoreError:
         return None
-    same = len(paths) == len(present.sheets) and all(
-        sheet.is_file(path) for sheet, path in zip(present.sheets, paths, strict=True)
+    files = {file.name: file for file in (*present.sheets, *present.skipped)}
+    same = len(paths) == len(files) and all(
+        path.name in files and files[path.name].is_file(path) for path in paths
     )
-    return present if same and present.tile[:2] == tile else None
+    if not same or present.tile[:2] != tile:
+        return None
+    clear(store)
+    return present
 
 
-def _check(paths: Sequence[Path], shapes: Sequence[tuple[int, ...]], tile: tuple[int, int]) -> None:
-    """Raise SheetError for the first sheet that does not fit the others or the tiles."""
+def _look_at(
+    paths: Sequence[Path], tile: tuple[int, int], on_bad: str
+) -> tuple[dict[Path, tuple[int, ...]], dict[Path, SheetError]]:
+    """Return the shapes of the sheets, from their headers, and what is wrong with the other files.
+
+    Raises
+    ------
+    SheetError
+        If one does not fit, unless these are skipped, and there are others.
+    """
+    shapes, bad = {}, {}
+    for path in paths:
+        try:
+            shapes[path] = tiles.sheet_shape(path)
+        except SheetError as error:
+            bad[path] = error
+    usual = Counter(shape[2:] for shape in shapes.values()).most_common(1)
+    for path, shape in list(shapes.items()):
+        if found := _misfit(path, shape, usual[0][0], tile):
+            bad[path] = found
+            del shapes[path]
+    first = next((bad[path] for path in paths if path in bad), None)
+    if first is not None and (on_bad == "fail" or not shapes):
+        raise first
+    return shapes, bad
+
+
+def _misfit(
+    path: Path, shape: tuple[int, ...], usual: tuple[int, ...], tile: tuple[int, int]
+) -> SheetError | None:
+    """Return what is wrong with a sheet that fits the others, or the tiles, not."""
     kinds = {(): "greyscale", (3,): "RGB"}
-    usual = Counter(shape[2:] for shape in shapes).most_common(1)[0][0]
-    for path, shape in zip(paths, shapes, strict=True):
-        if shape[2:] != usual:
-            msg = (
-                f"{path}: it is {kinds[shape[2:]]} while the other sheets are {kinds[usual]}; "
-                "convert or remove it"
-            )
-            raise SheetError(msg)
-        if not math.prod(tiles.grid(shape, tile)):
-            msg = (
-                f"{path}: its {shape[0]} x {shape[1]} pixels hold no whole tile of "
-                f"{tile[0]} x {tile[1]}; choose smaller tiles or remove it"
-            )
-            raise SheetError(msg)
+    if shape[2:] != usual:
+        msg = (
+            f"{path}: it is {kinds[shape[2:]]} while the other sheets are {kinds[usual]}; "
+            "convert or remove it"
+        )
+        return SheetError(msg)
+    if not math.prod(tiles.grid(shape, tile)):
+        msg = (
+            f"{path}: its {shape[0]} x {shape[1]} pixels hold no whole tile of "
+            f"{tile[0]} x {tile[1]}; choose smaller tiles or remove it"
+        )
+        return SheetError(msg)
+    return None
+
+
+def _append(
+    writer: StoreWriter, path: Path, shape: tuple[int, ...], tile: tuple[int, int], on_bad: str
+) -> None:
+    """Add a sheet's tiles to the store, or leave it out."""
+    try:
+        sheet, pixels = tiles.read_sheet(path, tile)
+    except SheetError as error:
+        if on_bad == "fail":
+            raise
+        writer.skip(tiles.Skipped.of(path, error))
+        return
+    if sheet.shape != shape:
+        msg = f"{path}: the file changed while it was being ingested; ingest again"
+        raise SheetError(msg)
+    writer.append(sheet, tiles.cut(pixels, tile))
+
+
+def _refuse(skipped: Sequence[Skipped], paths: Sequence[Path], on_bad: str) -> None:
+    """Raise SheetError for the first file that was left out, if none may be."""
+    if skipped and on_bad == "fail":
+        msg = f"{paths[0].with_name(skipped[0].name)}: {skipped[0].reason}"
+        raise SheetError(msg)
+
+
+def say_skipped(store: TileStore) -> None:
+    """Print which files were left out of a store, and why."""
+    if store.skipped:
+        click.echo(f"{cli.count(len(store.skipped), 'file')} skipped:")
+    for file in store.skipped:
+        click.echo(f"  {printable(file.name)}: {file.reason}")
 
 
 def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     cropped = [
-        f"{sheet.name} ({sheet.cropped[0]} at the bottom, {sheet.cropped[1]} at the right)"
+        f"{printable(sheet.name)} ({bottom} at the bottom, {right} at the right)"
         for sheet in sheets
-        if any(sheet.cropped)
+        for bottom, right in [sheet.cropped]
+        if bottom or right
     ]
     if cropped:
         more = f" and {len(cropped) - 3} more sheets" if len(cropped) > 3 else ""
@@ -155,13 +234,23 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     default="16",
     help="Pixels of a tile: 16 or 16x24 (height x width).",
 )
-def command(images: Path, store: Path, tile: tuple[int, int]) -> None:
-    """Cut the sheets in the folder IMAGES into tiles and write them to a store."""
-    written = ingest(images, store, tile)
+@click.option(
+    "--on-bad",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    help="What to do where a file is no sheet, or none that fits.",
+)
+def command(images: Path, store: Path, tile: tuple[int, int], on_bad: str) -> None:
+    """Cut the sheets in the folder IMAGES into tiles and write them to a store.
+
+    One that was cut short goes on where it stopped.
+    """
+    written = ingest(images, store, tile, on_bad=on_bad)
     click.echo(
-        f"{store}: {cli.count(len(written), 'tile')} of {tile[0]} x {tile[1]} "
+        f"{printable(str(store))}: {cli.count(len(written), 'tile')} of {tile[0]} x {tile[1]} "
         f"from {cli.count(len(written.sheets), 'sheet')}"
     )
+    say_skipped(written)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class FittedModel:
             groups.replacing(path, kind) as partial,
             groups.write_errors_named(Path(path), kind),
         ):
-            group = groups.create_group(partial)
+            group = groups.create_group(partial, kind)
             for name, values in arrays.items():
                 array = groups.create_array(
                     group, name, values.shape, values.dtype, rows=len(values)

@@ -14,7 +14,7 @@ import math
 import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,10 +26,10 @@ from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from zarr.errors import ContainsGroupError
 
-from daskkm import groups, plan
+from daskkm import chunks, groups, plan
 from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.groups import Kind
-from daskkm.tiles import Sheet, grid
+from daskkm.tiles import File, Sheet, Skipped, grid
 
 if TYPE_CHECKING:
     import os
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 4 << 20
 # Provenance is 4 bytes a tile: far more tiles a chunk.
 _PROVENANCE_CHUNK = 1 << 20
+# How often at most a writer notes how far it has come. What it says is of every sheet so far.
+_NOTES = 100
 
 _PROVENANCE = ("sheet", "row", "col")
 
@@ -88,6 +90,8 @@ class TileStore:
     tiles : zarr.Array of shape (n, height, width) or (n, height, width, bands), uint8
     sheets : tuple of Sheet
         In the order of their tiles.
+    skipped : tuple of Skipped
+        The files beside them that were left out, each with the reason.
 
     Examples
     --------
@@ -103,12 +107,16 @@ class TileStore:
     >>> store.check()
     """
 
-    def __init__(self, path: Path, group: zarr.Group, said: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, group: zarr.Group, said: Mapping[str, Any], version: Version
+    ) -> None:
         self.path = path
         self.tiles = groups.member(group, "tiles", _STORE)
+        self._version = version
         self._where = {name: groups.member(group, name, _STORE) for name in _PROVENANCE}
         try:
             self.sheets = tuple(map(Sheet.from_json, said["sheets"]))
+            self.skipped = tuple(Skipped(**record) for record in said["skipped"])
             problem = _problem(self.tiles, self._where, self.sheets)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"its attributes are not those of a store ({error!r})"
@@ -136,7 +144,8 @@ class TileStore:
     def features(self) -> da.Array:
         """Return the tiles as rows of features, lazily.
 
-        Computing it raises CorruptChunkError if a chunk is missing or damaged.
+        Computing it raises CorruptChunkError if a chunk is missing or damaged, and StoreError if
+        another store has taken the place of this one.
 
         Returns
         -------
@@ -169,6 +178,7 @@ class TileStore:
             Chunks,
             array=self.tiles,
             rows=rows,
+            version=self._version,
             chunks=normalize_chunks((rows, d), (n, d)),
             dtype=self.tiles.dtype,
             meta=np.empty((0, 0), self.tiles.dtype),
@@ -293,9 +303,11 @@ class TileStore:
         CorruptChunkError
             If a chunk is missing or damaged.
         """
-        return {
-            name: groups.read(array, 0, len(self), _STORE) for name, array in self._where.items()
-        }
+        with self._version.reading():
+            return {
+                name: groups.read(array, 0, len(self), _STORE)
+                for name, array in self._where.items()
+            }
 
     def provenance_of(self, name: str) -> da.Array:
         """Return where each tile came from in one respect, lazily.
@@ -343,6 +355,7 @@ class TileStore:
             array=array,
             row=row,
             kind=kind,
+            version=self._version,
             chunks=normalize_chunks((array.chunks[0], *row), shape),
             dtype=array.dtype,
             meta=np.empty((0,) * len(shape), array.dtype),
@@ -356,11 +369,11 @@ class TileStore:
         """Yield new labels or distances of k, to be put in their place."""
         path = self._place(kind, k)
         groups.refuse_links(self.path, f"{kind.name}/{k}", kind)
+        # Another run may make it between the question whether it is there and the making.
+        with groups.write_errors_named(path, kind), suppress(ContainsGroupError):
+            zarr.open_group(self.path, mode="r+").require_group(kind.name)
         with groups.beside(path, kind) as partial:
             with groups.write_errors_named(path, kind):
-                # Another run may make it between the question whether it is there and the making.
-                with suppress(ContainsGroupError):
-                    zarr.open_group(self.path, mode="r+").require_group(kind.name)
                 array = groups.create_array(
                     partial,
                     None,
@@ -381,12 +394,17 @@ class Chunks:
         The tiles of a store.
     rows : int
         Of a run: a whole number of chunks.
+    version : Version
+        Of the store.
     block_id : tuple of int
         Which run it is, first.
     """
 
-    def __init__(self, array: zarr.Array[Any], rows: int, block_id: tuple[int, ...]) -> None:
+    def __init__(
+        self, array: zarr.Array[Any], rows: int, version: Version, block_id: tuple[int, ...]
+    ) -> None:
         self._array = array
+        self._version = version
         self._first = block_id[0] * rows
         self._last = min(self._first + rows, array.shape[0])
 
@@ -395,15 +413,71 @@ class Chunks:
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
-        for chunk in groups.stream(self._array, self._first, self._last, _STORE):
-            yield chunk.reshape(len(chunk), -1)
+        with self._version.reading():
+            for chunk in groups.stream(self._array, self._first, self._last, _STORE):
+                self._version.check()
+                yield chunk.reshape(len(chunk), -1)
 
     def whole(self) -> tuple[NDArray[Any], list[int]]:
         """Read all of it, (n, n_features), and say how many tiles are in each piece."""
-        found = groups.read(self._array, self._first, self._last, _STORE)
+        with self._version.reading():
+            found = groups.read(self._array, self._first, self._last, _STORE)
         rows = self._array.chunks[0]
         starts = range(0, len(found), rows)
         return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which store is read from a place, where another may be put meanwhile.
+
+    What is opened by its name, a chunk at a time and on any machine, could be of either.
+
+    Attributes
+    ----------
+    path : Path
+    digest : str
+        Of what the store says of itself: its sheets, with their digests, and the size of a tile.
+    """
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Version:
+        """Return which store is in a place now."""
+        return cls(path, _digest(path))
+
+    def check(self) -> None:
+        """Raise StoreError if it is another now."""
+        if _digest(self.path) != self.digest:
+            msg = f"{self.path}: the store was replaced while it was being read; run this again"
+            raise StoreError(msg)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raise StoreError if what was read may be of another, or if it could not be."""
+        try:
+            yield
+        except StoreError:
+            if self.path.exists():  # else this machine does not have it
+                self.check()  # what is wrong may only be that
+            raise
+        self.check()
+
+
+def _digest(path: Path) -> str:
+    try:
+        found = (path / "zarr.json").stat()
+        return _digest_of(path, found.st_ino, found.st_mtime_ns, found.st_size)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, *_: int) -> str:
+    """Return the digest, from one read as long as the file is the same."""
+    return hashlib.sha256((path / "zarr.json").read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -452,44 +526,105 @@ def _part(rows: int, row_bytes: int) -> int:
 
 
 def _read_rows(
-    array: zarr.Array[Any], row: tuple[int, ...], kind: Kind, block_id: tuple[int, ...]
+    array: zarr.Array[Any],
+    row: tuple[int, ...],
+    kind: Kind,
+    version: Version,
+    block_id: tuple[int, ...],
 ) -> NDArray[Any]:
     """Read a block: the items of one chunk, each in the shape of a row."""
     rows = array.chunks[0]
     first = block_id[0] * rows
-    block = groups.read(array, first, min(first + rows, array.shape[0]), kind)
+    with version.reading():
+        block = groups.read(array, first, min(first + rows, array.shape[0]), kind)
     return block.reshape(len(block), *row)
 
 
 class StoreWriter:
-    """A store being written: tiles are appended in order, a whole chunk a write."""
+    """A store being written: tiles are appended in order, a whole chunk a write.
+
+    How far it has come is noted in it, so that the next writer goes on there.
+
+    Attributes
+    ----------
+    sheets : list of Sheet
+        Those whose tiles are in the store, or wait to be written.
+    skipped : list of Skipped
+    """
 
     def __init__(
-        self, path: Path, partial: Path, n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]
+        self,
+        path: Path,
+        partial: Path,
+        n_tiles: int,
+        tile: tuple[int, int],
+        bands: tuple[int, ...],
+        files: Sequence[Path],
     ) -> None:
         self._path = path
         self._tile = tile
-        self._sheets: list[Sheet] = []
+        self._shape = (n_tiles, *tile, *bands)
+        self._rows = min(n_tiles, _chunk_rows(math.prod(self._shape[1:])))
+        self.sheets: list[Sheet] = []
+        self.skipped: list[Skipped] = []
         self._waiting: list[NDArray[np.uint8]] = []
         self._written = 0
-        shape = (n_tiles, *tile, *bands)
-        chunk = _chunk_rows(math.prod(shape[1:]))
+        # Of the next file, as an earlier writer read it, so many tiles are written already.
+        self._begun: tuple[Sheet, int] | None = None
         with groups.write_errors_named(path, _STORE):
-            group = self._group = groups.create_group(partial)
-            self._tiles = groups.create_array(
-                group,
-                "tiles",
-                shape,
-                "uint8",
-                rows=chunk,
-                dimensions=("tile", "y", "x", "band")[: len(shape)],
-            )
-            self._provenance = {
-                name: groups.create_array(
-                    group, name, (n_tiles,), "int32", rows=_PROVENANCE_CHUNK, dimensions=("tile",)
-                )
-                for name in _PROVENANCE
-            }
+            if not self._resume(partial, files):
+                self._group = groups.create_group(partial, _STORE)
+                self._tiles = self._create("tiles", self._shape, "uint8", self._rows)
+                self._note()
+
+    @property
+    def done(self) -> int:
+        """How many files are behind: in the store, or left out."""
+        return len(self.sheets) + len(self.skipped)
+
+    def _resume(self, partial: Path, files: Sequence[Path]) -> bool:
+        """Go on with what an earlier writer left, if it is of these files and such tiles."""
+        found = groups.reopen(partial, _STORE)
+        if found is None or found[1].get("tile") != list(self._tile):
+            return False
+        group, said = found
+        groups.refuse_links(partial, "tiles", _STORE)
+        array = group.get("tiles")
+        if not isinstance(array, zarr.Array):
+            return False
+        n, written = array.shape[0], said.get("written", array.shape[0])  # or it is complete
+        if array.shape[1:] != self._shape[1:] or array.chunks[0] != self._rows:
+            return False
+        records: dict[str, File] = {
+            **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
+            **{record["name"]: Skipped(**record) for record in said["skipped"]},
+        }
+        known = files[: len(records)]
+        same = len(known) == len(records) and all(
+            path.name in records and records[path.name].is_file(path) for path in known
+        )
+        if not same or (said["complete"] and len(known) < len(files)):
+            return False
+        try:
+            chunks.check(array, 0, written)
+        except chunks.ChunkError:
+            return False
+        self._group, self._written = group, written
+        self._tiles = array.with_config({"write_empty_chunks": True})
+        if not said["complete"] and n != self._shape[0]:
+            self._tiles.resize(self._shape)
+        left = written
+        for record in (records[path.name] for path in known):
+            if isinstance(record, Skipped):
+                self.skipped.append(record)
+            elif isinstance(record, Sheet):
+                count = math.prod(grid(record.shape, self._tile))
+                if count > left:
+                    self._begun = record, left
+                    break
+                self.sheets.append(record)
+                left -= count
+        return True
 
     def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
         """Add the tiles of the next sheet.
@@ -498,62 +633,100 @@ class StoreWriter:
         ----------
         sheet : Sheet
         tiles : ndarray of shape (m, height, width) or (m, height, width, bands), uint8
-        """
-        self._sheets.append(sheet)
-        self._waiting.append(tiles)
-        chunk = self._tiles.chunks[0]
-        if sum(map(len, self._waiting)) >= chunk:
-            joined = np.concatenate(self._waiting)
-            whole = len(joined) - len(joined) % chunk
-            self._write(joined[:whole])
-            self._waiting = [joined[whole:]]
-
-    def _write(self, tiles: NDArray[np.uint8]) -> None:
-        with groups.write_errors_named(self._path, _STORE):
-            self._tiles[self._written : self._written + len(tiles)] = tiles
-        self._written += len(tiles)
-
-    def finish(self) -> None:
-        """Write what is left: the last tiles, where each came from, and that the store is whole.
 
         Raises
         ------
         StoreError
-            If tiles are missing.
+            If they cannot be written, or the sheet is not the one of which some are.
         """
-        if self._waiting:
-            self._write(np.concatenate(self._waiting))
-        if self._written != self._tiles.shape[0]:
-            msg = (
-                f"{self._path}: {self._written} of {self._tiles.shape[0]} tiles were written; "
-                "the store is not complete, ingest the sheets again"
-            )
+        self._waiting.append(tiles[self._begun_of(sheet) :])
+        self.sheets.append(sheet)
+        if sum(map(len, self._waiting)) >= self._rows:
+            joined = np.concatenate(self._waiting)
+            whole = len(joined) - len(joined) % self._rows
+            self._write(joined[:whole])
+            self._waiting = [joined[whole:]]
+
+    def skip(self, file: Skipped) -> None:
+        """Leave the next file out."""
+        self._begun_of(file)
+        self.skipped.append(file)
+
+    def _begun_of(self, file: File) -> int:
+        """Return how many tiles of the next file are in the store."""
+        (expected, n), self._begun = self._begun or (file, 0), None
+        if file != expected:
+            msg = f"{self._path}: {file.name} changed while it was being ingested; ingest again"
             raise StoreError(msg)
+        return n
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
+        dimensions = ("tile", "y", "x", "band")[: len(shape)]
+        return groups.create_array(
+            self._group, name, shape, dtype, rows=rows, dimensions=dimensions
+        )
+
+    def _write(self, tiles: NDArray[np.uint8]) -> None:
         with groups.write_errors_named(self._path, _STORE):
-            for first in range(0, self._written, _PROVENANCE_CHUNK):
-                last = min(first + _PROVENANCE_CHUNK, self._written)
-                for name, values in _provenance(self._sheets, self._tile, first, last).items():
-                    self._provenance[name][first:last] = values
-            sheets = [asdict(sheet) for sheet in self._sheets]
-            groups.complete(self._group, _STORE, {"sheets": sheets})
+            before, self._written = self._written, self._written + len(tiles)
+            self._tiles[before : self._written] = tiles
+            every = max(1, self._shape[0] // _NOTES)
+            if before // every < self._written // every:
+                self._note()
+
+    def _said(self) -> dict[str, Any]:
+        return {
+            "tile": self._tile,
+            "sheets": [asdict(sheet) for sheet in self.sheets],
+            "skipped": [asdict(file) for file in self.skipped],
+        }
+
+    def _note(self) -> None:
+        groups.note(self._group, _STORE, {**self._said(), "written": self._written})
+
+    def finish(self) -> None:
+        """Write what is left: the last tiles, where each came from, and that the store is whole."""
+        if any(map(len, self._waiting)):
+            self._write(np.concatenate(self._waiting))
+        n = self._written
+        with groups.write_errors_named(self._path, _STORE):
+            if n < self._shape[0]:  # files were left out
+                self._tiles.resize((n, *self._shape[1:]))
+            arrays = {
+                name: self._create(name, (n,), "int32", _PROVENANCE_CHUNK) for name in _PROVENANCE
+            }
+            for first in range(0, n, _PROVENANCE_CHUNK):
+                last = min(first + _PROVENANCE_CHUNK, n)
+                for name, values in _provenance(self.sheets, self._tile, first, last).items():
+                    arrays[name][first:last] = values
+            groups.complete(self._group, _STORE, self._said())
 
 
 @contextmanager
 def create_store(
-    path: str | os.PathLike[str], n_tiles: int, tile: tuple[int, int], bands: tuple[int, ...]
+    path: str | os.PathLike[str],
+    n_tiles: int,
+    tile: tuple[int, int],
+    bands: tuple[int, ...],
+    files: Sequence[Path] = (),
 ) -> Iterator[StoreWriter]:
-    """Begin a store for n_tiles tiles, to take the place of one that may be there.
+    """Begin a store, to take the place of one that may be there, or go on with one.
 
-    A context manager: leaving it without an error completes the store.
+    A context manager: leaving it without an error completes the store. Else what was written stays
+    beside the place, for the next writer.
 
     Parameters
     ----------
     path : path-like
     n_tiles : int
+        Of all files, if none is left out.
     tile : tuple of int
         Height and width in pixels.
     bands : tuple of int
         () for greyscale, (3,) for RGB.
+    files : sequence of Path
+        In the order in which their tiles will be appended, or they be skipped. An earlier writer is
+        followed if what it knew of the first of these is still true.
 
     Yields
     ------
@@ -562,10 +735,10 @@ def create_store(
     Raises
     ------
     StoreError
-        If something is there that is not a store, or it cannot be written.
+        If something is there that is not a store, it cannot be written, or another run is writing.
     """
-    with groups.replacing(path, _STORE) as partial:
-        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands)
+    with groups.resuming(path, _STORE) as partial:
+        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files)
         yield writer
         writer.finish()
 
@@ -601,7 +774,35 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     """
     # Absolute, because workers read it from folders of their own.
     path = Path(path).absolute()
-    return TileStore(path, *groups.open_node(path, _STORE))
+    if is_begun(path):
+        msg = (
+            f"{path}: there is no store yet: an ingest was cut short, or is under way; to go on, "
+            "run the same command again: python -m daskkm.ingest IMAGES --store PATH"
+        )
+        raise StoreError(msg)
+    version = Version.of(path)
+    store = TileStore(path, *groups.open_node(path, _STORE), version)
+    version.check()
+    return store
+
+
+def clear(path: str | os.PathLike[str]) -> None:
+    """Remove the store that another had replaced when it was killed, if there is one."""
+    groups.clear(path, _STORE)
+
+
+def is_begun(path: str | os.PathLike[str]) -> bool:
+    """Tell whether there is no store in a place, but beside it one that is not complete."""
+    with suppress(OSError):
+        return not Path(path).exists() and groups.begun(path).exists()
+    return False
+
+
+def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return height and width of the tiles of such a store, if they are known."""
+    found = groups.reopen(groups.begun(path), _STORE)
+    tile = found[1].get("tile") if found else None
+    return (tile[0], tile[1]) if tile else None
 
 
 class Content(NamedTuple):
@@ -650,7 +851,7 @@ def contents(path: Path) -> tuple[list[Content], list[StoreError]]:
             return None
 
     group, said = groups.open_node(path, _STORE)
-    store = attempt(TileStore, path, group, said)
+    store = attempt(TileStore, path, group, said, Version.of(path))
     for name in ("tiles", *_PROVENANCE):
         array = attempt(groups.member, group, name, _STORE)
         if array is not None:

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     help="The Zarr store of tiles.",
 )
 @click.option(
+    "--on-bad",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    help="What to do, where sheets are ingested, with a file that is none, or none that fits.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("centroids"),
@@ -88,6 +94,7 @@ if TYPE_CHECKING:
 def command(
     images: Path,
     store_path: Path,
+    on_bad: str,
     out: Path,
     ks: tuple[int, ...],
     init: str,
@@ -111,12 +118,13 @@ def command(
     from daskkm.assessment import assess_counted
     from daskkm.checkpoint import Checkpoint
     from daskkm.fit import iter_passes
+    from daskkm.ingest import say_skipped
 
     started = time.perf_counter()
     results.check_writable(out, ks)
     for k in ks:
         model.check_free(_place(out, k))
-    store = _open_or_ingest(images, store_path)
+    store = _open_or_ingest(images, store_path, on_bad)
     tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
     click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
     kept = Checkpoint(checkpoint or f"{store_path}.checkpoint", fresh=fresh)
@@ -151,22 +159,23 @@ def command(
         f"{(result.bytes_read + found.bytes_read) / 1e6:.1f} MB read, "
         f"{time.perf_counter() - started:.1f} s; look at {out / 'contact_sheet.png'}"
     )
+    say_skipped(store)
 
 
-def _open_or_ingest(images: Path, store_path: Path) -> TileStore:
+def _open_or_ingest(images: Path, store_path: Path, on_bad: str) -> TileStore:
     """Return the store, ingested anew where it is missing or its sheets have changed."""
     from daskkm import groups
     from daskkm.ingest import ingest
-    from daskkm.store import open_store
+    from daskkm.store import is_begun, open_store, tile_of_begun
 
     # A store named on its own must not be replaced by whatever lies in ./images.
     alone = cli.given("store_path") or not images.exists()
     empty = store_path.is_dir() and groups.is_empty(store_path)
     present = store_path.exists() and not empty
-    if present and alone and not cli.given("images"):
+    if (present or is_begun(store_path)) and alone and not cli.given("images"):
         return open_store(store_path)
-    tile = open_store(store_path).tile[:2] if present else (16, 16)
-    return ingest(images, store_path, tile)
+    tile = open_store(store_path).tile[:2] if present else tile_of_begun(store_path) or (16, 16)
+    return ingest(images, store_path, tile, on_bad=on_bad)
 
 
 def _place(out: Path, k: int) -> Path:

@@ -1,6 +1,8 @@
 """Sheets and tiles: finding, opening, cutting and putting together, exactly.
 
-Tiles are numbered row by row, sheet by sheet, sheets in natural order.
+Tiles are numbered row by row, sheet by sheet, sheets in natural order. A sheet is taken if what it
+shows is 8-bit greyscale or RGB to the last bit, however it is saved (1-bit, in a palette, with an
+opaque alpha, to be turned as EXIF says); else it is refused by name.
 """
 
 from __future__ import annotations
@@ -8,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import stat
+import threading
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from daskkm.errors import SheetError
+from daskkm.errors import SheetError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,13 +29,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# The modes whose pixels are taken as they are, and the bands they have.
+# Whatever a file is called: Pillow knows formats that run other programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# The modes in which pixels are given, and the bands they have.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
+_MOST_PIXELS = 178_956_970  # where Pillow, left alone, refuses
+_MOST_BYTES = 1 << 30  # no sheet of so many pixels needs more
+_TURNED = {5, 6, 7, 8}  # EXIF's orientations by which height becomes width
+
+_PILLOW = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A sheet as it was read.
+class File:
+    """A file as it was read.
 
     Attributes
     ----------
@@ -39,16 +51,40 @@ class Sheet:
     size : int
         Bytes of the file.
     sha256 : str
-        Hexadecimal digest of the file.
+        Hexadecimal digest of the file, or "" if it could not be read.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+    def is_file(self, path: Path) -> bool:
+        """Tell whether a file is this one still, byte for byte, or as unreadable as it was."""
+        if path.name != self.name:
+            return False
+        try:
+            _check_regular(path)
+            if path.stat().st_size != self.size:
+                return False
+            return _digest(path) == self.sha256
+        except (OSError, SheetError):
+            return not self.sha256
+
+
+@dataclass(frozen=True)
+class Sheet(File):
+    """A sheet as it was read.
+
+    Attributes
+    ----------
+    name, size, sha256
+        As in `File`.
     shape : tuple of int
         (height, width) or (height, width, bands) in pixels.
     cropped : tuple of int
         Pixels left out at the bottom and at the right, which hold no whole tile.
     """
 
-    name: str
-    size: int
-    sha256: str
     shape: tuple[int, ...]
     cropped: tuple[int, int]
 
@@ -58,13 +94,30 @@ class Sheet:
         shape, cropped = tuple(record["shape"]), tuple(record["cropped"])
         return cls(record["name"], record["size"], record["sha256"], shape, cropped)
 
-    def is_file(self, path: Path) -> bool:
-        """Tell whether a file is this sheet still, byte for byte."""
-        with _errors_named(path):
-            if path.name != self.name or path.stat().st_size != self.size:
-                return False
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+
+@dataclass(frozen=True)
+class Skipped(File):
+    """A file that was left out because it is no sheet, or none that fits.
+
+    Attributes
+    ----------
+    name, size, sha256
+        As in `File`.
+    reason : str
+        What is wrong with it, and what to do.
+    """
+
+    reason: str
+
+    @classmethod
+    def of(cls, path: Path, error: SheetError) -> Skipped:
+        """Return what is to be remembered of a file with which something is wrong."""
+        try:
+            _check_regular(path)
+            size, sha256 = path.stat().st_size, _digest(path)
+        except (OSError, SheetError):
+            size, sha256 = 0, ""
+        return cls(path.name, size, sha256, str(error).removeprefix(f"{printable(str(path))}: "))
 
 
 def find_sheets(folder: Path) -> list[Path]:
@@ -84,14 +137,18 @@ def find_sheets(folder: Path) -> list[Path]:
     SheetError
         If there is no such folder, or no sheet in it.
     """
-    if not folder.is_dir():
+    try:
+        sheets = [
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+        ]
+    except (FileNotFoundError, NotADirectoryError) as error:
         msg = f"{folder}: there is no such folder; name the folder that holds the sheets"
-        raise SheetError(msg)
-    sheets = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-    ]
+        raise SheetError(msg) from error
+    except OSError as error:
+        msg = f"{folder}: the folder cannot be read ({error.strerror}); see that it can be"
+        raise SheetError(msg) from error
     if not sheets:
         kinds = ", ".join(sorted(_SUFFIXES))
         msg = f"{folder}: there are no sheets in this folder; put image files there ({kinds})"
@@ -120,10 +177,13 @@ def sheet_shape(path: Path) -> tuple[int, ...]:
     Raises
     ------
     SheetError
-        If the file cannot be read as an image, is of another mode or holds several frames.
+        If the file cannot be read as an image, holds several frames, more than 8 bits a band or
+        too many pixels, or shows neither greyscale nor RGB.
     """
-    with _errors_named(path), Image.open(path) as image:
-        return _checked_shape(path, image)
+    with _errors_named(path), _strict():
+        _check_regular(path)
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            return _checked_shape(path, image)
 
 
 def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uint8]]:
@@ -143,16 +203,55 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
     Raises
     ------
     SheetError
-        As `sheet_shape`, or if the pixels cannot be decoded.
+        As `sheet_shape`, or if the pixels cannot be decoded, or some are transparent.
     """
-    with _errors_named(path):
+    with _errors_named(path), _strict():
+        _check_regular(path)
         # Read once: the digest is that of the very bytes that are decoded.
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             shape = _checked_shape(path, image)
-            pixels = np.asarray(image)
+            if image.format == "PNG":
+                image.verify()  # all checksums: reading leaves out those from the pixels on
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            pixels = _pixels(path, image)
+        if pixels.shape != shape:  # as where a PNG says behind its pixels that it is to be turned
+            msg = f"{path}: its pixels are not of the shape that its header says; save it anew"
+            raise SheetError(msg)
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
     return Sheet(path.name, len(data), hashlib.sha256(data).hexdigest(), shape, cropped), pixels
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse what is no file, as a pipe, which would be waited for, and what is far too big."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        msg = f"{path}: this is not a file; remove it"
+        raise SheetError(msg)
+    if found.st_size > _MOST_BYTES:
+        msg = f"{path}: it has {found.st_size} bytes, more than {_MOST_BYTES}; cut the sheet up"
+        raise SheetError(msg)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Let Pillow refuse what it can tell is wrong, whatever others in this process told it.
+
+    What says so holds for the whole process, so one thread at a time reads sheets.
+    """
+    with _PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MOST_PIXELS, False
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 @contextmanager
@@ -165,18 +264,64 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise SheetError(msg) from error
     except SheetError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        msg = f"{path}: it has more than {_MOST_PIXELS} pixels; cut the sheet up"
+        raise SheetError(msg) from error
     except Exception as error:  # broken files make Pillow's plugins raise whatever they meet
-        msg = f"{path}: the image cannot be read ({error}); replace or remove the file"
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        msg = f"{path}: the image cannot be read ({why}); replace or remove the file"
         raise SheetError(msg) from error
 
 
 def _checked_shape(path: Path, image: Image.Image) -> tuple[int, ...]:
+    """Return the shape of the pixels that `_pixels` gives, from the header."""
     frames = getattr(image, "n_frames", 1)
-    if image.mode not in _BANDS or frames > 1:
+    mode = _mode(image)
+    if mode is None or frames > 1 or _is_deep(image):
         has = f"{frames} frames" if frames > 1 else f"pixels of mode {image.mode}"
+        has = f"{has}, of more than 8 bits" if frames == 1 and _is_deep(image) else has
         msg = f"{path}: it has {has}; convert it to one 8-bit greyscale or RGB image"
         raise SheetError(msg)
-    return (image.height, image.width, *_BANDS[image.mode])
+    size = (image.height, image.width)
+    # Of a PNG this asks for what stands before its pixels, and does not decode them. A TIFF's size
+    # is that of the turned image already.
+    exif = Image.Image.getexif(image) if image.format != "TIFF" else {}
+    if exif.get(ExifTags.Base.Orientation) in _TURNED:
+        size = size[::-1]
+    return (*size, *_BANDS[mode])
+
+
+def _mode(image: Image.Image) -> str | None:
+    """Return the mode in which an image is to be had without changing a pixel, if there is one."""
+    if image.mode == "P" and image.palette is not None:
+        # Of a palette as it is saved, in an order of its own, without decoding pixels.
+        probe = Image.new("P", (1, 1))
+        order, colours = image.palette.getdata()
+        probe.putpalette(colours, order)
+        bands = np.reshape(probe.getpalette() or [], (-1, 3))
+        return "L" if (bands == bands[:, :1]).all() else "RGB"
+    return {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tell whether Pillow would leave out bits, as it does from 16-bit RGB, without a word."""
+    said = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    if image.format == "PPM":  # the largest value stands last, if it is not 255
+        return isinstance(said, tuple) and int(said[-1]) > 255
+    return image.format in {"PNG", "TIFF"} and ";16" in str(said)
+
+
+def _pixels(path: Path, image: Image.Image) -> NDArray[np.uint8]:
+    """Decode an image as `_checked_shape` said."""
+    mode = _mode(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        if clear.getchannel("A").getextrema() != (255, 255):
+            msg = f"{path}: some of its pixels are transparent; save it without transparency"
+            raise SheetError(msg)
+        image = image if image.mode == mode else clear
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def grid(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ KIND = groups.Kind(
 
 def write(path: Path, values: list[int], kind: groups.Kind = KIND) -> None:
     with groups.replacing(path, kind) as partial:
-        group = groups.create_group(partial)
+        group = groups.create_group(partial, kind)
         array = groups.create_array(group, "odds", (len(values),), "int64", rows=2)
         array[:] = np.array(values)
         groups.complete(group, kind, {"n": len(values)})
@@ -58,10 +57,10 @@ def test_what_is_not_completed_is_not_seen_and_costs_nothing(tmp_path: Path) -> 
 
     def fail() -> None:
         with groups.replacing(tmp_path / "h.zarr", KIND) as partial:
-            groups.create_group(partial)
+            groups.create_group(partial, KIND)
             groups.open_node(partial, KIND)
 
-    with pytest.raises(OddError, match=r"partial: this is not a heap of odds .*make one"):
+    with pytest.raises(OddError, match=r"partial: the heap of odds is not complete; begin"):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["h.zarr"]
     assert read(tmp_path / "h.zarr") == [1]
@@ -133,7 +132,7 @@ def test_no_two_writers_have_the_same_place_beside_it(tmp_path: Path) -> None:
     with groups.replacing(path, KIND) as one, groups.replacing(path, KIND) as other:
         assert one != other
         for partial, value in ((one, 1), (other, 2)):
-            group = groups.create_group(partial)
+            group = groups.create_group(partial, KIND)
             groups.create_array(group, "odds", (1,), "int64", rows=1)[:] = np.array([value])
             groups.complete(group, KIND, {"n": 1})
     assert read(path) == [1]  # the last to end
@@ -150,13 +149,18 @@ def test_many_writers_at_once_and_the_last_one_stays(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_left_beside_it_is_in_no_ones_way(tmp_path: Path) -> None:
     write(tmp_path / "h", [0])
-    for pid in ("1", str(os.getpid())):
-        for left in ("old", "partial"):
-            (tmp_path / f"h.{pid}.{left}").mkdir()
-            (tmp_path / f"h.{pid}.{left}" / "zarr.json").touch()
-    for value in (1, 3):
-        write(tmp_path / "h", [value])
-        assert read(tmp_path / "h") == [value]
+    for left in ("h.00000001.old", "h.00000002.partial", "h.1.old", "g.00000001.old"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "zarr.json").touch()
+    (tmp_path / "h.00000003.old").mkdir()
+    (tmp_path / "h.00000003.old" / "thesis.tex").touch()
+    (tmp_path / "h.lock").touch()
+    write(tmp_path / "h", [1])
+    assert read(tmp_path / "h") == [1]
+    # What may be someone else's stays.
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        *("h", "h.1.old", "g.00000001.old", "h.00000003.old")
+    }
 
 
 def test_what_cannot_be_put_in_its_place_leaves_what_was_there(

@@ -78,11 +78,11 @@ def test_a_sheet_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
     assert not sheet.is_file(path)
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "LA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["CMYK", "LAB", "I;16", "F"])
 def test_other_modes_are_refused_by_name(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "odd.tif"
     Image.new(mode, (16, 16)).save(path)
-    with pytest.raises(SheetError, match=rf"odd\.tif: it has pixels of mode {mode}; convert it"):
+    with pytest.raises(SheetError, match=rf"odd\.tif: it has pixels of mode {mode}.*; convert it"):
         tiles.sheet_shape(path)
 
 

@@ -1,0 +1,547 @@
+"""Files that are no sheets, or odd ones: converted as documented, refused by name, or skipped."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+import daskkm
+from daskkm import tiles
+from daskkm.errors import SheetError, StoreError
+from daskkm.ingest import command as ingest_command
+from daskkm.sweep import command as sweep_command
+from tests.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.faults
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (24, 40), np.uint8)
+RGB = RNG.integers(0, 256, (24, 40, 3), np.uint8)
+BLACK_WHITE = np.where(GREY > 127, 255, 0).astype(np.uint8)
+COLOURS = RNG.integers(0, 256, (64, 3), np.uint8)
+INDICES = (GREY // 4).astype(np.uint8)
+GREYS = COLOURS[:, :1].repeat(3, axis=1)
+
+
+def palette(colours: NDArray[np.uint8]) -> Image.Image:
+    image = Image.new("P", (40, 24))
+    image.putdata(INDICES.ravel().tolist())
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def alpha(pixels: NDArray[np.uint8], opacity: int) -> Image.Image:
+    """An image of which one pixel has this opacity."""
+    image = Image.fromarray(pixels).convert("RGBA" if pixels.ndim == 3 else "LA")
+    mask = Image.new("L", image.size, 255)
+    mask.putpixel((5, 5), opacity)
+    image.putalpha(mask)
+    return image
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(*chunks: bytes, size: tuple[int, int] = (40, 24), bits: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    return start + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def saved(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object) -> Path:
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    whole.save(path, **settings)  # type: ignore[arg-type]
+    return path
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    sheet, pixels = tiles.read_sheet(path, (8, 8))
+    assert tiles.sheet_shape(path) == pixels.shape == sheet.shape
+    assert pixels.dtype == np.uint8
+    return pixels
+
+
+KINDS: dict[str, tuple[Image.Image, NDArray[np.uint8]]] = {
+    "grey": (Image.fromarray(GREY), GREY),
+    "rgb": (Image.fromarray(RGB), RGB),
+    "1-bit": (Image.fromarray(BLACK_WHITE).convert("1"), BLACK_WHITE),
+    "palette": (palette(COLOURS), COLOURS[INDICES]),
+    "grey palette": (palette(GREYS), GREYS[INDICES][..., 0]),
+    "opaque grey": (alpha(GREY, 255), GREY),
+    "opaque rgb": (alpha(RGB, 255), RGB),
+}
+FILES = [(name, kind) for name in ("a.png", "a.tif") for kind in KINDS]
+FILES += [("a.gif", kind) for kind in ("grey", "1-bit", "palette", "grey palette")]
+FILES += [("a.bmp", kind) for kind in ("grey", "rgb", "1-bit", "palette", "grey palette")]
+FILES += [("a.ppm", kind) for kind in ("grey", "rgb", "1-bit")]
+FILES += [("a.webp", kind) for kind in ("rgb", "palette", "opaque rgb")]
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES, ids=[f"{kind} {name}" for name, kind in FILES])
+def test_what_shows_8_bits_is_taken_to_the_last_bit(tmp_path: Path, name: str, kind: str) -> None:
+    image, expected = KINDS[kind]
+    settings = {"lossless": True} if name == "a.webp" else {}
+    pixels = read(saved(tmp_path / name, image, **settings))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_the_name_does_not_say_what_a_file_is(tmp_path: Path) -> None:
+    saved(tmp_path / "a.tif", RGB).rename(tmp_path / "a.PNG")
+    np.testing.assert_array_equal(read(tmp_path / "a.PNG"), RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.jpg"])
+def test_sheets_are_turned_as_they_say(tmp_path: Path, name: str, orientation: int) -> None:
+    """By EXIF's definition: which sides of what is shown are the first row and column."""
+    settings = {"lossless": True} if name == "a.webp" else {}
+    path = saved(tmp_path / name, RGB, exif=turned(orientation), **settings)
+    rows = RGB if name != "a.jpg" else read(saved(tmp_path / "b.jpg", RGB))
+    expected = {
+        1: rows,
+        2: rows[:, ::-1],
+        3: rows[::-1, ::-1],
+        4: rows[::-1],
+        5: rows.swapaxes(0, 1),
+        6: rows[::-1].swapaxes(0, 1),
+        7: rows[::-1, ::-1].swapaxes(0, 1),
+        8: rows.swapaxes(0, 1)[::-1],
+    }
+    np.testing.assert_array_equal(read(path), expected[orientation])
+
+
+def late(orientation: int) -> bytes:
+    """A PNG that says behind its pixels that it is to be turned."""
+    rows = b"".join(b"\0" + row.tobytes() for row in RGB)
+    exif = turned(orientation).tobytes()[6:]
+    return png(png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"eXIf", exif))
+
+
+def test_an_orientation_behind_the_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(late(3))
+    np.testing.assert_array_equal(read(path), RGB[::-1, ::-1])
+    # That it is damaged Pillow says only if it is asked.
+    path.write_bytes(late(3).replace(turned(3).tobytes()[6:], turned(2).tobytes()[6:]))
+    with pytest.raises(SheetError, match=r"bad header checksum in b'eXIf'"):
+        tiles.read_sheet(path, (8, 8))
+    path.write_bytes(late(6))
+    with pytest.raises(
+        SheetError, match=r"a\.png: its pixels are not of the shape that its header"
+    ):
+        tiles.read_sheet(path, (8, 8))
+
+
+def bomb() -> bytes:
+    """60,000 x 60,000 pixels in 4 kB of PNG: they would be 10 GB."""
+    return png(png_chunk(b"IDAT", zlib.compress(bytes(1 << 20))), size=(60_000, 60_000))
+
+
+def frames(path: Path, **settings: object) -> Path:
+    return saved(path, GREY, save_all=True, append_images=[Image.fromarray(GREY[::-1])], **settings)
+
+
+def sized(path: Path, size: int) -> None:
+    path.write_bytes(png(b""))
+    os.truncate(path, size)
+
+
+def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
+    pixels = png_chunk(b"IDAT", zlib.compress(bytes(24 * (1 + row))))
+    path.write_bytes(png(pixels, bits=bits, colour=colour))
+
+
+PIXELS = "convert it to one 8-bit greyscale or RGB image"
+UNREAD = "this is not an image that can be read; replace or remove the file"
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty.png": (Path.touch, UNREAD),
+    "text.jpg": (lambda path: path.write_text("not an image"), UNREAD),
+    "zeros.tif": (lambda path: path.write_bytes(bytes(1000)), UNREAD),
+    # Pillow would have Ghostscript run it.
+    "postscript.png": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), UNREAD),
+    "folder.png": (Path.mkdir, "this is not a file; remove it"),
+    "pipe.png": (os.mkfifo, "this is not a file; remove it"),
+    "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
+    "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
+    "bomb.png": (lambda path: path.write_bytes(bomb()), "it has more than 178956970 pixels; cut"),
+    "big.png": (lambda path: sized(path, (1 << 30) + 1), "it has 1073741825 bytes, more than"),
+    "animated.gif": (frames, f"it has 2 frames; {PIXELS}"),
+    "animated.png": (frames, f"it has 2 frames; {PIXELS}"),
+    "animated.webp": (lambda path: frames(path, lossless=True), f"it has 2 frames; {PIXELS}"),
+    "pages.tif": (frames, f"it has 2 frames; {PIXELS}"),
+    "deep.png": (lambda path: saved(path, GREY.astype(np.uint16)), "mode I;16, of more than 8"),
+    "deep.tif": (lambda path: saved(path, GREY.astype(np.uint16)), "mode I;16, of more than 8"),
+    "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), PIXELS),
+    # Of these Pillow takes the upper halves, without a word.
+    "deep_rgb.png": (lambda path: raw_png(path, 16, 2, 240), "mode RGB, of more than 8 bits; con"),
+    "deep_alpha.png": (lambda path: raw_png(path, 16, 4, 160), "of more than 8 bits; convert"),
+    "deep_rgb.ppm": (lambda path: path.write_bytes(b"P6 9 9 999\n" + bytes(486)), "of more than"),
+    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "mode F; convert"),
+    "cmyk.jpg": (lambda path: saved(path, Image.fromarray(RGB).convert("CMYK")), "mode CMYK; con"),
+    "lab.tif": (lambda path: saved(path, Image.new("LAB", (16, 16))), "mode LAB; convert"),
+}
+BAD_PIXELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated.png": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
+    "truncated.jpg": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
+    "truncated.tif": (lambda path: cut_off(path, RGB, 300), "the image cannot be read"),
+    "truncated.bmp": (lambda path: cut_off(path, RGB, 300), "the image cannot be read"),
+    "alpha.png": (lambda path: saved(path, alpha(RGB, 254)), "some of its pixels are transparent"),
+    "alpha.tif": (lambda path: saved(path, alpha(GREY, 0)), "some of its pixels are transparent"),
+    "key.png": (
+        lambda path: saved(path, GREY, transparency=int(GREY[3, 3])),
+        "some of its pixels are transparent; save it without transparency",
+    ),
+    "index.gif": (
+        lambda path: saved(path, palette(COLOURS), transparency=int(INDICES[3, 3])),
+        "some of its pixels are transparent; save it without transparency",
+    ),
+}
+
+
+def cut_off(path: Path, pixels: NDArray[np.uint8], n: int) -> None:
+    saved(path, pixels)
+    os.truncate(path, path.stat().st_size - n)
+
+
+@pytest.mark.parametrize("name", [*BAD, *BAD_PIXELS])
+def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path: Path, name: str) -> None:
+    make, why = (BAD | BAD_PIXELS)[name]
+    make(tmp_path / name)
+    with pytest.raises(SheetError, match=f"{name}: .*{re.escape(why)}") as found:
+        tiles.read_sheet(tmp_path / name, (8, 8))
+    assert "\n" not in str(found.value)
+    if name in BAD:  # its header is enough
+        with pytest.raises(SheetError) as again:
+            tiles.sheet_shape(tmp_path / name)
+        assert str(again.value) == str(found.value)
+    else:
+        tiles.sheet_shape(tmp_path / name)
+
+
+def test_what_may_not_be_read_is_refused_by_name(sheets: Path) -> None:
+    """Tests may run as root, who may read all: so as someone who is not."""
+    code = """if True:
+        import os, sys
+        from pathlib import Path
+        from PIL import Image
+        from daskkm import errors, tiles
+        Image.init()  # what is imported later may not be there for others
+        folder = Path(sys.argv[1])
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        for refused, args in (
+            (tiles.sheet_shape, (folder / "s_2.png",)),
+            (tiles.read_sheet, (folder / "s_2.png", (8, 8))),
+            (tiles.find_sheets, (folder / "closed",)),
+        ):
+            try:
+                refused(*args)
+            except errors.SheetError as error:
+                print(error)
+    """
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # as others may not see what pytest makes
+    try:
+        folder.chmod(0o755)
+        shutil.copy(sheets / "s_2.png", folder)
+        (folder / "s_2.png").chmod(0o000)
+        (folder / "closed").mkdir(0o000)
+        with Process("-c", code, folder) as child:
+            assert child.wait() == 0, child.lines
+    finally:
+        (folder / "closed").chmod(0o755)
+        shutil.rmtree(folder)
+    unread = "the image cannot be read (Permission denied); replace or remove the file"
+    assert child.output == [
+        *[f"{folder}/s_2.png: {unread}"] * 2,
+        f"{folder}/closed: the folder cannot be read (Permission denied); see that it can be",
+    ]
+
+
+def test_what_others_told_pillow_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("truncated.png", "truncated.jpg", "bomb.png"):
+        (BAD | BAD_PIXELS)[name][0](tmp_path / name)
+    whole = saved(tmp_path / "whole.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for name in ("truncated.png", "truncated.jpg", "bomb.png"):
+        with pytest.raises(SheetError, match=name):
+            tiles.read_sheet(tmp_path / name, (8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    np.testing.assert_array_equal(read(whole), GREY)
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == (10, True)
+
+
+NAMES = [
+    *("line\nbreak.png", "'quotes\".png", "-dash.png", "\N{GRINNING FACE}.png", "tab\t.png"),
+    *("$(echo).png", "back\\slash.png", os.fsdecode(b"bytes\xff\xfe.png"), "%s{0}.png", "ü.png"),
+]
+
+
+def test_whatever_a_file_is_called_it_is_a_sheet(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"sheets\n\xff")
+    folder.mkdir()
+    for i, name in enumerate(NAMES):
+        saved(folder / name, np.full((8, 9), i, np.uint8))
+    with Process(
+        "-m", "daskkm.ingest", folder, "--store", folder / "t.zarr", "--tile", "8"
+    ) as made:
+        assert made.wait() == 0, made.lines
+    assert len(made.lines) == len(made.output) == 1  # it warns of what is cropped
+    store = daskkm.open_store(folder / "t.zarr")
+    assert sorted(sheet.name for sheet in store.sheets) == sorted(NAMES)
+    values = store.features().compute()[:, 0].tolist()
+    assert values == [NAMES.index(sheet.name) for sheet in store.sheets]
+    before = (folder / "t.zarr" / "zarr.json").stat().st_mtime_ns
+    daskkm.ingest(folder, folder / "t.zarr", tile=8)
+    assert (folder / "t.zarr" / "zarr.json").stat().st_mtime_ns == before
+    for name in NAMES:
+        (folder / name).write_text("not an image")
+        with pytest.raises(SheetError, match="this is not an image") as found:
+            daskkm.ingest(folder, folder / "t.zarr", tile=8)
+        assert str(found.value).isprintable()
+        (folder / name).unlink()
+        if name != NAMES[-1]:
+            saved(folder / "last.png", np.zeros((8, 8), np.uint8))
+
+
+@pytest.fixture
+def mixed(sheets: Path) -> Path:
+    """The three sheets and every bad file, in natural order between and around them."""
+    for name, (make, _) in (BAD | BAD_PIXELS).items():
+        make(sheets / name)
+    saved(sheets / "colour.png", RGB)
+    saved(sheets / "small.png", GREY[:5])
+    return sheets
+
+
+def test_bad_files_are_skipped_and_listed(mixed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.zarr"
+    with pytest.raises(SheetError, match=r"alpha|animated"):
+        daskkm.ingest(mixed, path, tile=8)
+    assert not path.exists()
+    with Process(
+        "-m", "daskkm.ingest", mixed, "--store", path, "--tile", "8", "--on-bad", "skip"
+    ) as made:
+        assert made.wait() == 0, made.lines
+    bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "it is RGB"), "small.png": (None, "no whole")}
+    assert made.lines == []
+    assert made.output[0].endswith("t.zarr: 30 tiles of 8 x 8 from 3 sheets")
+    assert made.output[1] == f"{len(bad)} files skipped:"
+    store = daskkm.open_store(path)
+    assert [sheet.name for sheet in store.sheets] == ["s_1.png", "s_2.png", "s_10.png"]
+    assert {file.name for file in store.skipped} == set(bad)
+    for file, line in zip(store.skipped, made.output[2:], strict=True):
+        assert line == f"  {file.name}: {file.reason}"
+        assert bad[file.name][1] in file.reason or "it is RGB while" in file.reason
+        assert str(mixed) not in line
+    # But for those files it is the store of the good ones.
+    good = tmp_path / "good"
+    good.mkdir()
+    for sheet in store.sheets:
+        shutil.copy(mixed / sheet.name, good)
+    alone = daskkm.ingest(good, tmp_path / "alone.zarr", tile=8)
+    assert alone.sheets == store.sheets
+    np.testing.assert_array_equal(alone.tiles[:], store.tiles[:])
+    for name, values in alone.provenance().items():
+        np.testing.assert_array_equal(values, store.provenance()[name])
+
+
+def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
+    sheets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.zarr"
+    for name in ("text.jpg", "folder.png", "truncated.png"):
+        (BAD | BAD_PIXELS)[name][0](sheets / name)
+    flags = ("--tile", "8", "--store", str(path))
+    ingest_command.main([str(sheets), *flags, "--on-bad", "skip"], standalone_mode=False)
+    written = {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")}
+    capsys.readouterr()
+    ingest_command.main([str(sheets), *flags, "--on-bad", "skip"], standalone_mode=False)
+    assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
+    assert "3 files skipped:" in capsys.readouterr().out
+    # Whoever wants no file left out is told so at once.
+    with pytest.raises(SheetError, match=r"sheets/folder\.png: this is not a file; remove it"):
+        daskkm.ingest(sheets, path, tile=8)
+    out = tmp_path / "out"
+    settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]
+    sweeping = ["--images", str(sheets), "--store", str(path), *settings]
+    with pytest.raises(SheetError, match=r"folder\.png"):
+        sweep_command.main(sweeping, standalone_mode=False)
+    sweep_command.main([*sweeping, "--on-bad", "skip"], standalone_mode=False)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-4] == "3 files skipped:"
+    assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
+    # A file that is mended is a sheet.
+    (sheets / "folder.png").rmdir()
+    saved(sheets / "folder.png", GREY)
+    store = daskkm.ingest(sheets, path, tile=8, on_bad="skip")
+    assert len(store) == 30 + 15
+    assert [file.name for file in store.skipped] == ["text.jpg", "truncated.png"]
+
+
+def test_a_skipping_ingest_that_was_cut_short_goes_on(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
+    whole = daskkm.ingest(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
+    read_sheet = tiles.read_sheet
+
+    last = ""
+
+    def interrupt(path: Path, tile: tuple[int, int]) -> object:
+        if path.name == last:
+            raise KeyboardInterrupt
+        return read_sheet(path, tile)
+
+    monkeypatch.setattr(tiles, "read_sheet", interrupt)
+
+    place = tmp_path / "t.zarr"
+    for name in ("s_10.png", "truncated.png"):
+        last = name
+        with pytest.raises(KeyboardInterrupt):
+            daskkm.ingest(mixed, place, tile=8, on_bad="skip")
+    last = ""
+    again = daskkm.ingest(mixed, place, tile=8, on_bad="skip")
+    assert (again.sheets, again.skipped) == (whole.sheets, whole.skipped)
+    for path in whole.path.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (place / path.relative_to(whole.path)).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["text.jpg", "truncated.png"])
+def test_nothing_but_bad_files_is_an_error(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    (BAD | BAD_PIXELS)[name][0](folder / name)
+    with pytest.raises(SheetError, match=name):
+        daskkm.ingest(folder, tmp_path / "t.zarr", tile=8, on_bad="skip")
+    with pytest.raises(StoreError):
+        daskkm.open_store(tmp_path / "t.zarr")
+    with pytest.raises(ValueError, match="on_bad is 'ignore'"):
+        daskkm.ingest(folder, tmp_path / "t.zarr", tile=8, on_bad="ignore")
+
+
+FUZZ = """if True:
+    import hashlib, json, resource, sys
+    from pathlib import Path
+    from PIL import Image
+    from daskkm import tiles
+    from daskkm.errors import SheetError
+    Image.init()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), used + (1 << 29)))
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        found = None
+        try:
+            sheet, pixels = tiles.read_sheet(path, (8, 8))
+            found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
+            assert tiles.sheet_shape(path) == pixels.shape
+        except SheetError as error:
+            assert str(error).isprintable() and path.name in str(error), error
+        print(json.dumps([path.name, found]))
+"""
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Bytes of which some are flipped, overwritten, left out, repeated, or the end is gone."""
+    found = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(len(found)))
+        n = int(rng.integers(1, 9))
+        match rng.integers(6):
+            case 0:
+                found[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                found[at : at + n] = rng.bytes(n)
+            case 2:
+                found[at : at + n] = b"\xff" * n
+            case 3:
+                del found[at : at + n]
+            case 4:
+                found[at:at] = found[at : at + n]
+            case _:
+                del found[at + 1 :]
+    return bytes(found)
+
+
+def originals() -> dict[str, bytes]:
+    made = {}
+    for kind in ("grey", "rgb", "1-bit", "palette", "opaque rgb"):
+        compression = "tiff_lzw" if kind == "palette" else "raw"
+        formats: dict[str, dict[str, Any]] = {
+            "png": {},
+            "jpg": {"exif": turned(6)},
+            "tif": {"compression": compression},
+        }
+        for suffix, settings in formats.items():
+            image = KINDS[kind][0]
+            image = image.convert("RGB") if suffix == "jpg" and kind != "grey" else image
+            stream = io.BytesIO()
+            image.save(stream, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, "PNG"), **settings)
+            made[f"{kind}.{suffix}".replace(" ", "_")] = stream.getvalue()
+    return made
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """500: no crash, no hang, little memory; and no other pixels, where a format can tell."""
+    rng = np.random.default_rng(17)
+    whole = originals()
+    for name, data in whole.items():
+        (tmp_path / f"whole_{name}").write_bytes(data)
+    for i in range(500):
+        name = list(whole)[i % len(whole)]
+        (tmp_path / f"{i}_{name}").write_bytes(mutated(whole[name], rng))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FUZZ, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert len(found) == 500 + len(whole)
+    accepted = dict.fromkeys(("png", "jpg", "tif"), 0)
+    for file, pixels in found.items():
+        number, name = file.split("_", 1)
+        assert pixels is not None or number != "whole"
+        if pixels is None or number == "whole":
+            continue
+        accepted[name[-3:]] += 1
+        if name.endswith("png"):
+            assert pixels == found[f"whole_{name}"], file
+    # What cannot be told from pixels is pixels, so this has tested something.
+    assert accepted["jpg"] > 10
+    assert accepted["tif"] > 10
+    assert accepted["png"] < 20

@@ -1,0 +1,375 @@
+"""Ingests that are killed, find no space, or meet others: a whole store or none, and resumed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import daskkm
+from daskkm import groups, model
+from daskkm.errors import StoreError
+from daskkm.fit import iter_passes
+from daskkm.sweep import command as sweep_command
+from tests.moments import Server, moments
+from tests.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from daskkm.model import FittedModel
+
+pytestmark = pytest.mark.faults
+
+
+def save(folder: Path, seed: int) -> Path:
+    """Three sheets of 12, 6 and 12 tiles of 8 x 8."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for name, shape in (("s_1.png", (24, 32)), ("s_2.png", (16, 24)), ("s_10.png", (32, 24))):
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name)
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+class World:
+    """Sheets, the stores that they and others make, and commands that are stopped."""
+
+    def __init__(self, home: Path, run: Server) -> None:
+        self.run, self.home = run, home
+        self.sheets, self.others = save(home / "sheets", 1), save(home / "others", 2)
+        self.whole, self.other = home / "whole.zarr", home / "other.zarr"
+        for folder, store in ((self.sheets, self.whole), (self.others, self.other)):
+            assert self.ingest(store, folder)["status"] == 0
+
+    def ingest(self, store: Path, sheets: Path | None = None, **stop: object) -> dict[str, object]:
+        flags = (sheets or self.sheets, "--store", store, "--tile", "8")
+        return self.run("daskkm.ingest", *flags, **stop)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home = tmp_path_factory.mktemp("world")
+    with moments(home) as run:
+        yield World(home, run)
+
+
+@pytest.fixture
+def place(world: World, tmp_path: Path) -> Iterator[Path]:
+    """Where a test puts its store, in a folder of its own."""
+    folder = world.home / tmp_path.name
+    folder.mkdir()
+    yield folder / "t.zarr"
+    shutil.rmtree(folder)
+
+
+def assert_old_or_whole_or_none(world: World, place: Path) -> None:
+    """What anyone finds who opens the store."""
+    if place.exists():
+        daskkm.open_store(place).check()
+        assert tree(place) in (tree(world.whole), tree(world.other))
+    else:
+        with pytest.raises(StoreError, match="there is no store"):
+            daskkm.open_store(place)
+
+
+@pytest.mark.parametrize("present", [False, True], ids=["new", "replaced"])
+def test_killed_at_any_moment_and_run_again(world: World, place: Path, present: bool) -> None:
+    def prepare() -> None:
+        shutil.rmtree(place.parent)
+        place.parent.mkdir()
+        if present:
+            shutil.copytree(world.other, place)
+
+    prepare()
+    changes = int(str(world.ingest(place)["changes"]))
+    assert changes > 40
+    when = random.Random(5).sample(range(changes), 10)
+    if present:  # half of them about the two renames that exchange the stores
+        exchanged = changes - 2 - len(list(world.other.rglob("*")))
+        when[5:] = range(exchanged - 3, exchanged + 2)
+    killed, missing, resumed = 0, 0, 0
+    for at in when:
+        prepare()
+        # Threads make folders, so that now and then there is a change more or less.
+        killed += world.ingest(place, at=at, do="kill")["status"] == -9
+        missing += not place.exists()
+        assert_old_or_whole_or_none(world, place)
+        noted = noted_chunks(place)
+        done = world.ingest(place)
+        assert done["status"] == 0, done
+        assert tree(place) == tree(world.whole), at
+        assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"], at
+        # It goes on where it was: what was written is not written again.
+        for chunk, inode in noted.items():
+            assert (place / chunk).stat().st_ino == inode
+            resumed += 1
+    assert killed >= 9
+    assert resumed > 10
+    assert missing == 1 if present else missing > 8
+
+
+def noted_chunks(place: Path) -> dict[str, int]:
+    """The chunks of tiles that an ingest that was cut short says are written, and their inodes."""
+    partial = place.with_name("t.zarr.partial")
+    if not (partial / "tiles" / "zarr.json").exists():
+        return {}
+    said = json.loads((partial / "zarr.json").read_text())["attributes"]["daskkm"]
+    written = 30 if said["complete"] else said.get("written", 0)
+    chunks = [f"tiles/c/{i}/0/0" for i in range(-(-written // 7))]
+    return {chunk: (partial / chunk).stat().st_ino for chunk in chunks}
+
+
+def at_half(world: World, place: Path) -> int:
+    """The number of a change at which about half of the chunks are written."""
+    changes = int(str(world.ingest(place)["changes"]))
+    shutil.rmtree(place)
+    return changes // 3
+
+
+def test_terminated_and_run_again(world: World, place: Path) -> None:
+    ended = world.ingest(place, at=at_half(world, place), do="terminate")
+    assert (ended["status"], ended["err"]) == (143, "terminated\n")
+    assert noted_chunks(place)
+    assert world.ingest(place)["status"] == 0
+    assert tree(place) == tree(world.whole)
+    assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
+
+
+@pytest.mark.parametrize("present", [False, True], ids=["new", "replaced"])
+def test_no_space_from_any_moment_on(world: World, place: Path, present: bool) -> None:
+    changes = int(str(world.ingest(place)["changes"]))
+    for at in sorted(random.Random(6).sample(range(changes * 9 // 10), 4)):
+        shutil.rmtree(place, ignore_errors=True)
+        if present:
+            shutil.copytree(world.other, place)
+        ended = world.ingest(place, at=at, do="full")
+        assert ended["status"] == 1, at
+        assert str(ended["err"]).count("\n") == 1
+        assert "t.zarr: the store cannot be written (" in str(ended["err"])
+        assert "No space left on device" in str(ended["err"])
+        assert "make room" in str(ended["err"])
+        assert_old_or_whole_or_none(world, place)
+        assert place.exists() == present
+        assert world.ingest(place)["status"] == 0
+        assert tree(place) == tree(world.whole)
+        assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
+
+
+@pytest.mark.parametrize("limit", [300, 1000])
+def test_a_file_that_may_not_be_so_large(world: World, place: Path, limit: int) -> None:
+    """300 bytes are less than a chunk, 1000 less than what the store says of its sheets."""
+    ended = world.ingest(place, do=limit)
+    assert ended["status"] == 1
+    assert "t.zarr: the store cannot be written ([Errno 27] File too large" in str(ended["err"])
+    assert bool(noted_chunks(place)) == (limit == 1000)
+    assert world.ingest(place)["status"] == 0
+    assert tree(place) == tree(world.whole)
+
+
+def test_of_two_at_once_the_second_is_refused(world: World, place: Path) -> None:
+    """Whatever sheets it has, and in whatever process, thread or container."""
+    assert world.ingest(place, at=at_half(world, place), do="hold") == {}
+    flags = ("-m", "daskkm.ingest", world.others, "--store", place, "--tile", "8")
+    with Process(*flags) as second:
+        assert second.wait() == 1
+    assert len(second.lines) == 1
+    assert "t.zarr: another run is writing this store; wait until it has ended" in second.lines[0]
+    with pytest.raises(StoreError, match="another run is writing this store"):
+        daskkm.ingest(world.sheets, place, tile=8)
+    with pytest.raises(StoreError, match="there is no store yet: an ingest was cut short, or is"):
+        daskkm.open_store(place)
+    assert world.run.release()["status"] == 0
+    assert tree(place) == tree(world.whole)
+    assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "tile"])
+def test_other_sheets_are_not_mixed_with_those_before(
+    world: World, place: Path, change: str
+) -> None:
+    sheets = Path(shutil.copytree(world.sheets, place.parent / "sheets"))
+    assert world.ingest(place, sheets, at=at_half(world, place), do="kill")["status"] == -9
+    assert noted_chunks(place)
+    tile = 4 if change == "tile" else 8
+    if change == "edited":
+        shutil.copy(world.others / "s_1.png", sheets)
+    elif change == "added":
+        shutil.copy(world.others / "s_1.png", sheets / "s_0.png")
+    elif change == "removed":
+        (sheets / "s_1.png").unlink()
+    after = daskkm.ingest(sheets, place, tile=tile)
+    fresh = daskkm.ingest(sheets, place.with_name("fresh.zarr"), tile=tile)
+    np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
+    assert after.sheets == fresh.sheets
+    assert sorted(entry.name for entry in place.parent.iterdir()) == [
+        *("fresh.zarr", "sheets", "t.zarr")
+    ]
+
+
+def test_a_chunk_that_was_lost_meanwhile_is_written_again(world: World, place: Path) -> None:
+    assert world.ingest(place, at=at_half(world, place), do="kill")["status"] == -9
+    (place.with_name("t.zarr.partial") / "tiles" / "c" / "0" / "0" / "0").unlink()
+    assert world.ingest(place)["status"] == 0
+    assert tree(place) == tree(world.whole)
+
+
+def test_what_is_beside_and_no_ones_of_ours_is_not_touched(world: World, place: Path) -> None:
+    partial = place.with_name("t.zarr.partial")
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("precious")
+    ended = world.ingest(place)
+    assert ended["status"] == 1
+    assert "t.zarr.partial: this is not a store of daskkm's to be replaced" in str(ended["err"])
+    assert tree(partial) == {"thesis.tex": b"precious"}
+    shutil.rmtree(partial)
+    lock = place.with_name("t.zarr.lock")
+    lock.write_text("precious")
+    assert world.ingest(place)["status"] == 0
+    assert lock.read_text() == "precious"
+
+
+def test_where_there_are_no_locks_one_writer_is_enough(
+    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    assert len(daskkm.ingest(world.sheets, place, tile=8)) == 30
+
+
+def sweep(*flags: str | Path, out: Path) -> None:
+    settings = ("--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out))
+    sweep_command.main([*map(str, flags), *settings], standalone_mode=False)
+
+
+def test_a_sweep_goes_on_with_an_ingest_that_was_killed(world: World, place: Path) -> None:
+    assert world.ingest(place, at=at_half(world, place), do="kill")["status"] == -9
+    out = place.with_name("out")
+    with pytest.raises(
+        StoreError, match=r"t\.zarr: there is no store yet: an ingest was cut short"
+    ):
+        sweep("--store", place, out=out)
+    assert not place.exists()
+    sweep("--store", place, "--images", world.sheets, out=out)
+    # The tiles are as large as the ingest was told.
+    store = daskkm.open_store(place)
+    whole = daskkm.open_store(world.whole)
+    assert (store.tile, store.sheets) == (whole.tile, whole.sheets)
+    np.testing.assert_array_equal(store.tiles[:], whole.tiles[:])
+    assert not place.with_name("t.zarr.partial").exists()
+
+
+def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, place: Path) -> None:
+    shutil.copytree(world.whole, place)
+    store = daskkm.open_store(place)
+    X = store.features()
+    before = X.compute()
+    first = X[:7].compute()
+    assert world.ingest(place, world.others)["status"] == 0
+    for read in (X[7:14].compute, store.provenance, store.provenance_of("row").compute):
+        with pytest.raises(StoreError, match=r"t\.zarr: the store was replaced while it was being"):
+            read()
+    with pytest.raises(StoreError, match="replaced"):
+        daskkm.fit_sweep(store, [2], n_init=1)
+    np.testing.assert_array_equal(first, before[:7])
+    # The same sheets again are the same tiles.
+    assert world.ingest(place)["status"] == 0
+    np.testing.assert_array_equal(X.compute(), before)
+    # Where chunks cannot be read, that it was replaced is what is said.
+    daskkm.ingest(world.sheets, place, tile=4)
+    with pytest.raises(StoreError, match="the store was replaced"):
+        X.compute()
+
+
+def test_an_ingest_between_two_passes_of_a_sweep(world: World, place: Path) -> None:
+    shutil.copytree(world.whole, place)
+    store = daskkm.open_store(place)
+    settings: Any = {"n_init": 1, "random_state": 0, "cache": "never"}
+    settings |= {"init": "random", "max_iter": 100, "tol": 0.0}
+    undisturbed = daskkm.fit_sweep(store, [2], **settings)
+    passes = iter_passes(store, [2], **settings)
+    next(passes)
+    assert world.ingest(place, world.sheets)["status"] == 0  # of the same sheets: nothing to do
+    *_, result = collect(passes)
+    assert result.models[2].inertia_ == undisturbed.models[2].inertia_
+    passes = iter_passes(store, [2], **settings)
+    next(passes)
+    assert world.ingest(place, world.others)["status"] == 0
+    with pytest.raises(StoreError, match="the store was replaced while it was being read"):
+        collect(passes)
+
+
+def collect(passes: Any) -> list[Any]:
+    """What a generator yields, and at last returns."""
+    found = []
+    while True:
+        try:
+            found.append(next(passes))
+        except StopIteration as end:
+            return [*found, end.value]
+
+
+def test_labels_never_go_to_a_store_that_took_the_place(
+    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world.whole, place)
+    store = daskkm.open_store(place)
+    model = daskkm.fit_sweep(store, [2], n_init=1, random_state=0).models[2]
+    found = model.predict(store).compute()
+    writing = store.writing_labels({"k": 2}, distances=False)
+    labels, _ = writing.__enter__()
+    labels[:] = found
+    assert world.ingest(place, world.others)["status"] == 0
+    with pytest.raises(StoreError):
+        writing.__exit__(None, None, None)
+    assert tree(place) == tree(world.other)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
+    """Of a model, whatever it was doing; what it had moved away comes back."""
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from daskkm import groups, model
+        from tests.test_faults_ingest import fitted
+        kind, place = model._kind(), Path(sys.argv[1])
+        fitted().save(place)
+        with groups.beside(place, kind) as partial, groups.set_aside(place):
+            groups.create_group(partial, kind)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    place = tmp_path / "model.zarr"
+    with Process("-c", code, place) as killed:
+        assert killed.wait() == -9, killed.lines
+    assert not place.exists()
+    assert len(list(tmp_path.iterdir())) == 3
+    other = daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [3], random_state=0).models[3]
+    with groups.beside(place, model._kind()):
+        saved = daskkm.load_model(place)
+        assert saved.n_clusters == 2
+        # While there is a writer, another does not take its things for those of a dead one.
+        other.save(place)
+        assert len(list(tmp_path.glob("*.partial"))) == 0
+    assert daskkm.load_model(place).n_clusters == 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.zarr"]
+
+
+def fitted() -> FittedModel:
+    return daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [2], random_state=0).models[2]
