@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import daskkm
+from daskkm.checkpoint import Checkpoint
 from tests.conftest import ROOT
 from tests.processes import Process, remote
 
@@ -81,6 +82,11 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(
     shutil.copytree(home, place := tmp_path / "home")
     killed = forked.run(*SWEEP, *args, cwd=place, at=at, number=signal.SIGKILL, **said)
     assert killed.status == -signal.SIGKILL
+    # What was shown as done is not done again, but for a sample that is read anew.
+    shown = [line for line in killed.lines if line.startswith("pass ")]
+    kept = Checkpoint(place / "tiles.zarr.checkpoint").said()
+    assert len(shown) < 2 or kept is None or kept["number"] >= len(shown)
+    assert kept or len(shown) < 2 or (place / "centroids" / "sweep.json").exists()
     again = forked.run(
         *SWEEP, *args, cwd=place, at=moment.randrange(1, events), number=signal.SIGKILL, **said
     )
@@ -88,11 +94,6 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(
     done = forked.run(*SWEEP, *args, cwd=place, **said)
     assert done.status == 0, done.lines
     assert results(place) == whole
-    first = [line for line in killed.lines if line.startswith("pass ")]
-    # What was shown as done is not done again, but for a sample that is read anew.
-    if len(first) > 2:
-        assert again.lines[1].startswith("tiles.zarr.checkpoint: going on after pass ")
-        assert int(again.lines[1].rsplit(" ", 1)[1]) >= len(first) - 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
