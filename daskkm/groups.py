@@ -491,7 +491,8 @@ def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, 
     below = node.members(max_depth=None) if isinstance(node, zarr.Group) else ()
     document = json.loads(file.read_bytes())
     document["attributes"] = {"daskkm": _of(kind, complete=True) | dict(said)}
-    documents = {name: (place / name / "zarr.json").read_bytes() for name, _ in below}
+    names = sorted(name for name, _ in below)  # they come in whatever order
+    documents = {name: (place / name / "zarr.json").read_bytes() for name in names}
     data = metadata.sealed(document, documents)
     if len(data) > metadata.NODE_BYTES:
         msg = (

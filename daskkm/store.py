@@ -26,7 +26,7 @@ from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from zarr.errors import ContainsGroupError
 
-from daskkm import chunks, groups, plan
+from daskkm import chunks, groups, metadata, plan
 from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.groups import Kind
 from daskkm.tiles import File, Sheet, Skipped, grid
@@ -469,6 +469,8 @@ class Version:
 def _digest(path: Path) -> str:
     try:
         found = (path / "zarr.json").stat()
+        if found.st_size > metadata.NODE_BYTES:  # no store's, as opening it says
+            return ""
         return _digest_of(path, found.st_ino, found.st_mtime_ns, found.st_size)
     except OSError:
         return ""
@@ -477,7 +479,8 @@ def _digest(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _digest_of(path: Path, *_: int) -> str:
     """Return the digest, from one read as long as the file is the same."""
-    return hashlib.sha256((path / "zarr.json").read_bytes()).hexdigest()
+    with (path / "zarr.json").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
