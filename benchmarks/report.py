@@ -39,7 +39,7 @@ def lines(cases: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the page of a run: the table, the machine, the versions, the command."""
-    rows = [f"| {' | '.join(cells)} |" for row in results["rows"] for cells in _cells(row)]
+    rows = ["| " + " | ".join(cells) + " |" for row in results["rows"] for cells in _cells(row)]
     machine = results["machine"]
     said = machine | {
         "command": results["command"],
@@ -59,7 +59,7 @@ def _cells(row: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     for case in row["cases"]:
         first[1] = f"{first[1]} {case['what']} ({case['where']})".strip()
         for side in _sides(case):
-            yield [*first, *side]
+            yield [*first, *(cell.replace("|", "\\|") for cell in side)]
             first = [""] * 3
         for note in case["notes"]:
             yield ["", "", "", "", note, "", "", ""]
