@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import stat
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -467,13 +468,11 @@ class Version:
 
 
 def _digest(path: Path) -> str:
-    try:
-        found = (path / "zarr.json").stat()
-        if found.st_size > metadata.NODE_BYTES:  # no store's, as opening it says
-            return ""
-        return _digest_of(path, found.st_ino, found.st_mtime_ns, found.st_size)
-    except OSError:
-        return ""
+    with suppress(OSError):
+        found = (path / "zarr.json").lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= metadata.NODE_BYTES:
+            return _digest_of(path, found.st_ino, found.st_mtime_ns, found.st_size)
+    return ""  # no store's, as opening it says
 
 
 @lru_cache(maxsize=64)

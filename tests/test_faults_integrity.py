@@ -165,7 +165,7 @@ def test_the_error_comes_back_from_another_process(path: Path) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (CorruptChunkError, str(error))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster),
     ):
         with pytest.raises(CorruptChunkError, match=r"tiles 14 to 20 .*tiles/c/2/0/0 .*checksum"):
@@ -525,6 +525,13 @@ def test_no_link_leads_out_of_a_store(path: Path, tmp_path: Path, key: str) -> N
     errors = verified(path)
     assert errors
     assert all("is a link" in error for error in errors)
+
+
+@pytest.mark.parametrize("node", ["", "row", "labels/3"])
+def test_metadata_that_is_a_pipe_is_not_waited_for(path: Path, node: str) -> None:
+    _to_pipe(path / node / "zarr.json")
+    with pytest.raises(StoreError, match=r"the metadata.* cannot be read .*is not a file"):
+        open_all(path)
 
 
 @pytest.mark.parametrize("key", ["labels", "labels/3", "distances", "distances/3"])
