@@ -6,6 +6,7 @@ something in its folder: moments that a seed can choose, and that lie where file
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -43,8 +44,9 @@ class Forks:
     def run(self, *args: str | Path, cwd: Path, **said: Any) -> Done:
         """Run ``daskkm ARGS`` in a folder.
 
-        With ``at`` and ``number`` it is sent that signal at that event, with ``sample`` seedings
-        sample so many tiles, with ``most`` no file can have more bytes, and with ``user`` it has
+        With ``at`` and ``number`` it is sent that signal at that event, or with ``full`` there is
+        no space from then on; with ``sample`` seedings sample so many tiles, with ``chunk`` chunks
+        of a store have so many bytes, with ``most`` no file can have more, and with ``user`` it has
         the rights of that one.
         """
         assert self._process.stdin is not None
@@ -109,7 +111,9 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
             return
         if os.path.abspath(os.fsdecode(args[0])).startswith(folder):  # noqa: PTH100
             events += 1
-            if events == order.get("at"):
+            if order.get("full") and events >= order["at"] and _needs_space(event, args):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if events == order.get("at") and "number" in order:
                 os.kill(os.getpid(), order["number"])
 
     status: Any = 1
@@ -122,9 +126,11 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["most"], order["most"]))
         if "user" in order:
             os.setuid(order["user"])
-        from daskkm import cli, seeding
+        from daskkm import cli, seeding, store
 
         seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
+        store._CHUNK_BYTES = order.get("chunk", store._CHUNK_BYTES)
+        store._PROVENANCE_CHUNK = 8 if "chunk" in order else store._PROVENANCE_CHUNK
         sys.addaudithook(hook)
         cli.run(cli.group, order["args"])
     except SystemExit as end:
@@ -133,6 +139,11 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
         os.write(into, str(events).encode())
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else 1)
+
+
+def _needs_space(event: str, args: tuple[Any, ...]) -> bool:
+    """Tell whether this makes something in a folder."""
+    return event == "os.mkdir" or (event == "open" and bool(args[2] & os.O_CREAT))
 
 
 if __name__ == "__main__":

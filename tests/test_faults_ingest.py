@@ -7,6 +7,7 @@ import fcntl
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,16 @@ import daskkm
 from daskkm import groups, model
 from daskkm.errors import StoreError
 from daskkm.fit import iter_passes
+from daskkm.store import create_store
 from daskkm.sweep import command as sweep_command
-from tests.moments import Server, moments
+from daskkm.tiles import Sheet
 from tests.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from daskkm.model import FittedModel
+    from tests.forks import Done, Forks
 
 pytestmark = pytest.mark.faults
 
@@ -50,23 +53,24 @@ def tree(folder: Path) -> dict[str, bytes]:
 class World:
     """Sheets, the stores that they and others make, and commands that are stopped."""
 
-    def __init__(self, home: Path, run: Server) -> None:
-        self.run, self.home = run, home
+    def __init__(self, home: Path, forked: Forks) -> None:
+        self._forked = forked
+        self.home = home
         self.sheets, self.others = save(home / "sheets", 1), save(home / "others", 2)
-        self.whole, self.other = home / "whole.zarr", home / "other.zarr"
+        self.whole, self.other = home / "whole" / "t.zarr", home / "other" / "t.zarr"
         for folder, store in ((self.sheets, self.whole), (self.others, self.other)):
-            assert self.ingest(store, folder)["status"] == 0
+            store.parent.mkdir()
+            assert self.ingest(store, folder).status == 0
 
-    def ingest(self, store: Path, sheets: Path | None = None, **stop: object) -> dict[str, object]:
+    def ingest(self, store: Path, sheets: Path | None = None, **stop: Any) -> Done:
+        """Run the command, with seven tiles a chunk; events are counted where the store is."""
         flags = (sheets or self.sheets, "--store", store, "--tile", "8")
-        return self.run("daskkm.ingest", *flags, **stop)  # type: ignore[arg-type]
+        return self._forked.run("ingest", *flags, cwd=store.parent, chunk=7 * 64, **stop)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    home = tmp_path_factory.mktemp("world")
-    with moments(home) as run:
-        yield World(home, run)
+def world(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> World:
+    return World(tmp_path_factory.mktemp("world"), forked)
 
 
 @pytest.fixture
@@ -88,40 +92,53 @@ def assert_old_or_whole_or_none(world: World, place: Path) -> None:
             daskkm.open_store(place)
 
 
-@pytest.mark.parametrize("present", [False, True], ids=["new", "replaced"])
-def test_killed_at_any_moment_and_run_again(world: World, place: Path, present: bool) -> None:
-    def prepare() -> None:
-        shutil.rmtree(place.parent)
-        place.parent.mkdir()
-        if present:
-            shutil.copytree(world.other, place)
+def kill_and_run_again(world: World, place: Path, at: int) -> tuple[bool, bool, int]:
+    """Whether it was killed, the older store was there then, and how many chunks were kept."""
+    killed = world.ingest(place, at=at, number=signal.SIGKILL)
+    # Threads make folders, so that now and then there is an event less, and an end before it.
+    assert killed.status in {-signal.SIGKILL, 0}, killed.lines
+    assert_old_or_whole_or_none(world, place)
+    was_old = place.exists() and tree(place) == tree(world.other)
+    noted = noted_chunks(place)
+    done = world.ingest(place)
+    assert done.status == 0, done.lines
+    assert tree(place) == tree(world.whole), at
+    assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"], at
+    # It goes on where it was: what was written is not written again.
+    assert {chunk: (place / chunk).stat().st_ino for chunk in noted} == noted
+    return killed.status != 0, was_old, len(noted)
 
-    prepare()
-    changes = int(str(world.ingest(place)["changes"]))
-    assert changes > 40
-    when = random.Random(5).sample(range(changes), 10)
-    if present:  # half of them about the two renames that exchange the stores
-        exchanged = changes - 2 - len(list(world.other.rglob("*")))
-        when[5:] = range(exchanged - 3, exchanged + 2)
-    killed, missing, resumed = 0, 0, 0
-    for at in when:
-        prepare()
-        # Threads make folders, so that now and then there is a change more or less.
-        killed += world.ingest(place, at=at, do="kill")["status"] == -9
-        missing += not place.exists()
-        assert_old_or_whole_or_none(world, place)
-        noted = noted_chunks(place)
-        done = world.ingest(place)
-        assert done["status"] == 0, done
-        assert tree(place) == tree(world.whole), at
-        assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"], at
-        # It goes on where it was: what was written is not written again.
-        for chunk, inode in noted.items():
-            assert (place / chunk).stat().st_ino == inode
-            resumed += 1
-    assert killed >= 9
-    assert resumed > 10
-    assert missing == 1 if present else missing > 8
+
+def test_killed_at_any_moment_and_run_again(world: World, place: Path) -> None:
+    events = world.ingest(place).events
+    assert events > 100
+    ends, kept = [], []
+    for part in range(14):  # a moment that a seed chooses in each
+        shutil.rmtree(place)
+        at = random.Random(part).randrange(events * part // 14, events * (part + 1) // 14) + 1
+        killed, _, n = kill_and_run_again(world, place, at)
+        ends.append(killed)
+        kept.append(n)
+    assert sum(ends) >= 12
+    assert kept[0] == 0
+    assert max(kept) == 5
+    assert sum(kept) > 15
+
+
+def test_killed_about_the_exchange_with_an_older_store(world: World, place: Path) -> None:
+    """The moment from which the older store is not there is looked for, half by half."""
+    shutil.copytree(world.other, place)
+    first, last = 1, world.ingest(place).events
+    while last - first > 1:
+        shutil.rmtree(place)
+        shutil.copytree(world.other, place)
+        at = (first + last) // 2
+        _, was_old, _ = kill_and_run_again(world, place, at)
+        first, last = (at, last) if was_old else (first, at)
+    for at in range(first - 1, last + 3):
+        shutil.rmtree(place)
+        shutil.copytree(world.other, place)
+        kill_and_run_again(world, place, at)
 
 
 def noted_chunks(place: Path) -> dict[str, int]:
@@ -136,37 +153,38 @@ def noted_chunks(place: Path) -> dict[str, int]:
 
 
 def at_half(world: World, place: Path) -> int:
-    """The number of a change at which about half of the chunks are written."""
-    changes = int(str(world.ingest(place)["changes"]))
+    """The number of an event at which about half of the chunks are written."""
+    events = world.ingest(place).events
     shutil.rmtree(place)
-    return changes // 3
+    return events // 3
 
 
 def test_terminated_and_run_again(world: World, place: Path) -> None:
-    ended = world.ingest(place, at=at_half(world, place), do="terminate")
-    assert (ended["status"], ended["err"]) == (143, "terminated\n")
+    ended = world.ingest(place, at=at_half(world, place), number=signal.SIGTERM)
+    assert (ended.status, ended.lines) == (143, ["terminated"])
     assert noted_chunks(place)
-    assert world.ingest(place)["status"] == 0
+    assert world.ingest(place).status == 0
     assert tree(place) == tree(world.whole)
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
 
 
 @pytest.mark.parametrize("present", [False, True], ids=["new", "replaced"])
 def test_no_space_from_any_moment_on(world: World, place: Path, present: bool) -> None:
-    changes = int(str(world.ingest(place)["changes"]))
-    for at in sorted(random.Random(6).sample(range(changes * 9 // 10), 4)):
+    events = world.ingest(place).events
+    for part in range(4):
+        at = random.Random(part).randrange(events * part // 5, events * (part + 1) // 5) + 1
         shutil.rmtree(place, ignore_errors=True)
         if present:
             shutil.copytree(world.other, place)
-        ended = world.ingest(place, at=at, do="full")
-        assert ended["status"] == 1, at
-        assert str(ended["err"]).count("\n") == 1
-        assert "t.zarr: the store cannot be written (" in str(ended["err"])
-        assert "No space left on device" in str(ended["err"])
-        assert "make room" in str(ended["err"])
+        ended = world.ingest(place, at=at, full=True)
+        assert ended.status == 1, at
+        (said,) = ended.lines
+        assert "t.zarr: the store cannot be written (" in said
+        assert "No space left on device" in said
+        assert "make room" in said
         assert_old_or_whole_or_none(world, place)
         assert place.exists() == present
-        assert world.ingest(place)["status"] == 0
+        assert world.ingest(place).status == 0
         assert tree(place) == tree(world.whole)
         assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
 
@@ -174,28 +192,28 @@ def test_no_space_from_any_moment_on(world: World, place: Path, present: bool) -
 @pytest.mark.parametrize("limit", [300, 1000])
 def test_a_file_that_may_not_be_so_large(world: World, place: Path, limit: int) -> None:
     """300 bytes are less than a chunk, 1000 less than what the store says of its sheets."""
-    ended = world.ingest(place, do=limit)
-    assert ended["status"] == 1
-    assert "t.zarr: the store cannot be written ([Errno 27] File too large" in str(ended["err"])
+    ended = world.ingest(place, most=limit)
+    assert ended.status == 1
+    assert "t.zarr: the store cannot be written ([Errno 27] File too large" in ended.lines[0]
     assert bool(noted_chunks(place)) == (limit == 1000)
-    assert world.ingest(place)["status"] == 0
+    assert world.ingest(place).status == 0
     assert tree(place) == tree(world.whole)
 
 
 def test_of_two_at_once_the_second_is_refused(world: World, place: Path) -> None:
     """Whatever sheets it has, and in whatever process, thread or container."""
-    assert world.ingest(place, at=at_half(world, place), do="hold") == {}
     flags = ("-m", "daskkm.ingest", world.others, "--store", place, "--tile", "8")
-    with Process(*flags) as second:
-        assert second.wait() == 1
-    assert len(second.lines) == 1
-    assert "t.zarr: another run is writing this store; wait until it has ended" in second.lines[0]
-    with pytest.raises(StoreError, match="another run is writing this store"):
-        daskkm.ingest(world.sheets, place, tile=8)
-    with pytest.raises(StoreError, match="there is no store yet: an ingest was cut short, or is"):
-        daskkm.open_store(place)
-    assert world.run.release()["status"] == 0
-    assert tree(place) == tree(world.whole)
+    with create_store(place, 1, (8, 8), ()) as first:
+        with Process(*flags) as second:
+            assert second.wait() == 1
+        (said,) = second.lines
+        assert "t.zarr: another run is writing this store; wait until it has ended" in said
+        with pytest.raises(StoreError, match="another run is writing this store"):
+            daskkm.ingest(world.sheets, place, tile=8)
+        with pytest.raises(StoreError, match="no store yet: an ingest was cut short, or is under"):
+            daskkm.open_store(place)
+        first.append(Sheet("a", 1, "", (8, 8), (0, 0)), np.full((1, 8, 8), 7, np.uint8))
+    assert daskkm.open_store(place).features().compute().tolist() == [[7] * 64]
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
 
 
@@ -204,7 +222,7 @@ def test_other_sheets_are_not_mixed_with_those_before(
     world: World, place: Path, change: str
 ) -> None:
     sheets = Path(shutil.copytree(world.sheets, place.parent / "sheets"))
-    assert world.ingest(place, sheets, at=at_half(world, place), do="kill")["status"] == -9
+    assert world.ingest(place, sheets, at=at_half(world, place), number=signal.SIGKILL).status == -9
     assert noted_chunks(place)
     tile = 4 if change == "tile" else 8
     if change == "edited":
@@ -223,9 +241,9 @@ def test_other_sheets_are_not_mixed_with_those_before(
 
 
 def test_a_chunk_that_was_lost_meanwhile_is_written_again(world: World, place: Path) -> None:
-    assert world.ingest(place, at=at_half(world, place), do="kill")["status"] == -9
+    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
     (place.with_name("t.zarr.partial") / "tiles" / "c" / "0" / "0" / "0").unlink()
-    assert world.ingest(place)["status"] == 0
+    assert world.ingest(place).status == 0
     assert tree(place) == tree(world.whole)
 
 
@@ -234,13 +252,13 @@ def test_what_is_beside_and_no_ones_of_ours_is_not_touched(world: World, place: 
     partial.mkdir()
     (partial / "thesis.tex").write_text("precious")
     ended = world.ingest(place)
-    assert ended["status"] == 1
-    assert "t.zarr.partial: this is not a store of daskkm's to be replaced" in str(ended["err"])
+    assert ended.status == 1
+    assert "t.zarr.partial: this is not a store of daskkm's to be replaced" in ended.lines[0]
     assert tree(partial) == {"thesis.tex": b"precious"}
     shutil.rmtree(partial)
     lock = place.with_name("t.zarr.lock")
     lock.write_text("precious")
-    assert world.ingest(place)["status"] == 0
+    assert world.ingest(place).status == 0
     assert lock.read_text() == "precious"
 
 
@@ -260,7 +278,7 @@ def sweep(*flags: str | Path, out: Path) -> None:
 
 
 def test_a_sweep_goes_on_with_an_ingest_that_was_killed(world: World, place: Path) -> None:
-    assert world.ingest(place, at=at_half(world, place), do="kill")["status"] == -9
+    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
     out = place.with_name("out")
     with pytest.raises(
         StoreError, match=r"t\.zarr: there is no store yet: an ingest was cut short"
@@ -282,7 +300,7 @@ def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, pla
     X = store.features()
     before = X.compute()
     first = X[:7].compute()
-    assert world.ingest(place, world.others)["status"] == 0
+    assert world.ingest(place, world.others).status == 0
     for read in (X[7:14].compute, store.provenance, store.provenance_of("row").compute):
         with pytest.raises(StoreError, match=r"t\.zarr: the store was replaced while it was being"):
             read()
@@ -290,7 +308,7 @@ def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, pla
         daskkm.fit_sweep(store, [2], n_init=1)
     np.testing.assert_array_equal(first, before[:7])
     # The same sheets again are the same tiles.
-    assert world.ingest(place)["status"] == 0
+    assert world.ingest(place).status == 0
     np.testing.assert_array_equal(X.compute(), before)
     # Where chunks cannot be read, that it was replaced is what is said.
     daskkm.ingest(world.sheets, place, tile=4)
@@ -306,12 +324,12 @@ def test_an_ingest_between_two_passes_of_a_sweep(world: World, place: Path) -> N
     undisturbed = daskkm.fit_sweep(store, [2], **settings)
     passes = iter_passes(store, [2], **settings)
     next(passes)
-    assert world.ingest(place, world.sheets)["status"] == 0  # of the same sheets: nothing to do
+    assert world.ingest(place, world.sheets).status == 0  # of the same sheets: nothing to do
     *_, result = collect(passes)
     assert result.models[2].inertia_ == undisturbed.models[2].inertia_
     passes = iter_passes(store, [2], **settings)
     next(passes)
-    assert world.ingest(place, world.others)["status"] == 0
+    assert world.ingest(place, world.others).status == 0
     with pytest.raises(StoreError, match="the store was replaced while it was being read"):
         collect(passes)
 
@@ -336,7 +354,7 @@ def test_labels_never_go_to_a_store_that_took_the_place(
     writing = store.writing_labels({"k": 2}, distances=False)
     labels, _ = writing.__enter__()
     labels[:] = found
-    assert world.ingest(place, world.others)["status"] == 0
+    assert world.ingest(place, world.others).status == 0
     with pytest.raises(StoreError):
         writing.__exit__(None, None, None)
     assert tree(place) == tree(world.other)
