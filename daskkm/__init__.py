@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from daskkm.quality import Quality, knee
     from daskkm.store import TileStore, open_store
     from daskkm.verify import verify
-
-__version__ = version("daskkm")
 
 _HOME = {
     "CheckpointError": "errors",
@@ -87,6 +84,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # which takes longer than all else here
+
+        globals()[name] = version(__name__)
+        return globals()[name]
     if name not in _HOME:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

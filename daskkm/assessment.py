@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskkm import lloyd, quality, source
+from daskkm import lloyd, quality, scheduler, source
 from daskkm.errors import FitError
 from daskkm.quality import Quality
 from daskkm.reader import Reader
@@ -229,7 +229,7 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
             "give each tile one integer"
         )
         raise FitError(msg)
-    names = np.asarray(da.unique(classes).compute())
+    names = np.asarray(*scheduler.compute(da.unique(classes)))
     if names[0] < 0:
         msg = f"classes hold {names[0]}; number them from 0"
         raise FitError(msg)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
-import logging
-import os
+import math
 import re
-import signal
 import sys
 import warnings
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from daskkm import scheduler
+from daskkm import interrupts, scheduler
 from daskkm.errors import DaskkmError, SchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
-
-_ENDINGS: dict[int, tuple[str, int]] = {
-    signal.SIGINT: ("interrupted", 130),
-    signal.SIGTERM: ("terminated", 143),
-}
 
 
 def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
@@ -35,30 +29,37 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     args : list of str, optional
         Those of the process if not given.
     """
-    for number in _ENDINGS:
-        signal.signal(number, _end)
+    interrupts.unwind()
+    atexit.register(_end_helper)  # before multiprocessing does: the last that registers goes first
     warnings.showwarning = _show_warning
+    status = 0
     try:
-        command.main(args, standalone_mode=False)
+        _main(command, args)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        status = error.exit_code
     except DaskkmError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        status = 1
+    interrupts.by_default()
     # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
     gc.freeze()
-    sys.exit(0)
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    """Unwind, so that workers are stopped, without what they say of being cut short."""
-    for other in _ENDINGS:  # once is enough: a second one must not cut the first one's work short
-        signal.signal(other, signal.SIG_IGN)
-    logging.disable()
-    said, status = _ENDINGS[number]
-    os.write(2, f"{said}\n".encode())  # what was interrupted may hold the stream's lock
     sys.exit(status)
+
+
+def _main(command: click.Command, args: list[str] | None) -> None:
+    try:
+        command.main(args, standalone_mode=False)
+    except BaseException:
+        interrupts.end_if_interrupted()  # whatever the interrupt has become on its way
+        raise
+
+
+def _end_helper() -> None:
+    """Wait for the process with which multiprocessing cleans up: it would outlive the command."""
+    helper = sys.modules.get("multiprocessing.resource_tracker")
+    if helper is not None:
+        helper._resource_tracker._stop()
 
 
 def _show_warning(
@@ -70,6 +71,25 @@ def _show_warning(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+class _Lazy(click.Group):
+    """Imports a command when it is asked for: each then starts as fast as on its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return ["ingest", "sweep", "label", "verify"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = import_module(f"daskkm.{cmd_name}").command
+        return command
+
+
+@click.command(cls=_Lazy)
+@click.version_option(package_name="daskkm", prog_name="daskkm")
+def group() -> None:
+    """k-means over image tiles that do not fit in memory."""
 
 
 def given(name: str) -> bool:
@@ -84,11 +104,12 @@ def count(n: int, noun: str) -> str:
 
 
 _LEAST_MEMORY = 200_000_000
-# Which options a scheduler follows: one that others started, none.
+# Which options a scheduler follows, and one that others started.
 _FOLLOWS = {
     "local": ("workers", "threads_per_worker", "memory_limit", "dashboard_address"),
     "threads": ("threads_per_worker",),
 }
+_OTHERS_FOLLOW = ("tls_ca_file", "tls_cert", "tls_key")
 
 
 def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -101,7 +122,8 @@ def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> s
 def _followed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Refuse an option that the scheduler would not follow."""
     name = ctx.params["scheduler_name"]
-    if given(str(param.name)) and param.name not in _FOLLOWS.get(name, ()):
+    follows = () if name.startswith("tcp:") else _FOLLOWS.get(name, _OTHERS_FOLLOW)
+    if given(str(param.name)) and param.name not in follows:
         msg = f"{param.opts[0]} has no use with --scheduler {name}"
         raise click.UsageError(msg)
     return value
@@ -164,6 +186,19 @@ _SCHEDULER_OPTIONS = (
         callback=_address,
         help="Where a local scheduler's dashboard listens.",
     ),
+    *(
+        click.option(
+            f"--tls-{name}",
+            type=click.Path(exists=True, dir_okay=False),
+            callback=_followed,
+            help=f"{what}, in PEM form, for a tls:// scheduler.  [default: dask's settings]",
+        )
+        for name, what in (
+            ("ca-file", "Certificate of the authority that signed all others"),
+            ("cert", "Your certificate"),
+            ("key", "The key of your certificate"),
+        )
+    ),
 )
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -205,6 +240,24 @@ class KList(click.ParamType[tuple[int, ...]]):
                 self.fail(f"{part!r} goes beyond the most that makes sense, {_MOST}", param, ctx)
             ks.update(numbers)
         return tuple(sorted(ks))
+
+
+class Number(click.FloatRange):
+    """A number of 0 or more."""
+
+    name = "number"
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return it as it is; NaN is none, though it lies within any range."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class TileSize(click.ParamType[tuple[int, int]]):

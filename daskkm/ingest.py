@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from daskkm import interrupts
+
+    interrupts.end_at_once()
+
 import math
 import warnings
 from collections import Counter

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from daskkm import interrupts
+
+    interrupts.end_at_once()
+
 import hashlib
 import time
 from pathlib import Path
@@ -74,9 +79,9 @@ def _write(store: TileStore, model: FittedModel, *, distances: bool) -> NDArray[
         "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
     }
     with store.writing_labels(said, distances=distances) as targets:
-        sizes: NDArray[Any] = blocks.write_labels(
-            store.streamed(scheduler.threads()), centroids, *targets
-        ).compute()
+        lazy = blocks.write_labels(store.streamed(scheduler.threads()), centroids, *targets)
+        sizes: NDArray[Any]
+        (sizes,) = scheduler.compute(lazy)
     return sizes
 
 

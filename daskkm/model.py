@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm import blocks, kernel, source
+from daskkm import blocks, kernel, scheduler, source
 from daskkm.errors import FitError, ModelError
 from daskkm.source import as_tiles, is_lazy
 
@@ -282,4 +282,4 @@ def _as_given(X: Any, lazy: da.Array) -> Any:
     if is_lazy(X):
         return lazy
     with source.sending(X):
-        return lazy.compute()
+        return scheduler.compute(lazy)[0]

@@ -7,14 +7,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import dask
 import dask.array as da
 import numpy as np
 
 from daskkm import blocks, draws, kernel, lloyd, plan, seeding, source
 from daskkm.bounds import bound_bytes
 from daskkm.errors import FitError
-from daskkm.scheduler import threads, workers
+from daskkm.scheduler import compute, threads, workers
 from daskkm.source import as_tiles, is_lazy
 
 if TYPE_CHECKING:
@@ -320,7 +319,7 @@ class Reader:
         return try_all
 
     def _compute(self, *lazy: Any) -> tuple[Any, ...]:
-        return dask.compute(*lazy, scheduler=self._scheduler)  # type: ignore[no-any-return]
+        return compute(*lazy, scheduler=self._scheduler)
 
     def _count(self, n_tiles: int) -> None:
         self.passes += 1

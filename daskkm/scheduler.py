@@ -6,22 +6,31 @@ import asyncio
 import json
 import logging
 import math
-import signal
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+import re
+import socket
+import ssl
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskkm.errors import SchedulerError
+from daskkm import interrupts
+from daskkm.errors import DaskkmError, SchedulerError
 from daskkm.plan import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from distributed import Client
+    from distributed.security import Security
 
 _CONNECT_SECONDS = 10
-_WORKERS_SECONDS = 30
 _CLOSE_SECONDS = 3
+# How long a pass goes on without a sign of the scheduler, or without workers that take tasks.
+_SILENT_SECONDS = 60
+_WORKERS_SECONDS = 60
+_LOOK_SECONDS = 2
 
 
 def check_name(name: str) -> str:
@@ -41,7 +50,10 @@ def check_name(name: str) -> str:
     SchedulerError
         If it is none of these, or there is no such file.
     """
-    if name in ("local", "threads") or name.startswith(("tcp://", "tls://")):
+    if name in ("local", "threads"):
+        return name
+    if name.startswith(("tcp://", "tls://")):
+        _host_and_port(name)
         return name
     if not name.endswith(".json"):
         msg = (
@@ -66,6 +78,9 @@ def connect(
     threads_per_worker: int | None = None,
     memory_limit: str | None = None,
     dashboard_address: str = "127.0.0.1:8787",
+    tls_ca_file: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
 ) -> Iterator[Client | None]:
     """Connect to a scheduler, starting it if it is a local one, and make it the active one.
 
@@ -84,6 +99,10 @@ def connect(
         Of each local worker, as in "2GB".
     dashboard_address : str
         Where a local scheduler's dashboard listens.
+    tls_ca_file, tls_cert, tls_key : str, optional
+        For a scheduler that others started, at a tls:// address: files in PEM form that hold the
+        certificate of the authority that signed all others, a certificate to show, and its key.
+        By default those of dask's settings (``distributed.comm.tls``).
 
     Yields
     ------
@@ -92,7 +111,8 @@ def connect(
     Raises
     ------
     SchedulerError
-        If it cannot be reached, has no workers, cannot be started, or is lost while in use.
+        If it cannot be reached, has no workers, or other versions of daskkm on some, cannot be
+        started, or is lost while in use; or if a certificate is missing or refused.
     """
     import dask
     from dask.system import CPU_COUNT
@@ -112,11 +132,41 @@ def connect(
         if name == "local":
             share = max(1, CPU_COUNT // (workers or 1))
             threads = threads_per_worker or share
-            client = _local(stack, workers, threads, memory_limit or "auto", dashboard_address)
+            scheduler = _local(workers, threads, memory_limit or "auto", dashboard_address)
         else:
-            client = stack.enter_context(_remote(name))
-        with _errors_named(name):
-            yield client
+            tls = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert}
+            scheduler = _remote(name, {**tls, "tls_client_key": tls_key})
+        yield stack.enter_context(scheduler)
+
+
+def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
+    """Compute dask collections, as `dask.compute` does, and never wait in vain.
+
+    Parameters
+    ----------
+    *lazy : dask collections
+    scheduler : str, optional
+        As for `threads`.
+
+    Returns
+    -------
+    tuple
+        A result each.
+
+    Raises
+    ------
+    SchedulerError
+        If the scheduler is lost, or says nothing for a minute; if for so long there are no workers
+        that take tasks (longer, if dask's ``distributed.scheduler.no-workers-timeout`` says so);
+        if workers die of a task again and again; or if they cannot import what it needs.
+    """
+    import dask
+
+    client = _client(scheduler)
+    if client is None:
+        return tuple(dask.compute(*lazy, scheduler=scheduler))
+    with _errors_named(client):
+        return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
 def threads(scheduler: str | None = None) -> int:
@@ -132,7 +182,9 @@ def threads(scheduler: str | None = None) -> int:
     int
     """
     client = _client(scheduler)
-    return max(1, sum(client.nthreads().values())) if client else _local_threads()
+    if client is None:
+        return _local_threads()
+    return max(1, sum(int(info["nthreads"]) for info in _workers_of(client).values()))
 
 
 def workers(scheduler: str | None = None) -> list[Worker]:
@@ -164,7 +216,7 @@ def workers(scheduler: str | None = None) -> list[Worker]:
             info["memory_limit"] or math.inf,
             info.get("metrics", {}).get("memory", 0),
         )
-        for address, info in client.scheduler_info(n_workers=-1)["workers"].items()
+        for address, info in _workers_of(client).items()
     ]
 
 
@@ -183,10 +235,93 @@ def _local_threads() -> int:
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
 
+def _workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler knows of each worker, by its address."""
+    with _errors_named(client):
+        try:
+            found = client.sync(client.scheduler.identity, callback_timeout=_SILENT_SECONDS)
+        except TimeoutError as error:
+            raise _silent(client) from error
+    return dict(found["workers"])
+
+
+def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
+    """Compute keys of a graph as `Client.get` does, which waits for ever."""
+    from distributed.worker import thread_state
+
+    if getattr(thread_state, "key", False):  # a task itself: its worker knows how to wait
+        return client.get(expr, keys, **kwargs)
+    futures = client.get(expr, keys, sync=False, **kwargs)
+    return client.sync(_gather, client, futures)
+
+
+async def _gather(client: Client, futures: Any) -> Any:
+    """Wait for results as long as there is someone to bring them."""
+    gathering = asyncio.ensure_future(client.gather(futures, asynchronous=True))
+    now = asyncio.get_running_loop().time
+    heard = working = now()
+    patience = _patience()
+    try:
+        while not (await asyncio.wait({gathering}, timeout=_LOOK_SECONDS))[0]:
+            with suppress(OSError, TimeoutError):
+                found = await asyncio.wait_for(client.scheduler.identity(), _LOOK_SECONDS)
+                heard = now()
+                if any(w["status"] == "running" for w in found["workers"].values()):
+                    working = heard
+            if now() - heard > _SILENT_SECONDS:
+                raise _silent(client)
+            if heard - working > patience:
+                raise _idle(client, found["workers"], patience)
+        return gathering.result()
+    finally:
+        gathering.cancel()
+
+
+def _patience() -> float:
+    """Return how many seconds to wait for workers: more than a minute only if dask is told so."""
+    import dask
+    from dask.utils import parse_timedelta
+
+    setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+    return _WORKERS_SECONDS if setting is None else float(parse_timedelta(setting))
+
+
+def _silent(client: Client) -> SchedulerError:
+    msg = (
+        f"{_name(client)}: the scheduler has not answered for {_SILENT_SECONDS:g} s; "
+        "see what keeps it, and run again"
+    )
+    return SchedulerError(msg)
+
+
+def _idle(client: Client, workers: Mapping[str, Any], patience: float) -> SchedulerError:
+    if workers:
+        what = f"for {patience:g} s all workers have paused, their memory full: {_some(workers)}"
+        do = "give them more memory, or choose --cache never"
+    else:
+        what, do = f"for {patience:g} s there have been no workers", "start some and run again"
+    msg = f"{_name(client)}: {what}; {do}"
+    return SchedulerError(msg)
+
+
+def _name(client: Client) -> str:
+    """Return what a scheduler is called in messages."""
+    from distributed import LocalCluster
+
+    return "local" if isinstance(client.cluster, LocalCluster) else str(client.scheduler.address)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first of many names, in words."""
+    first, *more = sorted(names)
+    return f"{first} and {len(more)} more" if more else first
+
+
+@contextmanager
 def _local(
-    stack: ExitStack, workers: int | None, threads: int, memory_limit: str, dashboard_address: str
-) -> Client:
-    """Start a scheduler and workers on this machine, to be stopped with the exit stack."""
+    workers: int | None, threads: int, memory_limit: str, dashboard_address: str
+) -> Iterator[Client]:
+    """Start a scheduler and workers on this machine, and stop them at the end."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -196,107 +331,274 @@ def _local(
     layout = {"processes": False} if workers is None else {"host": "127.0.0.1"}
     host = dashboard_address.rpartition(":")[0]
     link = f"{{scheme}}://{host or '{host}'}:{{port}}/status"
-    stack.enter_context(dask.config.set({"distributed.dashboard.link": link}))
-    try:
-        with nullcontext() if workers is None else _interrupts_ignored():
-            cluster = LocalCluster(
-                n_workers=workers or 1,
-                threads_per_worker=threads,
-                memory_limit=memory_limit,
-                dashboard_address=dashboard_address,
-                worker_dashboard_address="127.0.0.1:0",  # else on all interfaces
-                # The error of a task that fails reaches the client; its log would be a second.
-                silence_logs=logging.CRITICAL,
-                **layout,
+    with dask.config.set({"distributed.dashboard.link": link}), ExitStack() as stack:
+        try:
+            if workers is not None:
+                from multiprocessing import resource_tracker
+
+                # Its start lets interrupts through again in whichever thread needs it first.
+                resource_tracker.ensure_running()
+            with interrupts.postponed():
+                cluster = stack.enter_context(
+                    LocalCluster(
+                        n_workers=workers or 1,
+                        threads_per_worker=threads,
+                        memory_limit=memory_limit,
+                        dashboard_address=dashboard_address,
+                        worker_dashboard_address="127.0.0.1:0",  # else on all interfaces
+                        # The error of a failed task reaches the client; its log would be a second.
+                        silence_logs=logging.CRITICAL,
+                        **layout,
+                    )
+                )
+                client: Client = stack.enter_context(Client(cluster))
+        except (OSError, RuntimeError) as error:
+            msg = (
+                f"a local scheduler with its dashboard at {dashboard_address} cannot start "
+                f"({error}); choose another address with --dashboard-address"
             )
-    except (OSError, RuntimeError) as error:
-        msg = (
-            f"a local scheduler with its dashboard at {dashboard_address} cannot start "
-            f"({error}); choose another address with --dashboard-address"
-        )
-        raise SchedulerError(msg) from error
-    stack.enter_context(cluster)
-    client: Client = stack.enter_context(Client(cluster))
-    return client
+            raise SchedulerError(msg) from error
+        try:
+            yield client
+        finally:
+            with interrupts.postponed():
+                stack.close()
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start processes that a Ctrl-C does not reach: a terminal sends it to all of a group.
-
-    They inherit that it is ignored, and their parent stops them.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    except Exception:
-        signal.signal(signal.SIGINT, before)
-        raise
-    # Not when the process is ending: what ends it has its own mind about a second signal.
-    signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _remote(name: str) -> Iterator[Client]:
+def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
     """Connect to a scheduler that someone else started."""
     from distributed import Client
 
     address = _address_in(name) if name.endswith(".json") else name
+    security = _security(address, {key: file for key, file in tls.items() if file is not None})
+    host, port = _host_and_port(address)
     try:
+        socket.getaddrinfo(host, port)
         # distributed bounds the connection but not what it then waits to hear: ask first.
-        asyncio.run(asyncio.wait_for(_identify(address), _CONNECT_SECONDS))
-        client = Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, TimeoutError, TypeError, ValueError) as error:
-        why = str(error) or f"waited {_CONNECT_SECONDS} s"
-        msg = f"{address}: no scheduler answers there ({why}); start one with: dask scheduler"
+        asyncio.run(asyncio.wait_for(_identify(address, security), 1.5 * _CONNECT_SECONDS))
+        client = Client(address, timeout=_CONNECT_SECONDS, security=security)
+    except (OSError, TypeError, ValueError) as error:
+        msg = f"{address}: no scheduler answers there ({_why(error, security)})"
         raise SchedulerError(msg) from error
     # A connection that is lost is said once, by the error that it becomes.
     for module in ("client", "batched"):
         logging.getLogger(f"distributed.{module}").setLevel(logging.CRITICAL)
     try:
+        patience = _patience()
         try:
-            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+            client.wait_for_workers(1, timeout=patience)
         except TimeoutError as error:
-            msg = f"{address}: the scheduler has no workers; start some with: dask worker {address}"
+            msg = (
+                f"{address}: the scheduler has no workers, and none came in {patience:g} s; "
+                f"start some with: dask worker {address}"
+            )
             raise SchedulerError(msg) from error
+        with _errors_named(client):
+            _check_versions(client)
         yield client
     finally:
-        with suppress(TimeoutError, OSError):  # a scheduler that hangs must not keep us
+        # A scheduler that hangs must not keep us.
+        with interrupts.postponed(), suppress(TimeoutError, OSError):
             client.close(timeout=_CLOSE_SECONDS)
 
 
-async def _identify(address: str) -> None:
+async def _identify(address: str, security: Security) -> None:
     from distributed import rpc
-    from distributed.security import Security
 
-    arguments = Security().get_connection_args("client")
-    async with rpc(address, connection_args=arguments) as scheduler:
+    arguments = security.get_connection_args("client")
+    async with rpc(address, timeout=_CONNECT_SECONDS, connection_args=arguments) as scheduler:
         await scheduler.identity()
 
 
+def _why(error: Exception, security: Security) -> str:
+    """Say why a scheduler could not be asked, and what to do.
+
+    distributed says it by exceptions behind exceptions.
+    """
+    chain: list[BaseException] = [error]
+    while (behind := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(behind)
+    text = " ".join(map(str, chain))
+    for each in chain:
+        if isinstance(each, socket.gaierror):
+            return f"its host is unknown: {each.strerror}; is it written as it should be?"
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is refused, {each.verify_message}; name the authority "
+                f"that signed it: --tls-ca-file, now {_file(security.tls_ca_file)}"
+            )
+        if isinstance(each, ConnectionRefusedError):
+            return "nothing listens; start one with: dask scheduler"
+    if "_ALERT_" in text:
+        return (
+            f"it refuses the certificate {_file(security.tls_client_cert)}; "
+            "give one by the authority that it knows: --tls-cert and --tls-key"
+        )
+    if "WRONG_VERSION_NUMBER" in text or "cannot convert to SSL" in text:
+        return "it does not speak TLS; name it as tcp://"
+    if any(isinstance(each, TimeoutError) for each in chain):
+        return f"no word in {_CONNECT_SECONDS:g} s; is that where a scheduler listens?"
+    if "closed" in text:
+        return "it hangs up; if it speaks TLS, name it as tls://"
+    return f"{error}; is that where a scheduler listens?"
+
+
+def _file(certificate: str) -> str:
+    """Return what a certificate is called: dask's settings may hold itself, not a file."""
+    return "in dask's settings" if "\n" in certificate else certificate
+
+
+def _security(address: str, given: dict[str, str]) -> Security:
+    """Return the certificates with which to go to a scheduler, from files and dask's settings."""
+    from distributed.security import Security
+
+    security = Security(**given)
+    if address.startswith("tcp://"):
+        if given or security.require_encryption:
+            msg = f"{address}: this is no address for TLS, which was asked for; use one with tls://"
+            raise SchedulerError(msg)
+        return security
+    ca, cert = security.tls_ca_file, security.tls_client_cert
+    key = security.tls_client_key or cert  # it may be in the same file
+    files = (
+        (ca, "certificate of the authority", "--tls-ca-file", "ca-file"),
+        (cert, "certificate", "--tls-cert", "client.cert"),
+        (key, "key", "--tls-key", "client.key"),
+    )
+    for file, what, option, setting in files:
+        if not file:
+            msg = (
+                f"{address}: TLS needs a {what}; give {option}, "
+                f"or set distributed.comm.tls.{setting} in dask's settings"
+            )
+            raise SchedulerError(msg)
+        try:
+            if "\n" not in file:  # else it is the certificate itself
+                Path(file).read_bytes()
+        except OSError as error:
+            msg = f"{file}: the {what} cannot be read ({error.strerror}); give another: {option}"
+            raise SchedulerError(msg) from error
+    if not any("\n" in file for file, *_ in files):
+        _check_files(ca, cert, key)
+    return security
+
+
+def _check_files(ca: str, cert: str, key: str) -> None:
+    """See that certificates are what they should be, each where it should be."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(ca)
+    except ssl.SSLError as error:
+        msg = f"{ca}: this is no certificate in PEM form ({error.reason}); give one: --tls-ca-file"
+        raise SchedulerError(msg) from error
+
+    def refuse() -> str:
+        """OpenSSL would ask at the terminal."""
+        msg = f"{key}: the key is encrypted; give one that is not: --tls-key"
+        raise SchedulerError(msg)
+
+    try:
+        context.load_cert_chain(cert, key, refuse)
+    except ssl.SSLError as error:
+        msg = (
+            f"{cert} and {key}: these are no certificate and its key in PEM form "
+            f"({error.reason or error}); give --tls-cert and --tls-key"
+        )
+        raise SchedulerError(msg) from error
+
+
+def _check_versions(client: Client) -> None:
+    """See that the scheduler and all workers that answer have this daskkm."""
+    from importlib.metadata import version
+
+    here = {package: version(package) for package in ("daskkm", "zarr")}
+    found = client.sync(_versions, client, list(here)).items()
+    for package, ours in here.items():
+        others = {address: said[package] for address, said in found if said[package] != ours}
+        if not others:
+            continue
+        missing = [address for address, theirs in others.items() if theirs is None]
+        theirs = "missing" if missing else next(iter(others.values()))
+        where = _some(missing or others)
+        said = f"{package} is {ours} here, but {theirs} at {where}"
+        if package == "daskkm":
+            msg = f"{_name(client)}: {said}; install the same everywhere, and start them again"
+            raise SchedulerError(msg)
+        warnings.warn(f"{_name(client)}: {said}", stacklevel=2)
+
+
+async def _versions(client: Client, packages: list[str]) -> dict[str, dict[str, str | None]]:
+    """Return the versions of packages on the scheduler and on workers, by address."""
+
+    async def of(worker: str) -> dict[str, Any]:
+        """One by one: a worker that does not answer is the scheduler's to remove."""
+        with suppress(OSError, TimeoutError):
+            asking = client.scheduler.broadcast(
+                msg={"op": "versions", "packages": packages}, workers=[worker], on_error="ignore"
+            )
+            return dict(await asyncio.wait_for(asking, _CONNECT_SECONDS))
+        return {}
+
+    identity = await asyncio.wait_for(client.scheduler.identity(), _SILENT_SECONDS)
+    scheduler = client.scheduler.versions(packages=packages)
+    found = {identity["address"]: await asyncio.wait_for(scheduler, _SILENT_SECONDS)}
+    for each in await asyncio.gather(*map(of, identity["workers"])):
+        found |= each
+    return {address: said["packages"] for address, said in found.items()}
+
+
 @contextmanager
-def _errors_named(name: str) -> Iterator[None]:
+def _errors_named(client: Client) -> Iterator[None]:
     """Turn the ways in which distributed gives up into one that says where."""
     from distributed import CancelledError, KilledWorker
     from distributed.comm import CommClosedError
+    from distributed.scheduler import NoValidWorkerError, NoWorkerError
 
+    name = _name(client)
     try:
         yield
+    except DaskkmError:
+        raise
     except (CancelledError, CommClosedError) as error:
         msg = f"{name}: the connection to the scheduler was lost; start it and run again"
         raise SchedulerError(msg) from error
+    except (NoWorkerError, NoValidWorkerError) as error:
+        raise _idle(client, _workers_of(client), _patience()) from error
     except KilledWorker as error:
-        msg = f"{name}: workers died of the same task again and again; give them more memory"
+        msg = (
+            f"{name}: {error.allowed_failures + 1} workers died of the same task, the last "
+            f"{error.last_worker.address}; give them more memory"
+        )
         raise SchedulerError(msg) from error
+    except Exception as error:
+        # Of tasks that a worker cannot even read, the errors are of any type.
+        with suppress(OSError, TimeoutError):
+            _check_versions(client)
+        if not isinstance(error, ImportError):
+            raise
+        msg = f"{name}: a worker cannot import what it needs ({error}); install daskkm there again"
+        raise SchedulerError(msg) from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Return both parts of an address."""
+    found = re.fullmatch(r"\w+://(\[.+\]|[^:/]+):(\d{1,5})", address)
+    if not found or not 0 < int(found[2]) < 65536:
+        msg = f"{address!r} is no address like tcp://host:8786"
+        raise SchedulerError(msg)
+    return found[1].strip("[]"), int(found[2])
 
 
 def _address_in(file: str) -> str:
     """Return the address that a scheduler file holds."""
     try:
-        return str(json.loads(Path(file).read_text())["address"])
+        address = str(json.loads(Path(file).read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = (
             f"{file}: this is no scheduler file ({error}); "
             f"make one with: dask scheduler --scheduler-file {file}"
         )
         raise SchedulerError(msg) from error
+    _host_and_port(address)
+    return address

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from daskkm import interrupts
+
+    interrupts.end_at_once()
+
 import math
 import time
 from pathlib import Path
@@ -57,7 +62,7 @@ if TYPE_CHECKING:
 @click.option("--max-iter", type=click.IntRange(1), default=100, help="Most iterations of a model.")
 @click.option(
     "--tol",
-    type=click.FloatRange(0),
+    type=cli.Number(),
     default=1e-4,
     help="Stop when centroids move by less than this, relative to the variance of the tiles.",
 )

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 DEADLINE = 60
@@ -22,7 +22,9 @@ DEADLINE = 60
 class Process:
     """A command of the machine, ended with the test, whose output can be awaited."""
 
-    def __init__(self, *args: str | Path, cwd: Path | None = None) -> None:
+    def __init__(
+        self, *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
         self._popen = subprocess.Popen(
             [sys.executable, *map(str, args)],
             cwd=cwd,
@@ -30,7 +32,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
         )
         self.pid = self._popen.pid
         self.lines: list[str] = []

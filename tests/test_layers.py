@@ -15,7 +15,7 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors", "chunks", "metadata", "products"),
+    ("errors", "interrupts", "chunks", "metadata", "products"),
     ("kernel", "lloyd", "seeding", "tiles", "groups", "plan"),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli"),
@@ -32,6 +32,7 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 # What the lower floors may know of the world, beside the standard library.
 MAY_IMPORT = {
     "errors": set(),
+    "interrupts": set(),
     "products": {"llvmlite", "numba", "numpy"},
     "kernel": {"numpy", "numba"},
     "lloyd": {"numpy"},
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "label": {"click", "numpy"},
     "sweep": {"click"},
     "__init__": set(),
-    "__main__": {"click"},
+    "__main__": set(),
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from daskkm.__main__ import group
+from daskkm.cli import group
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
