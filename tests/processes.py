@@ -8,15 +8,16 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from queue import Queue
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 DEADLINE = 60
+ROOT = Path(__file__).parent.parent
 
 
 class Process:
@@ -80,26 +81,43 @@ class Remote(NamedTuple):
     address: str
     file: Path
     scheduler: Process
+    workers: list[Process]
+
+
+def start_worker(
+    address: str, folder: Path, *flags: str | Path, env: Mapping[str, str] | None = None
+) -> Process:
+    """A worker as users start it, with one thread, that imports functions of tests."""
+    command = ("-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1")
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return Process(*command, *flags, cwd=folder, env={"PYTHONPATH": path, **(env or {})})
 
 
 @contextmanager
-def remote(folder: Path, workers: int) -> Iterator[Remote]:
-    """A scheduler and workers as users start them: processes of their own."""
+def remote(
+    folder: Path,
+    workers: int,
+    *flags: str | Path,
+    worker_flags: tuple[str | Path, ...] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Remote]:
+    """A scheduler and workers as users start them: processes of their own.
+
+    The flags are for both, the environment is the scheduler's.
+    """
     file = folder / "scheduler.json"
     dask_cli = ("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0")
     with ExitStack() as stack:
         main = stack.enter_context(
-            Process(*dask_cli, "--no-dashboard", "--scheduler-file", file, cwd=folder)
-        )
-        address = main.wait_for(r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)")[1]
-        started = [
-            stack.enter_context(
-                Process(
-                    "-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1", cwd=folder
-                )
+            Process(
+                *dask_cli, "--no-dashboard", "--scheduler-file", file, *flags, cwd=folder, env=env
             )
+        )
+        address = main.wait_for(r"Scheduler at:\s+(t\w+://127\.0\.0\.1:\d+)")[1]
+        started = [
+            stack.enter_context(start_worker(address, folder, *flags, *worker_flags))
             for _ in range(workers)
         ]
         for worker in started:
             worker.wait_for("Registered to:")
-        yield Remote(address, file, main)
+        yield Remote(address, file, main, started)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,7 +20,6 @@ from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm import scheduler
-from daskkm.errors import SchedulerError
 from tests.processes import DEADLINE, Process, remote
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ def test_a_remote_scheduler_by_address_and_by_file(
     digits: TileStore, expected: SweepResult, tmp_path: Path
 ) -> None:
     settings = ("--k", "3,5", "--n-init", "3", "--max-iter", "12")
-    with remote(tmp_path, workers=2) as (address, file, _):
+    with remote(tmp_path, workers=2) as (address, file, *_):
         for i, name in enumerate((address, str(file))):
             with sweep(
                 "--scheduler",
@@ -157,44 +155,11 @@ def test_a_remote_scheduler_by_address_and_by_file(
             assert model["sizes"] == same.counts_.tolist()
 
 
-def test_no_scheduler_and_no_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "_CONNECT_SECONDS", 1)
-    monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 0.5)
-    with (
-        pytest.raises(SchedulerError, match="no scheduler answers there"),
-        scheduler.connect("tcp://127.0.0.1:9"),
-    ):
-        pass
-    with (
-        socket.create_server(("127.0.0.1", 0)) as silent,
-        pytest.raises(SchedulerError, match=r"no scheduler answers there \(waited 1 s\)"),
-        scheduler.connect(f"tcp://127.0.0.1:{silent.getsockname()[1]}"),
-    ):
-        pass
-    with (
-        pytest.raises(SchedulerError, match=r"no scheduler answers there .*TLS"),
-        scheduler.connect("tls://127.0.0.1:9"),
-    ):
-        pass
-    (tmp_path / "broken.json").write_text("{}")
-    with (
-        pytest.raises(SchedulerError, match=r"broken\.json: this is no scheduler file"),
-        scheduler.connect(str(tmp_path / "broken.json")),
-    ):
-        pass
-    with (
-        remote(tmp_path, workers=0) as (address, _, _),
-        pytest.raises(SchedulerError, match=f"{address}: the scheduler has no workers; start"),
-        scheduler.connect(address),
-    ):
-        pass
-
-
 def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
     digits: TileStore, tmp_path: Path
 ) -> None:
     endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
-    with remote(tmp_path, workers=1) as (address, _, main):
+    with remote(tmp_path, workers=1) as (address, _, main, _):
         flags = ("--scheduler", address, "--store", digits.path)
         with sweep(*flags, *endless, cwd=tmp_path) as run:
             run.wait_for("pass 3:")

@@ -130,7 +130,7 @@ def test_a_sweep_goes_on_when_its_scheduler_was_killed(
     for last in (False, True):
         (tmp_path / str(last)).mkdir()
         with (
-            remote(tmp_path / str(last), workers=1) as (address, _, main),
+            remote(tmp_path / str(last), workers=1) as (address, _, main, _),
             Process(*command, "--scheduler", address, cwd=place) as run,
         ):
             if last:

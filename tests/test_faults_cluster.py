@@ -1,0 +1,251 @@
+"""Workers and schedulers that are killed, frozen, full or gone: the same bits, or one error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+from distributed.chaos import KillWorker
+
+import daskkm
+from daskkm import scheduler
+from daskkm.errors import SchedulerError, StoreError
+from daskkm.fit import iter_passes
+from tests.processes import DEADLINE, Process, Remote, remote, start_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from daskkm.fit import SweepResult
+    from daskkm.reader import Pass
+    from daskkm.store import TileStore
+
+pytestmark = pytest.mark.faults
+
+SWEEP: dict[str, Any] = {
+    "ks": (3, 5), "n_init": 2, "init": "k-means++", "max_iter": 12, "tol": 0, "random_state": 0,
+}  # fmt: skip
+# Scheduler and workers with settings under which a test need not wait for minutes.
+QUICK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"}
+
+QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
+
+
+def assert_same_bits(result: SweepResult, expected: SweepResult) -> None:
+    assert result.passes == expected.passes
+    for k, model in expected.models.items():
+        other = result.models[k]
+        assert (other.inertia_, other.n_iter_) == (model.inertia_, model.n_iter_)
+        np.testing.assert_array_equal(other.cluster_centers_, model.cluster_centers_)
+        np.testing.assert_array_equal(other.counts_, model.counts_)
+
+
+@pytest.fixture(scope="module")
+def expected(digits: TileStore) -> SweepResult:
+    with dask.config.set(scheduler="sync"):
+        return daskkm.fit_sweep(digits, **SWEEP)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """A scheduler and two workers, each restarted by its nanny."""
+    with remote(tmp_path_factory.mktemp("machines"), workers=2, env=QUICK) as found:
+        yield found
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Client]:
+    with scheduler.connect(address) as client:
+        assert client is not None
+        yield client
+
+
+def once(block: NDArray[Any], armed: Path, number: int) -> NDArray[Any]:
+    """Send a signal to the process of the first task that comes here after `armed` was made."""
+    try:
+        armed.unlink()
+    except FileNotFoundError:
+        return block
+    os.kill(os.getpid(), number)
+    return block
+
+
+def hungry(block: NDArray[Any], n_bytes: int) -> NDArray[Any]:
+    """Take memory, and write to it, which is what makes it count."""
+    taken = [np.ones(n_bytes // 8) for _ in range(len(block) > 0)]
+    return block + np.uint8(sum(map(len, taken)) % 1)
+
+
+def pids(client: Client) -> set[int]:
+    return set(client.run(os.getpid).values())
+
+
+def swept(X: Any, after: Callable[[Pass], None], **settings: Any) -> SweepResult:
+    """Make all passes of a sweep, doing something after each."""
+    passes = iter_passes(X, **{**SWEEP, **settings})
+    while True:
+        try:
+            after(next(passes))
+        except StopIteration as done:
+            result: SweepResult = done.value
+            return result
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_freezes_in_the_middle_of_a_pass(
+    machines: Remote, digits: TileStore, expected: SweepResult, tmp_path: Path, number: int
+) -> None:
+    armed = tmp_path / "armed"
+    X = digits.features().rechunk((701, -1)).map_blocks(once, armed, number, dtype=np.uint8)
+    with connected(machines.address) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+        before = pids(client)
+
+        def arm(done: Pass) -> None:
+            if done.number == 4:
+                armed.touch()
+
+        assert_same_bits(swept(X, arm, cache="never"), expected)
+        client.wait_for_workers(2, timeout=DEADLINE)
+        assert not armed.exists()
+        assert len(pids(client) - before) == 1
+
+
+@pytest.mark.parametrize("kind", ["store", "numpy"])
+def test_tiles_that_stay_are_read_again_when_their_worker_dies(
+    machines: Remote, digits: TileStore, expected: SweepResult, kind: str
+) -> None:
+    X = digits.features().rechunk((701, -1))
+    with connected(machines.address) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+
+        def kill(done: Pass) -> None:
+            if done.number in (4, 7):
+                os.kill(min(pids(client)), signal.SIGKILL)
+
+        given = X.compute() if kind == "numpy" else X
+        assert_same_bits(swept(given, kill, cache="always"), expected)
+
+
+def test_all_workers_lost_and_replaced_or_gone_for_good(
+    digits: TileStore, expected: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with remote(tmp_path, 1, worker_flags=("--no-nanny",)) as (address, _, _, (first,)):
+        with connected(address), start_worker(address, tmp_path, "--no-nanny") as second:
+            second.wait_for("Starting established connection")  # else it might be lost before
+
+            def kill(done: Pass) -> None:
+                if done.number == 4:
+                    first.send(signal.SIGKILL)
+
+            assert_same_bits(swept(digits, kill), expected)
+            monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
+            second.send(signal.SIGKILL)
+            with pytest.raises(SchedulerError, match="for 1 s there have been no workers; start"):
+                daskkm.fit_sweep(digits, **SWEEP)
+        with (
+            pytest.raises(SchedulerError, match="has no workers, and none came in 1 s; start some"),
+            connected(address),
+        ):
+            pass
+
+
+def test_a_scheduler_that_freezes(
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
+    with remote(tmp_path, 1) as (address, _, main, _), connected(address):
+
+        def freeze(done: Pass) -> None:
+            if done.number == 4:
+                os.kill(main.pid, signal.SIGSTOP)
+
+        try:
+            with pytest.raises(SchedulerError, match="scheduler has not answered for 2 s; see"):
+                swept(digits, freeze)
+            with pytest.raises(SchedulerError, match="scheduler has not answered for 2 s; see"):
+                daskkm.fit_sweep(digits, **SWEEP)
+        finally:
+            os.kill(main.pid, signal.SIGCONT)
+
+
+@contextmanager
+def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster, Client]]:
+    """Worker processes that are restarted, whatever a task has seen die before."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": settings.pop("failures", 100)}),
+        LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", **QUIET, **settings) as made,
+        Client(made) as client,
+    ):
+        yield made, client
+
+
+@pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
+def test_workers_that_are_killed_at_random(
+    digits: TileStore, expected: SweepResult, mode: str
+) -> None:
+    seen: set[int] = set()
+    X = digits.features().rechunk((701, -1))
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        local_cluster(2) as (made, client),
+    ):
+        # One that ends by sys.exit takes its nanny along, which would have restarted it.
+        made.adapt(minimum=2, maximum=2, interval="500ms")
+        first = pids(client)
+        client.register_plugin(KillWorker(delay="1 s", mode=mode), name="chaos")
+        client.unregister_worker_plugin("chaos")  # those that take their place may live
+        while len(seen - first) < 2:
+            found = swept(X, lambda _: seen.update(n.pid for n in made.workers.values()))
+            assert_same_bits(found, expected)
+
+
+def test_a_task_that_takes_more_memory_than_a_worker_has(digits: TileStore) -> None:
+    with local_cluster(1, memory_limit="500MB", failures=0) as _:
+        X = digits.features().map_blocks(hungry, 1_000_000_000, dtype=np.uint8)
+        with pytest.raises(
+            SchedulerError, match=r"^local: 1 workers? died of the same task.*memory"
+        ):
+            daskkm.fit_sweep(X, [2], n_init=1)
+
+
+def test_workers_whose_memory_is_full(digits: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
+    with (
+        LocalCluster(1, processes=False, memory_limit="50MB", **QUIET) as made,
+        Client(made),
+        pytest.raises(SchedulerError, match="for 1 s all workers have paused, their memory full"),
+    ):
+        daskkm.fit_sweep(digits, [2], n_init=1)
+
+
+def test_a_store_that_workers_do_not_see(
+    machines: Remote, digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(digits.path.parent)
+    here_only = daskkm.open_store(f"/proc/self/cwd/{digits.path.name}")
+    message = r"tiles\.zarr: there is no store on .*; every worker needs it, at the same path"
+    with connected(machines.address), pytest.raises(StoreError, match=message):
+        daskkm.fit_sweep(here_only, [2], n_init=1)
+
+
+def test_workers_of_a_command_that_is_killed_end_too(digits: TileStore, tmp_path: Path) -> None:
+    flags = ("--store", digits.path, "--workers", "2", "--dashboard-address", "127.0.0.1:0")
+    endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+    with Process("-m", "daskkm.sweep", *flags, *endless, cwd=tmp_path) as run:
+        run.wait_for("pass 3:")
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert len(children) >= 2
+        os.kill(run.pid, signal.SIGKILL)
+        assert not psutil.wait_procs(children, DEADLINE)[1]
