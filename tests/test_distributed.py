@@ -138,6 +138,8 @@ def test_a_remote_scheduler_by_address_and_by_file(
                 f"out{i}",
                 "--store",
                 digits.path,
+                "--checkpoint",
+                f"checkpoint{i}",
                 *settings,
                 cwd=tmp_path,
             ) as run:
@@ -160,7 +162,7 @@ def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
 ) -> None:
     endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
     with remote(tmp_path, workers=1) as (address, _, main, _):
-        flags = ("--scheduler", address, "--store", digits.path)
+        flags = ("--scheduler", address, "--store", digits.path, "--checkpoint", "checkpoint")
         with sweep(*flags, *endless, cwd=tmp_path) as run:
             run.wait_for("pass 3:")
             main.send(signal.SIGKILL)
@@ -192,6 +194,8 @@ def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
     flags: tuple[str | Path, ...] = (
         "--store",
         digits.path,
+        "--checkpoint",
+        "checkpoint",
         "--dashboard-address",
         "127.0.0.1:0",
         *workers,
