@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from daskkm import interrupts
 from daskkm.errors import DaskkmError, SchedulerError
@@ -31,6 +32,8 @@ _CLOSE_SECONDS = 3
 _SILENT_SECONDS = 60
 _WORKERS_SECONDS = 60
 _LOOK_SECONDS = 2
+# Clients whose workers have been asked for their versions.
+_CHECKED: WeakSet[Client] = WeakSet()
 
 
 def check_name(name: str) -> str:
@@ -166,6 +169,8 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
     if client is None:
         return tuple(dask.compute(*lazy, scheduler=scheduler))
     with _errors_named(client):
+        if client not in _CHECKED:
+            _check_versions(client)
         return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
@@ -273,8 +278,11 @@ async def _gather(client: Client, futures: Any) -> Any:
             if heard - working > patience:
                 raise _idle(client, found["workers"], patience)
         return gathering.result()
-    finally:
-        gathering.cancel()
+    except SchedulerError:
+        # Not the task, which would leave tasks of its own behind: it ends by its futures.
+        await client.cancel(futures, asynchronous=True)
+        gathering.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        raise
 
 
 def _patience() -> float:
@@ -379,7 +387,7 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
         asyncio.run(asyncio.wait_for(_identify(address, security), 1.5 * _CONNECT_SECONDS))
         client = Client(address, timeout=_CONNECT_SECONDS, security=security)
     except (OSError, TypeError, ValueError) as error:
-        msg = f"{address}: no scheduler answers there ({_why(error, security)})"
+        msg = f"{address}: no scheduler answers there ({_why(error, address, security)})"
         raise SchedulerError(msg) from error
     # A connection that is lost is said once, by the error that it becomes.
     for module in ("client", "batched"):
@@ -411,7 +419,7 @@ async def _identify(address: str, security: Security) -> None:
         await scheduler.identity()
 
 
-def _why(error: Exception, security: Security) -> str:
+def _why(error: Exception, address: str, security: Security) -> str:
     """Say why a scheduler could not be asked, and what to do.
 
     distributed says it by exceptions behind exceptions.
@@ -428,17 +436,21 @@ def _why(error: Exception, security: Security) -> str:
                 f"its certificate is refused, {each.verify_message}; name the authority "
                 f"that signed it: --tls-ca-file, now {_file(security.tls_ca_file)}"
             )
-        if isinstance(each, ConnectionRefusedError):
-            return "nothing listens; start one with: dask scheduler"
-    if "_ALERT_" in text:
-        return (
-            f"it refuses the certificate {_file(security.tls_client_cert)}; "
-            "give one by the authority that it knows: --tls-cert and --tls-key"
-        )
     if "WRONG_VERSION_NUMBER" in text or "cannot convert to SSL" in text:
         return "it does not speak TLS; name it as tcp://"
-    if any(isinstance(each, TimeoutError) for each in chain):
+    if any(isinstance(each, TimeoutError | ConnectionRefusedError) for each in chain):
+        # The last of distributed's tries may have been cut short.
+        with suppress(OSError):
+            try:
+                socket.create_connection(_host_and_port(address), timeout=1).close()
+            except ConnectionRefusedError:
+                return "nothing listens; start one with: dask scheduler"
         return f"no word in {_CONNECT_SECONDS:g} s; is that where a scheduler listens?"
+    if "_ALERT_" in text or ("closed" in text and address.startswith("tls://")):
+        return (
+            f"it hangs up on the certificate {_file(security.tls_client_cert)}; "
+            "give one by the authority that it knows: --tls-cert and --tls-key"
+        )
     if "closed" in text:
         return "it hangs up; if it speaks TLS, name it as tls://"
     return f"{error}; is that where a scheduler listens?"
@@ -512,6 +524,7 @@ def _check_versions(client: Client) -> None:
     """See that the scheduler and all workers that answer have this daskkm."""
     from importlib.metadata import version
 
+    _CHECKED.add(client)
     here = {package: version(package) for package in ("daskkm", "zarr")}
     found = client.sync(_versions, client, list(here)).items()
     for package, ours in here.items():
@@ -523,6 +536,7 @@ def _check_versions(client: Client) -> None:
         where = _some(missing or others)
         said = f"{package} is {ours} here, but {theirs} at {where}"
         if package == "daskkm":
+            _CHECKED.discard(client)
             msg = f"{_name(client)}: {said}; install the same everywhere, and start them again"
             raise SchedulerError(msg)
         warnings.warn(f"{_name(client)}: {said}", stacklevel=2)

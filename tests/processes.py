@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
@@ -85,10 +85,14 @@ class Remote(NamedTuple):
 
 
 def start_worker(
-    address: str, folder: Path, *flags: str | Path, env: Mapping[str, str] | None = None
+    address: str,
+    folder: Path,
+    *flags: str | Path,
+    python: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Process:
     """A worker as users start it, with one thread, that imports functions of tests."""
-    command = ("-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1")
+    command = (*python, "-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1")
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return Process(*command, *flags, cwd=folder, env={"PYTHONPATH": path, **(env or {})})
 
@@ -98,6 +102,7 @@ def remote(
     folder: Path,
     workers: int,
     *flags: str | Path,
+    scheduler_flags: tuple[str | Path, ...] = (),
     worker_flags: tuple[str | Path, ...] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Remote]:
@@ -110,7 +115,9 @@ def remote(
     with ExitStack() as stack:
         main = stack.enter_context(
             Process(
-                *dask_cli, "--no-dashboard", "--scheduler-file", file, *flags, cwd=folder, env=env
+                *(*dask_cli, "--no-dashboard", "--scheduler-file", file, *flags, *scheduler_flags),
+                cwd=folder,
+                env=env,
             )
         )
         address = main.wait_for(r"Scheduler at:\s+(t\w+://127\.0\.0\.1:\d+)")[1]

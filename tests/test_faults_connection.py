@@ -1,0 +1,294 @@
+"""Schedulers that are not there, not ours, or not to be trusted, and commands that are stopped."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import dask
+import distributed
+import numpy as np
+import psutil
+import pytest
+
+import daskkm
+from daskkm import scheduler
+from daskkm.errors import SchedulerError
+from tests.processes import DEADLINE, Process, Remote, remote, start_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from daskkm.store import TileStore
+
+pytestmark = pytest.mark.faults
+
+SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 2, "max_iter": 3, "random_state": 0}
+ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+
+
+class Machines(NamedTuple):
+    plain: Remote
+    tls: Remote
+
+
+def openssl(folder: Path, *args: str) -> None:
+    subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two authorities, NAME.pem, and a certificate by each, NAME-node.pem."""
+    folder = tmp_path_factory.mktemp("certificates")
+    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    for name in ("ours", "others"):
+        openssl(
+            folder,
+            *("req", "-x509", *new, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
+            *("-subj", f"/CN={name}"),
+        )
+        openssl(
+            folder,
+            *("req", "-x509", *new, "-keyout", f"{name}-node.key", "-out", f"{name}-node.pem"),
+            *("-subj", "/CN=node", "-CA", f"{name}.pem", "-CAkey", f"{name}.key"),
+        )
+    locked = ("-aes128", "-passout", "pass:secret", "-out", "locked.key")
+    openssl(folder, "ec", "-in", "ours-node.key", *locked)
+    (folder / "text.pem").write_text("text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machines(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A scheduler without TLS that has no workers, and one with TLS that has one."""
+    flags = [f"--{name}={file}" for name, file in files(certificates).items()]
+    with (
+        remote(tmp_path_factory.mktemp("plain"), 0) as plain,
+        remote(
+            tmp_path_factory.mktemp("tls"),
+            1,
+            *(flag.replace("_", "-") for flag in flags),
+            scheduler_flags=("--protocol", "tls"),
+        ) as tls,
+    ):
+        yield Machines(plain, tls)
+
+
+def files(folder: Path, **other: str) -> dict[str, str]:
+    names = {"ca_file": "ours.pem", "cert": "ours-node.pem", "key": "ours-node.key", **other}
+    return {f"tls_{name}": str(folder / file) for name, file in names.items()}
+
+
+def assert_refused(name: str, message: str, **tls: Any) -> None:
+    with pytest.raises(SchedulerError, match=message) as caught, scheduler.connect(name, **tls):
+        pass
+    assert "\n" not in str(caught.value)
+    del caught
+    with warnings.catch_warnings():  # of the socket of a handshake that failed, in distributed
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("localhost:8786", "'localhost:8786' is no scheduler; give local, threads, an address"),
+        ("tcp://localhost", "'tcp://localhost' is no address like tcp://host:8786"),
+        ("tcp://localhost:99999", "is no address like tcp://host:8786"),
+        ("tcp://127.0.0.1:9", r"no scheduler answers there \(nothing listens; start one with"),
+        (
+            "tcp://no-such-host.invalid:8786",
+            r"there \(.*(host is unknown|no word)",
+        ),
+        ("silent", r"no scheduler answers there \(no word in 1 s; is that where a scheduler"),
+        (
+            "tls as tcp",
+            "it hangs up; if it speaks TLS, name it as tls",
+        ),
+        ("no workers", "has no workers, and none came in 1 s; start some with: dask worker"),
+    ],
+)
+def test_addresses_where_no_scheduler_can_be_used(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    monkeypatch.setattr(scheduler, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        special = {
+            "silent": f"tcp://127.0.0.1:{silent.getsockname()[1]}",
+            "tls as tcp": machines.tls.address.replace("tls", "tcp"),
+            "no workers": machines.plain.address,
+        }
+        assert_refused(special.get(address, address), message)
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '{"address": "tcp://h"}'])
+def test_scheduler_files_that_are_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "s.json").write_text(content)
+    assert_refused(str(tmp_path / "s.json"), r"s\.json: this is no scheduler file|is no address")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"ca_file": "others.pem"},
+            r"certificate is refused, .*--tls-ca-file, now .*others\.pem",
+        ),
+        (
+            {"cert": "others-node.pem", "key": "others-node.key"},
+            r"it hangs up on the certificate .*others-node\.pem; give one by the authority",
+        ),
+        ({"ca_file": "none.pem"}, r"none\.pem: the certificate of the authority cannot be read"),
+        ({"cert": "none.pem"}, r"none\.pem: the certificate cannot be read \(No such file"),
+        ({"key": "none.key"}, r"none\.key: the key cannot be read"),
+        ({"key": "others-node.key"}, r"no certificate and its key .*KEY_VALUES_MISMATCH"),
+        ({"key": "locked.key"}, r"locked\.key: the key is encrypted; give one that is not"),
+        ({"ca_file": "text.pem"}, r"text\.pem: this is no certificate in PEM form"),
+        ({"cert": "text.pem"}, r"text\.pem and .*: these are no certificate and its key in PEM"),
+    ],
+)
+def test_certificates_that_are_wrong(
+    machines: Machines, certificates: Path, other: dict[str, str], message: str
+) -> None:
+    assert_refused(machines.tls.address, message, **files(certificates, **other))
+
+
+def test_certificates_that_are_missing_or_of_no_use(machines: Machines, certificates: Path) -> None:
+    tls = files(certificates)
+    assert_refused(machines.tls.address, "TLS needs a certificate of the authority; give --tls-ca")
+    del tls["tls_cert"]
+    assert_refused(machines.tls.address, "TLS needs a certificate; give --tls-cert, or set", **tls)
+    assert_refused(machines.plain.address, "this is no address for TLS, which was asked for", **tls)
+    tls = files(certificates)
+    plain = machines.plain.address.replace("tcp", "tls")
+    assert_refused(plain, "it does not speak TLS; name it as tcp", **tls)
+
+
+def test_a_sweep_over_tls_by_options_and_by_dasks_settings(
+    machines: Machines, certificates: Path, digits: TileStore, tmp_path: Path
+) -> None:
+    with dask.config.set(scheduler="sync"):
+        expected = daskkm.fit_sweep(digits, **SWEEP)
+    ca, cert, key = files(certificates).values()
+    tls = "distributed.comm.tls"
+    settings = {f"{tls}.ca-file": ca, f"{tls}.client.cert": cert, f"{tls}.client.key": key}
+    with (
+        dask.config.set(settings),
+        scheduler.connect(machines.tls.address),
+    ):
+        found = daskkm.fit_sweep(digits, **SWEEP)
+    for k, model in expected.models.items():
+        assert found.models[k].inertia_ == model.inertia_
+        np.testing.assert_array_equal(found.models[k].cluster_centers_, model.cluster_centers_)
+    flags = ("--tls-ca-file", ca, "--tls-cert", cert, "--tls-key", key)
+    name = ("--scheduler", str(machines.tls.file), "--store", digits.path, "--k", "2")
+    with Process("-m", "daskkm.sweep", *name, *flags, "--n-init", "1", cwd=tmp_path) as run:
+        assert run.wait() == 0, run.lines
+    with Process("-m", "daskkm.sweep", *name, cwd=tmp_path) as run:
+        assert run.wait() == 1
+    assert run.lines[-1].startswith("error: tls://127.0.0.1:")
+    assert "Traceback" not in "".join(run.lines)
+    with Process("-m", "daskkm.sweep", *flags[:2], cwd=tmp_path) as run:
+        assert run.wait() == 2
+    assert run.lines[-1] == "Error: --tls-ca-file has no use with --scheduler local"
+    with Process("-m", "daskkm.sweep", "--tol", "nan", cwd=tmp_path) as run:
+        assert run.wait() == 2
+    assert run.lines[-1] == "Error: Invalid value for '--tol': 'nan' is not a number"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Variables with which Python finds all that it finds here, but for daskkm."""
+    folder.mkdir()
+    for place in map(Path, sys.path):
+        if place.name == "site-packages":
+            for path in place.iterdir():
+                if "daskkm" not in path.name and path.suffix != ".pth":
+                    (folder / path.name).symlink_to(path)
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize("theirs", ["missing", "9.9"])
+def test_workers_with_another_daskkm_or_none(
+    machines: Machines, digits: TileStore, tmp_path: Path, theirs: str
+) -> None:
+    address = machines.plain.address
+    if theirs == "missing":
+        env, python = environment(tmp_path / "site"), ["-S"]
+    else:
+        (tmp_path / "daskkm-9.9.dist-info").mkdir()
+        metadata = "Metadata-Version: 2.1\nName: daskkm\nVersion: 9.9\n"
+        (tmp_path / "daskkm-9.9.dist-info" / "METADATA").write_text(metadata)
+        paths = (str(tmp_path), str(Path(daskkm.__file__).parent.parent))
+        env, python = {"PYTHONPATH": os.pathsep.join(paths)}, list[str]()
+    with start_worker(address, tmp_path, "--no-nanny", env=env, python=python) as worker:
+        worker.wait_for("Registered to:")
+        said = rf"daskkm is {daskkm.__version__} here, but {theirs} at tcp://.*; install the same"
+        assert_refused(address, said)
+        if theirs == "missing":  # a client that was not connected by us is not asked before
+            with distributed.Client(address), pytest.raises(SchedulerError, match=said):
+                daskkm.fit_sweep(digits, **SWEEP)
+
+
+def await_handlers(pid: int) -> None:
+    """Wait until a command has its own handlers: before, Python itself is starting."""
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+
+
+ENDINGS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) -> None:
+    """The moments are drawn: while modules are imported, workers start, passes are made."""
+    rng = random.Random(seed)
+    workers = ("--workers", "1") if seed % 2 else ()
+    flags = ("--store", digits.path, "--dashboard-address", "127.0.0.1:0", *workers)
+    number = rng.choice([*ENDINGS])
+    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+        await_handlers(run.pid)
+        time.sleep(rng.uniform(0, 4))  # any moment will do
+        family = psutil.Process(run.pid).children(recursive=True)
+        run.send(number)
+        said, status = ENDINGS[number]
+        assert run.wait() == status, run.lines
+        assert not psutil.wait_procs(family, DEADLINE)[1]
+        others = [
+            line
+            for line in run.lines
+            if not line.startswith(("pass ", "dashboard:", str(digits.path)))
+        ]
+        assert others == [said]
+
+
+def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
+    digits: TileStore, tmp_path: Path
+) -> None:
+    flags = ("--store", digits.path, "--dashboard-address", "127.0.0.1:0", "--workers", "1")
+    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+        run.wait_for("pass 2:")
+        main = psutil.Process(run.pid)
+        (first,) = (p for p in main.children() if "spawn_main" in " ".join(p.cmdline()))
+        first.kill()
+        run.wait_for("pass ")
+        run.wait_for("pass ")
+        family = main.children(recursive=True)
+        assert first not in family
+        run.send(signal.SIGINT)
+        assert run.wait() == 130
+        assert not psutil.wait_procs(family, DEADLINE)[1]
+        assert run.lines[-1] == "interrupted"
+        assert "Traceback" not in "".join(run.lines)
