@@ -41,6 +41,10 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     except DaskkmError as error:
         click.echo(f"error: {error}", err=True)
         status = 1
+    except OSError as error:  # such as of a folder that may not be entered, asked for what it holds
+        what = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {what}{error.strerror or error}; see to that, and run again", err=True)
+        status = 1
     interrupts.by_default()
     # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
     gc.freeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -159,6 +160,25 @@ def test_no_room_for_results(
         assert "Traceback" not in "".join(done.lines)
     assert forked.run(*SWEEP, cwd=place).status == 0
     assert results(place) == expected[2]
+
+
+def test_a_folder_that_may_not_be_entered(forked: Forks) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        Path(folder, "shut").mkdir(mode=0o700)
+        Path(folder, "shut", "images").mkdir()
+        nobody = {"user": 65534} if os.getuid() == 0 else {}
+        Path(folder, "shut").chmod(0o000)
+        for args in (
+            ("sweep", "--store", "shut/t.zarr", "--out", "/tmp"),
+            ("ingest", "shut/images"),
+            ("verify", "shut/t.zarr"),
+        ):
+            done = forked.run(*args, cwd=Path(folder), **nobody)
+            assert done.status == 1, done.lines
+            assert len(done.lines) == 1
+            assert re.match(r"error: .*shut.*Permission denied", done.lines[0])
+        Path(folder, "shut").chmod(0o700)
 
 
 @pytest.mark.parametrize("closed", [".", "centroids"])
