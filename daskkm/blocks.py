@@ -225,14 +225,24 @@ def _summed(
     )
     return da.reduction(
         parts,
-        np.sum,
-        np.sum,
+        _added,
+        _added,
         axis=0,
         split_every=_FAN_IN,
+        concatenate=False,  # which would hold all parts twice
         dtype=kind,
         name=f"{name}-sum",
         meta=np.empty((0, 0), kind),
     )
+
+
+def _added(parts: Any, axis: tuple[int, ...], keepdims: bool) -> NDArray[Any]:  # noqa: ARG001
+    """Add up one array, or several, along their first axis, of length 1."""
+    first, *others = parts if isinstance(parts, list) else [parts]
+    total = first + others[0] if others else first
+    for other in others[1:]:
+        total += other
+    return np.asarray(total if keepdims else total[0])
 
 
 def _summed_pieces(

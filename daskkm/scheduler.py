@@ -169,8 +169,7 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
     if client is None:
         return tuple(dask.compute(*lazy, scheduler=scheduler))
     with _errors_named(client):
-        if client not in _CHECKED:
-            _check_versions(client)
+        _check_once(client)
         return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
@@ -243,6 +242,7 @@ def _local_threads() -> int:
 def _workers_of(client: Client) -> dict[str, dict[str, Any]]:
     """Return what the scheduler knows of each worker, by its address."""
     with _errors_named(client):
+        _check_once(client)  # before the first task: of one without daskkm a worker may die
         try:
             found = client.sync(client.scheduler.identity, callback_timeout=_SILENT_SECONDS)
         except TimeoutError as error:
@@ -518,6 +518,11 @@ def _check_files(ca: str, cert: str, key: str) -> None:
             f"({error.reason or error}); give --tls-cert and --tls-key"
         )
         raise SchedulerError(msg) from error
+
+
+def _check_once(client: Client) -> None:
+    if client not in _CHECKED:
+        _check_versions(client)
 
 
 def _check_versions(client: Client) -> None:

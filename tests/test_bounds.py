@@ -40,7 +40,7 @@ def moved(
     return np.asarray(stack + rng.normal(0, scale, stack.shape))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 200),

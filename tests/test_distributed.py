@@ -56,7 +56,9 @@ def assert_same_bits(result: SweepResult, expected: SweepResult, X: Any) -> None
 @contextmanager
 def local_cluster(workers: int) -> Iterator[None]:
     with (
-        LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as c,
+        LocalCluster(
+            workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as c,
         Client(c),
     ):
         yield
@@ -78,7 +80,7 @@ def test_the_same_bits_on_every_scheduler_and_chunking(
 
 def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore) -> None:
     with (
-        LocalCluster(1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         before = len(client.get_task_stream())

@@ -225,7 +225,9 @@ def test_a_seed_stands_for_one_result_on_processes_too(digits: daskkm.TileStore)
         for model in expected.values():
             model.labels_ = model.labels_.compute()
     with (
-        LocalCluster(2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        LocalCluster(
+            2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster),
     ):
         for init, model in expected.items():
@@ -236,7 +238,10 @@ def test_a_seed_stands_for_one_result_on_processes_too(digits: daskkm.TileStore)
 def test_tiles_in_memory_go_to_workers_without_a_warning() -> None:
     """Warnings are errors here, and dask warns of 10 MB."""
     tiles = np.random.default_rng(0).integers(0, 256, (120_000, 256), np.uint8)
-    with LocalCluster(2, processes=False, dashboard_address=None) as cluster, Client(cluster):
+    with (
+        LocalCluster(2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster),
+    ):
         model = KMeans(2, max_iter=1, random_state=0).fit(tiles)
         assert model.score(tiles) == -model.inertia_
         np.testing.assert_array_equal(model.predict(tiles), model.labels_)

@@ -241,7 +241,16 @@ def test_a_store_that_workers_do_not_see(
 
 
 def test_workers_of_a_command_that_is_killed_end_too(digits: TileStore, tmp_path: Path) -> None:
-    flags = ("--store", digits.path, "--workers", "2", "--dashboard-address", "127.0.0.1:0")
+    flags = (
+        "--store",
+        digits.path,
+        "--checkpoint",
+        "kept",
+        "--workers",
+        "2",
+        "--dashboard-address",
+        "127.0.0.1:0",
+    )
     endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
     with Process("-m", "daskkm.sweep", *flags, *endless, cwd=tmp_path) as run:
         run.wait_for("pass 3:")

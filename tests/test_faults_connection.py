@@ -191,7 +191,16 @@ def test_a_sweep_over_tls_by_options_and_by_dasks_settings(
         assert found.models[k].inertia_ == model.inertia_
         np.testing.assert_array_equal(found.models[k].cluster_centers_, model.cluster_centers_)
     flags = ("--tls-ca-file", ca, "--tls-cert", cert, "--tls-key", key)
-    name = ("--scheduler", str(machines.tls.file), "--store", digits.path, "--k", "2")
+    name = (
+        "--scheduler",
+        str(machines.tls.file),
+        "--store",
+        digits.path,
+        "--checkpoint",
+        "kept",
+        "--k",
+        "2",
+    )
     with Process("-m", "daskkm.sweep", *name, *flags, "--n-init", "1", cwd=tmp_path) as run:
         assert run.wait() == 0, run.lines
     with Process("-m", "daskkm.sweep", *name, cwd=tmp_path) as run:
@@ -256,7 +265,15 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
     """The moments are drawn: while modules are imported, workers start, passes are made."""
     rng = random.Random(seed)
     workers = ("--workers", "1") if seed % 2 else ()
-    flags = ("--store", digits.path, "--dashboard-address", "127.0.0.1:0", *workers)
+    flags = (
+        "--store",
+        digits.path,
+        "--checkpoint",
+        "kept",
+        "--dashboard-address",
+        "127.0.0.1:0",
+        *workers,
+    )
     number = rng.choice([*ENDINGS])
     with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
         await_handlers(run.pid)
@@ -277,7 +294,16 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
 def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
     digits: TileStore, tmp_path: Path
 ) -> None:
-    flags = ("--store", digits.path, "--dashboard-address", "127.0.0.1:0", "--workers", "1")
+    flags = (
+        "--store",
+        digits.path,
+        "--checkpoint",
+        "kept",
+        "--dashboard-address",
+        "127.0.0.1:0",
+        "--workers",
+        "1",
+    )
     with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
         run.wait_for("pass 2:")
         main = psutil.Process(run.pid)
