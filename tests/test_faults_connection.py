@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 import warnings
@@ -19,6 +18,13 @@ import distributed
 import numpy as np
 import psutil
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 import daskkm
 from daskkm import scheduler
@@ -41,28 +47,19 @@ class Machines(NamedTuple):
     tls: Remote
 
 
-def openssl(folder: Path, *args: str) -> None:
-    subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two authorities, NAME.pem, and a certificate by each, NAME-node.pem."""
     folder = tmp_path_factory.mktemp("certificates")
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     for name in ("ours", "others"):
-        openssl(
-            folder,
-            *("req", "-x509", *new, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-            *("-subj", f"/CN={name}"),
-        )
-        openssl(
-            folder,
-            *("req", "-x509", *new, "-keyout", f"{name}-node.key", "-out", f"{name}-node.pem"),
-            *("-subj", "/CN=node", "-CA", f"{name}.pem", "-CAkey", f"{name}.key"),
-        )
-    locked = ("-aes128", "-passout", "pass:secret", "-out", "locked.key")
-    openssl(folder, "ec", "-in", "ours-node.key", *locked)
+        authority = trustme.CA()
+        node = authority.issue_cert("127.0.0.1")
+        authority.cert_pem.write_to_path(folder / f"{name}.pem")
+        node.cert_chain_pems[0].write_to_path(folder / f"{name}-node.pem")
+        node.private_key_pem.write_to_path(folder / f"{name}-node.key")
+    key = load_pem_private_key((folder / "ours-node.key").read_bytes(), None)
+    how = Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    (folder / "locked.key").write_bytes(key.private_bytes(*how))
     (folder / "text.pem").write_text("text")
     return folder
 
