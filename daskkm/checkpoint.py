@@ -144,6 +144,11 @@ class Checkpoint:
                     "wait for it, or choose another place (--checkpoint)"
                 )
                 raise CheckpointError(msg) from error
+            except OSError as error:
+                from daskkm.groups import NO_LOCKS  # with Zarr, which fits do not need
+
+                if error.errno not in NO_LOCKS:
+                    raise
             yield
         finally:
             os.close(lock)
@@ -178,7 +183,7 @@ class Checkpoint:
             # Opened here, because NumPy leaves a file open that is no archive.
             with (self.folder / _STATE).open("rb") as file, np.load(file) as arrays:
                 return dict(arrays)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # of the latter, `held` says what is wrong
             return None
         except (*_UNREADABLE, zipfile.BadZipFile) as error:
             raise self._damaged(error) from error

@@ -50,7 +50,7 @@ _SYSTEMS = re.compile(
 )
 # What a run that was killed leaves beside a place.
 _LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock)$")
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file systems
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file systems
 
 
 @dataclass(frozen=True)
@@ -752,7 +752,7 @@ def _held(place: Path, kind: Kind, *, alone: bool = False) -> Iterator[None]:
             msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
             raise kind.error(msg) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -94,11 +94,9 @@ class Settings:
     def named(self) -> dict[str, Any]:
         """What a result depends on, by the names of the parameters, as JSON has it."""
         init = self.init
-        if callable(init):
-            init = f"function {dask.base.tokenize(init)}"
-        elif not isinstance(init, str):
-            init = f"arrays {dask.base.tokenize(init)}"
-        found = asdict(self) | {"init": init, "random_state": self.seed}
+        if not isinstance(init, str):
+            init = f"one's own {dask.base.tokenize(init)}"
+        found = vars(self) | {"init": init, "random_state": self.seed}
         del found["seed"]
         return found
 

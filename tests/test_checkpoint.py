@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from pathlib import Path
@@ -201,8 +202,31 @@ def test_two_fits_at_once_and_what_is_not_a_checkpoint(tmp_path: Path) -> None:
             daskkm.fit_sweep(X, KS, **SETTINGS, checkpoint=folder, fresh=fresh)
     assert {file.name for file in folder.iterdir()} == {"state.npz", "thesis.tex"}
     (tmp_path / "file").touch()
-    with pytest.raises(daskkm.CheckpointError, match="cannot be written"):
-        fit(X, tmp_path / "file")
+    for seed in (0, None):
+        with pytest.raises(daskkm.CheckpointError, match="cannot be written"):
+            fit(X, tmp_path / "file", random_state=seed)
+
+
+def test_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    X = make_tiles()
+    fit(X, tmp_path / "c", 2)
+    assert_same_bits(fit(X, tmp_path / "c"), daskkm.fit_sweep(X, KS, **SETTINGS))
+
+
+def test_starts_of_ones_own_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    X, folder = make_tiles(), tmp_path / "c"
+    starts = {k: X[:k].astype(float) for k in KS}
+    fit(X, folder, 2, init=starts)
+    with pytest.raises(daskkm.CheckpointError, match=r"with init one's own .*, not one's own "):
+        fit(X, folder, init={k: start + 1 for k, start in starts.items()})
+    expected = daskkm.fit_sweep(X, KS, **(SETTINGS | {"init": starts}))
+    assert_same_bits(fit(X, folder, init=starts), expected)
 
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
