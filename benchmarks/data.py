@@ -14,8 +14,9 @@ import numpy as np
 import zarr
 
 from daskkm import tiles
-from daskkm.store import create_store, open_store
+from daskkm.store import open_store
 from daskkm.tiles import Sheet
+from daskkm.writer import create_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

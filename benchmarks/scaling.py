@@ -28,8 +28,9 @@ from benchmarks.costs import Constants, Machines, Work, as_json, elsewhere, here
 from daskkm import blocks, chunks, kernel, plan
 from daskkm.reader import Reader
 from daskkm.source import as_tiles
-from daskkm.store import create_store, open_store
+from daskkm.store import open_store
 from daskkm.tiles import Sheet
+from daskkm.writer import create_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -603,6 +603,7 @@ def _one_farthest(
     wanted: Sequence[int],
 ) -> tuple[Farthest, ...]:
     """Return a block's farthest tiles, model by model."""
+    exact = weights is None and tiles.dtype.kind != "f"
     weights = np.ones(len(tiles), np.int64) if weights is None else weights
     found = []
     for (lo, hi), m in zip(pairwise(offsets), wanted, strict=True):
@@ -611,7 +612,7 @@ def _one_farthest(
         own = _one_labels(tiles if m else tiles[:0], centroids)
         distances = kernel.squared_distances(tiles[: len(own)], centroids, own)
         off = np.flatnonzero(
-            (distances > _on_centroid(tiles[: len(own)])) & (weights[: len(own)] > 0)
+            (distances > _on_centroid(tiles[: len(own)], exact=exact)) & (weights[: len(own)] > 0)
         )
         found.append(
             Farthest(distances[off], first + off, tiles[off], own[off], weights[off]).most(m)
@@ -619,11 +620,11 @@ def _one_farthest(
     return tuple(found)
 
 
-def _on_centroid(tiles: NDArray[Any]) -> NDArray[np.float64] | float:
+def _on_centroid(tiles: NDArray[Any], *, exact: bool) -> NDArray[np.float64] | float:
     """Return the squared distance up to which a tile lies on its centroid.
 
-    The mean of equal floats need not be that float: relocated, such tiles would go on to be.
+    The mean of equal floats, or weighted, need not be that tile: relocated, it would go on to be.
     """
-    if tiles.dtype.kind != "f":
+    if exact:
         return 0.0
     return np.asarray(_ROUNDING**2 * np.square(tiles, dtype=np.float64).sum(axis=1))

@@ -1,26 +1,27 @@
 """Where a fit stands, on disk after every pass, so that it can go on from there.
 
-A folder, locked as long as a fit holds it, with one file that each pass replaces: NumPy's .npz
-without pickles, in which Zip keeps a CRC-32 of every member. It holds what the fit is of, in
-JSON, and what the next pass needs, no more: centroids of models that move, centroids and
-statistics of those that are done, or the candidates of a seeding.
+A folder, locked as long as a fit holds it, with one file that each pass replaces: a SHA-256, and
+then that of which it is, NumPy's .npz without pickles. It holds what the fit is of, in JSON, and
+what the next pass needs, no more: centroids of models that move, centroids and statistics of the
+best of those that are done, or the candidates of a seeding.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
+import io
 import json
 import os
-import zipfile
-from contextlib import contextmanager, suppress
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from daskkm import __version__
+from daskkm import __version__, locks
 from daskkm.errors import CheckpointError
-from daskkm.lloyd import Step
+from daskkm.lloyd import Step, best
 from daskkm.reader import Pass
 from daskkm.seeding import Pool, Trial
 
@@ -35,67 +36,62 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FORMAT = 1
-_STATE, _PARTIAL = "state.npz", "state.npz.partial"
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, MemoryError)
+_FORMAT = 2
+_STATE, _PARTIAL = "state", "state.partial"
+_DIGEST_BYTES = 32
 
 
 class Checkpoint:
-    """Keeps where one fit stands.
+    """Keeps where one fit stands. Get one from `held`.
 
-    Parameters
+    Attributes
     ----------
-    folder : path-like
-        Its own, made when it is first written.
-    fresh : bool
-        Whether what it holds is to be forgotten.
+    folder : Path
+    said : dict of str to Any, or None
+        What the state that was found is ``of``, and the ``number`` of its pass, if there is one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, fresh: bool = False) -> None:
-        self.folder = Path(folder)
-        self._fresh = fresh
+    def __init__(self, folder: Path, state: Arrays | None) -> None:
+        self.folder = folder
+        self.said: dict[str, Any] | None = None
+        self._state = state
         self._of: dict[str, Any] = {}
+        if state is not None:
+            self.said = json.loads(bytes(state["said"]))
+            if (found := self.said["format"]) != _FORMAT:
+                msg = (
+                    f"{folder}: the checkpoint's format is {found}, not {_FORMAT}; go on with "
+                    "the version of daskkm that wrote it, or start over (--fresh)"
+                )
+                raise CheckpointError(msg)
 
-    def said(self) -> dict[str, Any] | None:
-        """Return what it is ``of``, and the ``number`` of the last pass, if there is one.
-
-        Raises
-        ------
-        CheckpointError
-            If it is damaged.
-        """
-        found = None if self._fresh else self._read()
-        return None if found is None else self._said(found)
-
-    @contextmanager
-    def held(self, of: Mapping[str, Any]) -> Iterator[Pass | None]:
-        """Hold it for a fit, which no other may then.
+    def begin(self, of: Mapping[str, Any]) -> Pass | None:
+        """Begin a fit, or go on with it.
 
         Parameters
         ----------
         of : mapping of str to Any
             What the result depends on, by name, as JSON has it.
 
-        Yields
-        ------
+        Returns
+        -------
         Pass or None
             The last pass, with what the next one needs of it.
 
         Raises
         ------
         CheckpointError
-            If it is damaged, of another fit, held by another, or cannot be written.
+            If the state that was found is of another fit.
         """
         self._of = json.loads(json.dumps({"daskkm": __version__, **of}))
-        with self._locked():
-            self._check_ours()
-            if self._fresh:
-                self._clear()
-            try:
-                yield self._load()
-            finally:
-                with suppress(OSError):  # nothing was kept
-                    self.folder.rmdir()
+        said, state = self.said, self._state
+        if said is None or state is None:
+            return None
+        self._check_same(said["of"])
+        totals = list(zip(state["totals"], state["abouts"], strict=True))
+        steps = _steps(said["names"], state) if "names" in said else {}
+        read = said["bytes_read"]
+        return Pass(said["number"], 0.0, steps, _seeding(state), read, totals, state.get("total"))
 
     def kept(self, passes: Generator[Pass, None, T]) -> Generator[Pass, None, T]:
         """Make passes, each of which is kept before it is yielded; return their result.
@@ -107,6 +103,11 @@ class Checkpoint:
         Yields
         ------
         Pass
+
+        Raises
+        ------
+        CheckpointError
+            If one cannot be written.
         """
         while True:
             try:
@@ -118,90 +119,13 @@ class Checkpoint:
                 self._save(done)
             yield done
 
-    def remove(self) -> None:
-        """Remove it: the fit is done, and its result is kept elsewhere."""
-        with self._errors_named("removed"):
-            self._clear()
-            with suppress(FileNotFoundError):
-                self.folder.rmdir()
-
-    def _clear(self) -> None:
-        for name in (_PARTIAL, _STATE):
-            (self.folder / name).unlink(missing_ok=True)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Make the folder, and hold it; the system lets go of it however this process ends."""
-        with self._errors_named("written"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+    def clear(self) -> None:
+        """Forget it: the fit is done, and its result is kept elsewhere."""
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                msg = (
-                    f"{self.folder}: another fit that is running keeps its checkpoint there; "
-                    "wait for it, or choose another place (--checkpoint)"
-                )
-                raise CheckpointError(msg) from error
-            except OSError as error:
-                from daskkm.groups import NO_LOCKS  # with Zarr, which fits do not need
-
-                if error.errno not in NO_LOCKS:
-                    raise
-            yield
-        finally:
-            os.close(lock)
-
-    def _check_ours(self) -> None:
-        """Raise CheckpointError if anything else lies there."""
-        others = {entry.name for entry in self.folder.iterdir()} - {_STATE, _PARTIAL}
-        if others:
-            msg = (
-                f"{self.folder}: this is no checkpoint, it holds {min(others)}; "
-                "choose another place (--checkpoint)"
-            )
-            raise CheckpointError(msg)
-
-    def _said(self, arrays: Arrays) -> dict[str, Any]:
-        try:
-            said: dict[str, Any] = json.loads(bytes(arrays["said"]))
-            found = said["format"]
-        except _UNREADABLE as error:
-            raise self._damaged(error) from error
-        if found != _FORMAT:
-            msg = (
-                f"{self.folder}: the checkpoint's format is {found}, not {_FORMAT}; go on with "
-                "the version of daskkm that wrote it, or start over (--fresh)"
-            )
-            raise CheckpointError(msg)
-        return said
-
-    def _read(self) -> Arrays | None:
-        """Return all arrays that it holds, if there is anything."""
-        try:
-            # Opened here, because NumPy leaves a file open that is no archive.
-            with (self.folder / _STATE).open("rb") as file, np.load(file) as arrays:
-                return dict(arrays)
-        except (FileNotFoundError, NotADirectoryError):  # of the latter, `held` says what is wrong
-            return None
-        except (*_UNREADABLE, zipfile.BadZipFile) as error:
-            raise self._damaged(error) from error
-
-    def _load(self) -> Pass | None:
-        """Return the last pass, if it was of this fit."""
-        arrays = self._read()
-        if arrays is None:
-            return None
-        said = self._said(arrays)
-        self._check_same(said["of"])
-        try:
-            totals = list(zip(arrays["totals"], arrays["abouts"], strict=True))
-            steps = _steps(said["names"], arrays) if "names" in said else {}
-            seeding = _seeding(arrays)
-            return Pass(said["number"], 0.0, steps, seeding, said["bytes_read"], totals)
-        except _UNREADABLE as error:
-            raise self._damaged(error) from error
+            _clear(self.folder)
+        except OSError as error:  # the result is worth more
+            msg = f"{self.folder}: the checkpoint cannot be removed ({error}); remove it"
+            warnings.warn(msg, stacklevel=2)
 
     def _check_same(self, of: Mapping[str, Any]) -> None:
         names = [name for name in {**of, **self._of} if of.get(name) != self._of.get(name)]
@@ -223,46 +147,133 @@ class Checkpoint:
         said |= {"number": done.number, "bytes_read": done.bytes_read}
         if done.steps:
             said["names"] = [list(name) for name in done.steps]
-            arrays = _of_steps(list(done.steps.values()))
+            arrays = _of_steps(done.steps)
         else:
             arrays = _of_seeding(done.seeding)
         arrays["totals"] = np.array([total for total, _ in done.totals])
         arrays["abouts"] = np.array([about for _, about in done.totals])
+        if done.total is not None:
+            arrays["total"] = done.total
         arrays["said"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
-        with self._errors_named("written"):
+        packed = io.BytesIO()
+        np.savez(packed, allow_pickle=False, **arrays)
+        data = packed.getbuffer()
+        with _errors_named(self.folder, "written"):
             partial = self.folder / _PARTIAL
             with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
             partial.replace(self.folder / _STATE)
 
-    def _damaged(self, error: BaseException) -> CheckpointError:
-        return CheckpointError(
-            f"{self.folder}: the checkpoint is damaged ({error}); start over (--fresh)"
-        )
 
-    @contextmanager
-    def _errors_named(self, what: str) -> Iterator[None]:
+@contextmanager
+def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Checkpoint]:
+    """Hold a checkpoint for a fit, which no other may then.
+
+    Parameters
+    ----------
+    folder : path-like
+        Its own: made if it is not there, and removed at the end if nothing is kept.
+    fresh : bool, default False
+        Whether what it holds is to be forgotten.
+
+    Yields
+    ------
+    Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged, held by another, or cannot be read or written.
+    """
+    folder = Path(folder)
+
+    def opened() -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    with ExitStack() as stack:
+        with _errors_named(folder, "written"):
+            try:
+                stack.enter_context(locks.held(folder, opened))
+            except BlockingIOError as error:
+                msg = (
+                    f"{folder}: another fit that is running keeps its checkpoint there; "
+                    "wait for it, or choose another place (--checkpoint)"
+                )
+                raise CheckpointError(msg) from error
+            _check_ours(folder)
+            if fresh:
+                _clear(folder)
         try:
-            yield
-        except OSError as error:
-            msg = (
-                f"{self.folder}: the checkpoint cannot be {what} ({error}); make room, or choose "
-                "another place (--checkpoint)"
-            )
-            raise CheckpointError(msg) from error
+            with _errors_named(folder, "read"):
+                state = _read(folder)
+            yield Checkpoint(folder, state)
+        finally:
+            with suppress(OSError):  # something is kept
+                folder.rmdir()
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise CheckpointError if anything else lies there, but for what systems leave anywhere."""
+    others = {entry.name for entry in folder.iterdir()} - {_STATE, _PARTIAL}
+    if others := {name for name in others if not name.startswith(".")}:
+        msg = (
+            f"{folder}: this is no checkpoint, it holds {min(others)}; "
+            "choose another place (--checkpoint)"
+        )
+        raise CheckpointError(msg)
+
+
+def _clear(folder: Path) -> None:
+    for name in (_PARTIAL, _STATE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> Arrays | None:
+    """Return all arrays that are kept, if there are any."""
+    try:
+        data = memoryview((folder / _STATE).read_bytes())
+    except FileNotFoundError:
+        return None
+    packed = data[_DIGEST_BYTES:]
+    if hashlib.sha256(packed).digest() != data[:_DIGEST_BYTES]:
+        msg = (
+            f"{folder}: the checkpoint is damaged (its checksum is not that of its bytes); "
+            "start over (--fresh)"
+        )
+        raise CheckpointError(msg)
+    with np.load(io.BytesIO(packed)) as arrays:
+        return dict(arrays)
+
+
+@contextmanager
+def _errors_named(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = (
+            f"{folder}: the checkpoint cannot be {what} ({error}); make room, or choose "
+            "another place (--checkpoint)"
+        )
+        raise CheckpointError(msg) from error
 
 
 _SCALARS = ("iteration", "inertia", "shift", "converged", "last")
 
 
-def _of_steps(steps: Sequence[Step]) -> Arrays:
+def _of_steps(steps: Mapping[tuple[int, int], Step]) -> Arrays:
     """Return what goes on from these steps as arrays."""
-    done, moving = ([step for step in steps if step.last == last] for last in (True, False))
-    arrays = {name: np.array([getattr(step, name) for step in steps]) for name in _SCALARS}
+    moving = [step for step in steps.values() if not step.last]
+    # Restarts that are done and were not the best so far will not be.
+    done = best({name: step for name, step in steps.items() if step.last})
+    names = {(k, restart) for k, (restart, _) in done.items()}
+    arrays = {name: np.array([getattr(step, name) for step in steps.values()]) for name in _SCALARS}
+    arrays["best"] = np.array([name in names for name in steps])
     for name, parts in (
         ("updated", [step.updated for step in moving]),
-        ("centroids", [step.centroids for step in done]),
-        ("statistics", [step.statistics for step in done]),
+        ("centroids", [step.centroids for name, step in steps.items() if name in names]),
+        ("statistics", [step.statistics for name, step in steps.items() if name in names]),
     ):
         if parts:
             arrays[name] = np.concatenate(parts)
@@ -270,16 +281,21 @@ def _of_steps(steps: Sequence[Step]) -> Arrays:
 
 
 def _steps(names: Sequence[Sequence[int]], arrays: Arrays) -> dict[tuple[int, int], Step]:
-    """Return the steps that were made arrays. Of those that move, only what is needed is known."""
-    found, starts = {}, {"done": 0, "moving": 0}
+    """Return the steps that were made arrays. Of each, only what is needed is known."""
+    found = {}
+    starts = {"updated": 0, "centroids": 0}
     columns = (arrays[name].tolist() for name in _SCALARS)
-    for (k, restart), scalars in zip(names, zip(*columns, strict=True), strict=True):
+    for (k, restart), scalars, kept in zip(
+        names, zip(*columns, strict=True), arrays["best"], strict=True
+    ):
         said = dict(zip(_SCALARS, scalars, strict=True))
-        which = "done" if said["last"] else "moving"
-        rows = slice(starts[which], starts[which] + k)
-        starts[which] += k
-        centroids = arrays["centroids" if said["last"] else "updated"][rows]
-        statistics = arrays["statistics"][rows] if said["last"] else np.empty((k, 0))
+        centroids = statistics = np.empty((0, 0))
+        if kept or not said["last"]:
+            which = "centroids" if kept else "updated"
+            rows = slice(starts[which], starts[which] + k)
+            starts[which] += k
+            centroids = arrays[which][rows]
+            statistics = arrays["statistics"][rows] if kept else statistics
         found[k, restart] = Step(
             centroids=centroids, statistics=statistics, updated=centroids, **said
         )

@@ -144,6 +144,7 @@ def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
     size = math.prod(array.chunks) * array.dtype.itemsize
     buffer = getattr(_OF_THREAD, "buffer", None)
     if buffer is None or len(buffer) < size:
+        _found(array, i)  # before memory is taken for what may not be there
         buffer = _OF_THREAD.buffer = np.empty(size, np.uint8)
     chunk = buffer[:size].view(array.dtype).reshape(array.chunks)
     _fill(array, i, chunk)

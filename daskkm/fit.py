@@ -5,13 +5,14 @@ Every pass reads each block once for all models that are still moving.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
 from daskkm import lloyd
-from daskkm.checkpoint import Checkpoint
+from daskkm.checkpoint import held
 from daskkm.model import FittedModel
 from daskkm.reader import Reader, made_all
 from daskkm.source import identity, tile_shape
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
+    from daskkm.checkpoint import Checkpoint
     from daskkm.lloyd import Step
     from daskkm.reader import Pass
     from daskkm.starts import Init
@@ -170,24 +172,27 @@ def fit_sweep(
     >>> result.models[2].inertia_, sorted(result.models[2].cluster_centers_.ravel().tolist())
     (4.0, [1.0, 101.0])
     """
-    kept = None if checkpoint is None else Checkpoint(checkpoint, fresh=fresh)
-    result = made_all(
-        iter_passes(
-            X,
-            ks,
-            n_init=n_init,
-            init=init,
-            max_iter=max_iter,
-            tol=tol,
-            random_state=random_state,
-            sample_weight=sample_weight,
-            coarse=coarse,
-            cache=cache,
-            checkpoint=kept,
+    if fresh and checkpoint is None:
+        msg = "fresh=True is about a checkpoint, and there is none; give its folder"
+        raise ValueError(msg)
+    with nullcontext() if checkpoint is None else held(checkpoint, fresh=fresh) as kept:
+        result = made_all(
+            iter_passes(
+                X,
+                ks,
+                n_init=n_init,
+                init=init,
+                max_iter=max_iter,
+                tol=tol,
+                random_state=random_state,
+                sample_weight=sample_weight,
+                coarse=coarse,
+                cache=cache,
+                checkpoint=kept,
+            )
         )
-    )
-    if kept is not None:
-        kept.remove()
+        if kept is not None:
+            kept.clear()
     return result
 
 
@@ -219,8 +224,8 @@ def iter_passes(
     CheckpointError, FitError, ValueError, TypeError, OverflowError
         As `fit_sweep`.
     """
-    if checkpoint is not None and random_state is None and (said := checkpoint.said()):
-        random_state = said["of"]["random_state"]
+    if checkpoint is not None and random_state is None and checkpoint.said:
+        random_state = checkpoint.said["of"]["random_state"]
     settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
     tiles = Reader(X, sample_weight, cache=cache)
     settings.check_fits(tiles)
@@ -229,8 +234,8 @@ def iter_passes(
     else:
         weights = {} if sample_weight is None else {"sample_weight": tokenize(sample_weight)}
         of = {"X": identity(X), **weights, **settings.named}
-        with checkpoint.held(of) as after:
-            steps = yield from checkpoint.kept(_steps(tiles, settings, after))
+        after = checkpoint.begin(of)
+        steps = yield from checkpoint.kept(_steps(tiles, settings, after))
     best = lloyd.best(steps)
     models = {
         k: FittedModel(

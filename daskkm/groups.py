@@ -1,29 +1,18 @@
-"""Zarr groups and arrays that are whole or not there, and never read with a chunk missing.
+"""Zarr groups and arrays of daskkm's: marked whole or not, and never read with a chunk missing.
 
-What is written is written beside its place and moved there when it is complete: as
-``NAME.TOKEN.partial`` with a token of its own, or as ``NAME.partial``, by one run at a time, where
-the next one goes on with it. Nothing is replaced but a node (a group or an array) of the same kind,
-which is ``NAME.TOKEN.old`` until it is removed. While there are writers ``NAME.lock`` is locked: so
-the next one knows what killed ones have left. Chunks are uncompressed, each with a CRC-32C, cut
-along the first axis only; `daskkm.chunks` reads them. What `daskkm.metadata` says of them is looked
-at first.
+Chunks are uncompressed, each with a CRC-32C, cut along the first axis only; `daskkm.chunks` reads
+them. What `daskkm.metadata` says of them is looked at first. `daskkm.places` is where they go.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
-import os
-import re
 import secrets
-import shutil
-import stat
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -40,17 +29,8 @@ if TYPE_CHECKING:
 
     from daskkm.errors import DaskkmError
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 # What `complete` says beside what it is told.
 _OWN = {"format", "kind", "complete", "metadata"}
-_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
-# What the system leaves in any folder, and a run that is killed while Zarr, or it, writes a file.
-_SYSTEMS = re.compile(
-    r"\.DS_Store|\.nfs.*|.*\.[0-9a-f]{32}\.partial|zarr\.json\.[0-9a-f]{8}\.partial"
-)
-# What a run that was killed leaves beside a place.
-_LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock)$")
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file systems
 
 
 @dataclass(frozen=True)
@@ -178,6 +158,19 @@ def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
     return array
 
 
+def unlike(path: Path, kind: Kind) -> str | None:
+    """Say what a node is, if it is not of a kind and its format, from one read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    DaskkmError
+        The kind's, if its metadata cannot be read.
+    """
+    return _unlike(metadata.ours(_document(path, "", kind)[1]), kind)
+
+
 def check_group(root: Path, name: str, kind: Kind) -> None:
     """Find out whether a group in a node, if there is one, says that it is one.
 
@@ -267,82 +260,8 @@ def check(array: zarr.Array[Any], kind: Kind) -> None:
         chunks.check(array, 0, array.shape[0])
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
-    """Give a node a place to be written to, and put it in its own when that is done.
-
-    One of its kind that is there is lost only then: nothing, when writing fails.
-
-    Parameters
-    ----------
-    path : path-like
-        Where it goes.
-    kind : Kind
-
-    Yields
-    ------
-    Path
-        Beside it.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if something else is there, or the folder cannot be written.
-    """
-    with beside(path, kind) as partial:
-        yield partial
-        put(partial, path, kind)
-
-
-@contextmanager
-def beside(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
-    """Give a node a place to be written to, from where `put` takes it, or where it is removed.
-
-    Parameters, what is yielded and raised are those of `replacing`.
-    """
-    place = check_free(path, kind)
-    with _held(place, kind):
-        partial = _beside(place, "partial")
-        try:
-            yield partial
-        finally:
-            _discard(partial)
-
-
-@contextmanager
-def resuming(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
-    """Give a node a place to be written to that is kept until it is complete, whatever happens.
-
-    Parameters, what is yielded and raised are those of `replacing`, but for this: what is beside
-    the place may be there already, as `begun` knows, and a second writer is refused.
-    """
-    place = check_free(path, kind)
-    with _held(place, kind, alone=True):
-        partial = begun(place)
-        check_free(partial, kind)
-        for left in partial.rglob("*.partial"):
-            if _SYSTEMS.fullmatch(left.name):
-                left.unlink()
-        yield partial
-        put(partial, path, kind)
-
-
-def clear(path: str | os.PathLike[str], kind: Kind) -> None:
-    """Remove what runs that were killed left beside a place, if no one writes there now."""
-    place = Path(os.path.realpath(path))
-    if place.with_name(f"{place.name}.lock").exists():
-        with suppress(kind.error), _held(place, kind, alone=True):
-            pass
-
-
-def begun(path: str | os.PathLike[str]) -> Path:
-    """Return where `resuming` has a node that is to be put in a place."""
-    place = Path(os.path.realpath(path))
-    return place.with_name(f"{place.name}.partial")
-
-
 def reopen(partial: Path, kind: Kind) -> tuple[zarr.Group, dict[str, Any]] | None:
-    """Open a group that `resuming` has kept.
+    """Open a group that `places.resuming` has kept.
 
     Parameters
     ----------
@@ -358,67 +277,18 @@ def reopen(partial: Path, kind: Kind) -> tuple[zarr.Group, dict[str, Any]] | Non
     None if there is none of use.
     """
     try:
-        document = _document(partial, "", kind)[1]
-        metadata.check_node(document, "group")
-    except (FileNotFoundError, NotADirectoryError, ValueError, kind.error):
-        return None
-    said = metadata.ours(document)
-    if _other(said, kind) or _other_format(said, kind):
+        data, document = _document(partial, "", kind)
+        said = metadata.ours(document)
+        if _unlike(said, kind):
+            return None
+        _checked(partial, "", data, document, said, kind)
+    except (FileNotFoundError, NotADirectoryError, kind.error):
         return None
     return zarr.open_group(partial, mode="r+", zarr_format=3), said
 
 
-def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
-    """Put a complete node in its place. The one that was there goes only when that is done.
-
-    Parameters
-    ----------
-    partial : Path
-        As `beside` gave it.
-    path : path-like
-    kind : Kind
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if something else is there by now, or the folder cannot be written.
-    """
-    while True:
-        place = check_free(path, kind)  # again: much may have happened since
-        try:
-            with write_errors_named(place, kind), set_aside(place):
-                partial.rename(place)
-        except kind.error as error:
-            # Another run has put its own there in between. The last one stays.
-            if getattr(error.__cause__, "errno", None) not in _TAKEN:
-                raise
-        else:
-            return
-
-
-@contextmanager
-def set_aside(place: Path) -> Iterator[None]:
-    """Move away what is at a place, if anything, and remove it, or else bring it back.
-
-    It is removed when the body is done. When that fails it comes back, if the place is free.
-    """
-    old = _beside(place, "old")
-    with suppress(FileNotFoundError):
-        place.rename(old)
-    try:
-        yield
-    except BaseException:
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def create_group(path: Path, kind: Kind) -> zarr.Group:
-    """Create a group at a place that `replacing` gave, anew if one was left there."""
+    """Create a group at a place that `daskkm.places` gave, anew if one was left there."""
     said = {"daskkm": _of(kind, complete=False)}
     return zarr.create_group(path, zarr_format=3, overwrite=True, attributes=said)
 
@@ -437,7 +307,7 @@ def create_array(
     Parameters
     ----------
     place : Path or zarr.Group
-        The array's own place, as `replacing` gave it, or the group that it is to be in.
+        The array's own place, as `daskkm.places` gave it, or the group that it is to be in.
     name : str or None
         In the group.
     shape : tuple of int
@@ -486,11 +356,25 @@ def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, 
     DaskkmError
         The kind's, if that is too much.
     """
+    _seal(node, kind, said, complete=True)
+
+
+def note(node: zarr.Group, kind: Kind, said: Mapping[str, Any]) -> None:
+    """Say how far a group that is being written has come, in one step, for `reopen`.
+
+    Parameters and errors are those of `complete`.
+    """
+    _seal(node, kind, said, complete=False)
+
+
+def _seal(
+    node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, Any], *, complete: bool
+) -> None:
     place = chunks.folder(node) / node.path
     file = place / "zarr.json"
     below = node.members(max_depth=None) if isinstance(node, zarr.Group) else ()
     document = json.loads(file.read_bytes())
-    document["attributes"] = {"daskkm": _of(kind, complete=True) | dict(said)}
+    document["attributes"] = {"daskkm": _of(kind, complete=complete) | dict(said)}
     names = sorted(name for name, _ in below)  # they come in whatever order
     documents = {name: (place / name / "zarr.json").read_bytes() for name in names}
     data = metadata.sealed(document, documents)
@@ -500,53 +384,13 @@ def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, 
             f"{metadata.NODE_BYTES}; make several"
         )
         raise kind.error(msg)
-    partial = _beside(file, "partial")
+    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
     partial.write_bytes(data)
     partial.replace(file)
 
 
-def note(node: zarr.Group, kind: Kind, said: Mapping[str, Any]) -> None:
-    """Say how far a group that is being written has come, in one step, for `reopen`.
-
-    Parameters are those of `complete`.
-    """
-    node.update_attributes({"daskkm": _of(kind, complete=False) | dict(said)})
-
-
 def _of(kind: Kind, *, complete: bool) -> dict[str, Any]:
     return {"format": kind.format, "kind": kind.name, "complete": complete}
-
-
-def check_free(path: str | os.PathLike[str], kind: Kind) -> Path:
-    """Find out whether a node of a kind may be put somewhere.
-
-    Parameters
-    ----------
-    path : path-like
-    kind : Kind
-
-    Returns
-    -------
-    Path
-        The place itself if a link leads there: what it holds is replaced, not the link.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if anything but another of the kind would be replaced.
-    """
-    try:
-        path = Path(path).resolve()
-        found = _foreign(path, kind)
-    except (OSError, RuntimeError) as error:
-        advice = "choose another place" if kind.placed else "see that it can be written"
-        msg = f"{path}: a {kind.noun} cannot be put there ({error}); {advice}"
-        raise kind.error(msg) from error
-    if found:
-        advice = "choose another place" if kind.placed else "move it elsewhere"
-        msg = f"{path}: this is not a {kind.noun} of daskkm's to be replaced ({found}); {advice}"
-        raise kind.error(msg)
-    return path
 
 
 @contextmanager
@@ -646,9 +490,8 @@ def _of_metadata(place: Path, name: str, what: str, kind: Kind) -> DaskkmError:
     return kind.error(f"{place}: the metadata{of} {what}; {advice}")
 
 
-def _said_at(path: Path, kind: Kind) -> dict[str, Any]:
-    """Return what a node says of itself, from one read. Zarr takes several to open it."""
-    return metadata.ours(_document(path, "", kind)[1])
+def _unlike(said: Mapping[str, Any], kind: Kind) -> str | None:
+    return _other(said, kind) or _other_format(said, kind)
 
 
 def _other(said: Mapping[str, Any], kind: Kind) -> str | None:
@@ -663,160 +506,3 @@ def _other_format(said: Mapping[str, Any], kind: Kind) -> str | None:
     """Say what format a node of this kind is of, if it is not the one that is read."""
     found = said.get("format")
     return None if found == kind.format else f"its format is {found}, not {kind.format}"
-
-
-def _foreign(path: Path, kind: Kind) -> str | None:
-    """Say what at a place is not to be replaced by a node of a kind, if anything."""
-    # Path.is_mount fails where another run moves what is there.
-    if os.path.ismount(path) or path == Path.cwd():
-        return "it is a mount point or the folder you are in"
-    # One question at a time of what is there: another run may move it between two of them.
-    with suppress(FileNotFoundError):
-        if not stat.S_ISDIR(path.stat().st_mode):
-            return "it is a file"
-    while entries := _entries(path):
-        if stray := _stray(entries, kind):
-            return f"it holds {stray}"
-        try:
-            said = _said_at(path, kind)
-        except FileNotFoundError:
-            if path / "zarr.json" in entries:
-                continue  # it has just been moved: look again
-            said = {}
-        return _other(said, kind) or _other_format(said, kind)
-    return None
-
-
-def is_empty(folder: Path) -> bool:
-    """Tell whether a folder holds nothing of anyone's."""
-    return not _entries(folder)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return what a folder holds, in order; nothing if it is gone."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if not _SYSTEMS.fullmatch(entry.name))
-    except FileNotFoundError:
-        return []
-
-
-def _stray(entries: list[Path], kind: Kind) -> str | None:
-    """Return the first that is not of a node of this kind, nor of a node in it, if there is one."""
-    names = dict(kind.names)
-    for entry in entries:
-        if entry.name not in kind.members:
-            return entry.name
-        if entry.name == "c" or not entry.is_dir():  # chunks, of which there may be many
-            continue
-        if found := _stray_within(entry, names.get(entry.name)):
-            return f"{entry.name}/{found}"
-    return None
-
-
-def _stray_within(folder: Path, names: str | None = None) -> str | None:
-    """Return what is not of the node in a folder, if anything. The chunks are not looked at."""
-    group = names is not None or _is_group(folder)
-    for entry in _entries(folder):
-        if entry.name == "zarr.json" or (entry.name == "c" and not group):
-            continue
-        known = group and re.fullmatch(names or ".*", _LEFT.sub("", entry.name))
-        if known and entry.suffix == ".lock":
-            continue
-        if not (known and (entry.is_dir() or not entry.exists())):
-            return entry.name
-        if found := _stray_within(entry):
-            return f"{entry.name}/{found}"
-    return None
-
-
-def _is_group(folder: Path) -> bool:
-    """Tell whether a folder says that it is a Zarr group: not if what it says is damaged."""
-    try:
-        return bool(json.loads((folder / "zarr.json").read_bytes())["node_type"] == "group")
-    except _UNREADABLE:
-        return False
-
-
-@contextmanager
-def _held(place: Path, kind: Kind, *, alone: bool = False) -> Iterator[None]:
-    """Be one of those who write to a place, or the only one, which else is an error.
-
-    The lock is the system's, so it ends with the process, however that does.
-    """
-    path = place.with_name(f"{place.name}.lock")
-    lock = None
-    with write_errors_named(place, kind):
-        try:
-            lock = _locked(place, path, kind, alone=alone)
-        except BlockingIOError as error:
-            msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
-            raise kind.error(msg) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-    try:
-        yield
-    finally:
-        if lock is not None:
-            _release(lock, path)
-
-
-def _locked(place: Path, path: Path, kind: Kind, *, alone: bool) -> BinaryIO:
-    """Return the lock of a place, held. Who is the first clears what others have left."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with ExitStack() as stack:
-            lock = stack.enter_context(path.open("a+b"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if alone:
-                    raise
-            else:
-                if _is_at(lock, path):
-                    _clear(place, kind)
-            if not alone:
-                fcntl.flock(lock, fcntl.LOCK_SH)
-            # Those who had it before may just have removed it: then it is no one's.
-            if _is_at(lock, path):
-                stack.pop_all()
-                return lock
-
-
-def _release(lock: BinaryIO, path: Path) -> None:
-    """Let go of a lock. The last one removes it, if it is not a file of someone else's."""
-    with lock, suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(lock, path) and not os.fstat(lock.fileno()).st_size:
-            path.unlink()
-
-
-def _is_at(lock: BinaryIO, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
-    return False
-
-
-def _clear(place: Path, kind: Kind) -> None:
-    """Remove what runs that were killed left beside a place; bring back what they moved away."""
-    ours = re.compile(rf"{re.escape(place.name)}\.[0-9a-f]{{8}}\.(partial|old)")
-    for left in place.parent.iterdir():
-        if not ours.fullmatch(left.name) or not left.is_dir() or _stray(_entries(left), kind):
-            continue
-        if left.suffix == ".old" and not place.exists():
-            left.rename(place)
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _beside(path: Path, what: str) -> Path:
-    """Return a name beside a place that no other run has, in whatever container or thread."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.{what}")
-
-
-def _discard(partial: Path) -> None:
-    """Remove what was not completed. After an interrupt zarr's threads may still write."""
-    for _ in range(100):
-        if not partial.exists():
-            return
-        shutil.rmtree(partial, ignore_errors=True)

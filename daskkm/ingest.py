@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from daskkm import cli, tiles
 from daskkm.errors import SheetError, StoreError, printable
-from daskkm.store import TileStore, clear, create_store, open_store
+from daskkm.store import TileStore, clear, open_store
+from daskkm.writer import create_store
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from daskkm.store import StoreWriter
     from daskkm.tiles import Sheet, Skipped
+    from daskkm.writer import StoreWriter
 
 
 def ingest(
@@ -81,7 +83,8 @@ def ingest(
     >>> store.provenance()["row"].tolist()
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
-    tile = (tile, tile) if isinstance(tile, int) else (int(tile[0]), int(tile[1]))
+    height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
+    tile = (int(height), int(width))
     if min(tile) < 1:
         msg = f"a tile of {tile[0]} x {tile[1]} pixels holds nothing; give at least 1 x 1"
         raise SheetError(msg)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NODE_BYTES, ARRAY_BYTES = 256 << 20, 1 << 20
 # A tile of as many pixels as Pillow opens has half of it.
 CHUNK_BYTES = 1 << 30
-_MOST_CHUNKS = 1 << 24
+_MOST_CHUNKS = 1 << 21  # what lists them takes 256 MiB
 
 _ITEM_BYTES = {"bool": 1, "float16": 2, "float32": 4, "float64": 8}
 _ITEM_BYTES |= {f"{kind}{8 * n}": n for kind in ("int", "uint") for n in (1, 2, 4, 8)}

@@ -140,7 +140,7 @@ class FittedModel:
             go together.
         """
         # Not at the top: fits and predictions have no use for zarr and do not wait for it.
-        from daskkm import groups
+        from daskkm import groups, places
 
         kind, k = _kind(), len(self.cluster_centers_)
         if problem := _problem(self):
@@ -160,7 +160,7 @@ class FittedModel:
             "extra": list(extra or {}),
         }
         with (
-            groups.replacing(path, kind) as partial,
+            places.replacing(path, kind) as partial,
             groups.write_errors_named(Path(path), kind),
         ):
             group = groups.create_group(partial, kind)
@@ -240,9 +240,9 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
 
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raise ModelError if a model cannot be saved there without replacing something else."""
-    from daskkm import groups  # as in `FittedModel.save`
+    from daskkm import places  # as in `FittedModel.save`
 
-    groups.check_free(path, _kind())
+    places.check_free(path, _kind())
 
 
 def _kind() -> Kind:

@@ -52,6 +52,8 @@ class Pass:
         Bytes of tiles read so far.
     totals : list of pairs of ndarray
         What the variance of weighted tiles is known by.
+    total : ndarray of shape (d + 2,), int64, or None
+        Statistics of all tiles, by which others are told from them, where sums are exact.
     """
 
     number: int
@@ -60,6 +62,7 @@ class Pass:
     seeding: Seeding | None = None
     bytes_read: int = 0
     totals: Sequence[tuple[NDArray[Any], NDArray[np.float64]]] = ()
+    total: NDArray[np.int64] | None = None
 
 
 class Reader:
@@ -98,6 +101,7 @@ class Reader:
         self._wants_variance = False
         # Of all tiles without their weights, as statistics about a point, and these points.
         self._totals: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
+        self._total: NDArray[np.int64] | None = None
         self._last = time.perf_counter()
         self.given, self.tiles = X, as_tiles(X)
         if np.isnan(self.tiles.shape[0]):  # as after a selection: only reading tells
@@ -176,12 +180,14 @@ class Reader:
         """Return the pass that was just made, which led to these steps."""
         before, self._last = self._last, time.perf_counter()
         seconds, totals = self._last - before, list(self._totals)
-        return Pass(self.passes, seconds, dict(steps or {}), seeding, self.bytes_read, totals)
+        return Pass(
+            self.passes, seconds, dict(steps or {}), seeding, self.bytes_read, totals, self._total
+        )
 
     def resume(self, after: Pass) -> None:
         """Go on as if this pass had been the last: counts are those of a fit not cut short."""
         self.passes, self.bytes_read = after.number, after.bytes_read
-        self._totals = list(after.totals)
+        self._totals, self._total = list(after.totals), after.total
 
     def iterations(
         self,
@@ -237,7 +243,24 @@ class Reader:
         counted = statistics[: offsets[1], -2].sum() if self.weights is None else self.shape[0]
         self._count(int(counted))
         _check_finite(statistics)
+        self._check_same(statistics[: offsets[1]])
         return statistics
+
+    def _check_same(self, statistics: NDArray[Any]) -> None:
+        """Raise FitError if these are of other tiles than those of the passes before.
+
+        An array that is read again may have been written to meanwhile. Sums of floats do not tell.
+        """
+        if statistics.dtype.kind == "f":
+            return
+        total = statistics.sum(axis=0)
+        if self._total is not None and not np.array_equal(total, self._total):
+            msg = (
+                "the tiles are not those of the passes before: they were written to meanwhile; "
+                "start over (--fresh, if there is a checkpoint)"
+            )
+            raise FitError(msg)
+        self._total = total
 
     def _about(self, stack: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Return the point about which a pass is to measure the tiles without their weights.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from daskkm import locks
 from daskkm.errors import ResultsError
 
 if TYPE_CHECKING:
@@ -42,6 +45,29 @@ def check_writable(out: Path, ks: Iterable[int]) -> None:
             _check_no_folder(out / name)
     for k in ks:
         _check_folder(out / str(k), k)
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold a folder for results, to which no other sweep may write then.
+
+    Raises
+    ------
+    ResultsError
+        If another does.
+    """
+    with ExitStack() as stack:
+        with _errors_named(out):
+            try:
+                opened = partial(os.open, out, os.O_RDONLY | os.O_DIRECTORY)
+                stack.enter_context(locks.held(out, opened))
+            except BlockingIOError as error:
+                msg = (
+                    f"{out}: another sweep that is running has its results there; "
+                    "wait for it, or choose another place (--out)"
+                )
+                raise ResultsError(msg) from error
+        yield
 
 
 def _check_folder(folder: Path, k: int) -> None:
@@ -157,13 +183,13 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     A run that is killed leaves it; the next one writes it anew.
     """
     with _errors_named(path):
-        partial = path.with_name(f".{path.name}.partial")
+        beside = path.with_name(f".{path.name}.partial")
         try:
-            with partial.open("wb") as file:
+            with beside.open("wb") as file:
                 yield file
-            partial.replace(path)
+            beside.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import stat
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
@@ -27,37 +26,33 @@ from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from zarr.errors import ContainsGroupError
 
-from daskkm import chunks, groups, metadata, plan
+from daskkm import groups, metadata, places, plan
 from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.groups import Kind
 from daskkm.tiles import File, Sheet, Skipped, grid
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
 _CHUNK_BYTES = 4 << 20
-# Provenance is 4 bytes a tile: far more tiles a chunk.
-_PROVENANCE_CHUNK = 1 << 20
-# How often at most a writer notes how far it has come. What it says is of every sheet so far.
-_NOTES = 100
 
-_PROVENANCE = ("sheet", "row", "col")
+PROVENANCE = ("sheet", "row", "col")
 
-_STORE = Kind(
+STORE = Kind(
     name="store",
     noun="store",
     rows="tiles",
-    members=frozenset({"zarr.json", "tiles", *_PROVENANCE, "labels", "distances"}),
+    members=frozenset({"zarr.json", "tiles", *PROVENANCE, "labels", "distances"}),
     error=StoreError,
     make="make one with: python -m daskkm.ingest IMAGES --store PATH",
     mend="ingest the sheets again",
     names=(("labels", "[0-9]+"), ("distances", "[0-9]+")),
     corrupt=CorruptChunkError,
 )
-_LABELS = Kind(
+LABELS = Kind(
     name="labels",
     noun="set of labels",
     rows="tiles",
@@ -68,11 +63,11 @@ _LABELS = Kind(
     placed=False,
     corrupt=CorruptChunkError,
 )
-_DISTANCES = Kind(
+DISTANCES = Kind(
     name="distances",
     noun="set of distances",
     rows="tiles",
-    members=_LABELS.members,
+    members=LABELS.members,
     error=StoreError,
     make="make one with: python -m daskkm.label MODEL --store PATH --distances",
     mend="label the tiles again, with distances",
@@ -112,17 +107,17 @@ class TileStore:
         self, path: Path, group: zarr.Group, said: Mapping[str, Any], version: Version
     ) -> None:
         self.path = path
-        self.tiles = groups.member(group, "tiles", _STORE)
+        self.tiles = groups.member(group, "tiles", STORE)
         self._version = version
-        self._where = {name: groups.member(group, name, _STORE) for name in _PROVENANCE}
+        self._where = {name: groups.member(group, name, STORE) for name in PROVENANCE}
         try:
             self.sheets = tuple(map(Sheet.from_json, said["sheets"]))
             self.skipped = tuple(Skipped(**record) for record in said["skipped"])
-            problem = _problem(self.tiles, self._where, self.sheets)
+            problem = _problem(self.tiles, self._where, self.sheets, self.skipped)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"its attributes are not those of a store ({error!r})"
         if problem:
-            msg = f"{path}: the store is damaged: {problem}; remove it and {_STORE.mend}"
+            msg = f"{path}: the store is damaged: {problem}; remove it and {STORE.mend}"
             raise StoreError(msg)
 
     @property
@@ -153,7 +148,7 @@ class TileStore:
         dask array of shape (n_tiles, n_features), uint8
             One block a chunk of the store.
         """
-        features = self._rows(self.tiles, (math.prod(self.tile),), _STORE, self.tile)
+        features = self._rows(self.tiles, (math.prod(self.tile),), STORE, self.tile)
         # Passes over it may read it their own way, as long as it is called so: changed in place it
         # has another name.
         features.tile_store = features.name, self
@@ -206,7 +201,7 @@ class TileStore:
         StoreError
             If there are none.
         """
-        return self._learnt(_LABELS, k, (), "int32")
+        return self._learnt(LABELS, k, (), "int32")
 
     def distances(self, k: int) -> da.Array:
         """Return the distances of every tile to the centroids of a model, lazily.
@@ -223,12 +218,12 @@ class TileStore:
         StoreError
             If there are none, or they are of another model than the labels.
         """
-        found = self._learnt(_DISTANCES, k, (k,), "float64")
-        of, labels_of = (self._said(kind, k) for kind in (_DISTANCES, _LABELS))
+        found = self._learnt(DISTANCES, k, (k,), "float64")
+        of, labels_of = (self._said(kind, k) for kind in (DISTANCES, LABELS))
         if of != labels_of:  # two runs took their places at once
             msg = (
-                f"{self._place(_DISTANCES, k)}: the distances are of another model than the "
-                f"labels; {_DISTANCES.mend}"
+                f"{self._place(DISTANCES, k)}: the distances are of another model than the "
+                f"labels; {DISTANCES.mend}"
             )
             raise StoreError(msg)
         return found
@@ -261,21 +256,24 @@ class TileStore:
             If they cannot be written, or something else is in their place.
         """
         k, n = said["k"], len(self)
-        groups.refuse_links(self.path, f"{_DISTANCES.name}/{k}", _DISTANCES)
-        stale = groups.check_free(self._place(_DISTANCES, k), _DISTANCES)
+        self._version.check()
+        groups.refuse_links(self.path, f"{DISTANCES.name}/{k}", DISTANCES)
+        stale = places.check_free(self._place(DISTANCES, k), DISTANCES)
         with ExitStack() as stack:
+            # What killed writers of distances have left goes too.
+            stack.enter_context(places.held(stale, DISTANCES))
             # Chunks of whole tiles, of which the last block may have fewer.
             rows = min(self.tiles.chunks[0], n)
-            labels = stack.enter_context(self._new(_LABELS, k, (n,), "int32", rows))
+            labels = stack.enter_context(self._new(LABELS, k, (n,), "int32", rows))
             own = None
             if distances:
                 part = _part(rows, 8 * k)
-                own = stack.enter_context(self._new(_DISTANCES, k, (n, k), "float64", part))
+                own = stack.enter_context(self._new(DISTANCES, k, (n, k), "float64", part))
             yield labels, own
             for target in filter(None, (labels, own)):
                 target.complete(said)
             # Distances that are there belong to the labels, whenever this is cut short.
-            with groups.write_errors_named(stale, _DISTANCES), groups.set_aside(stale):
+            with groups.write_errors_named(stale, DISTANCES), places.set_aside(stale):
                 labels.put()
             if own is not None:
                 own.put()
@@ -289,7 +287,7 @@ class TileStore:
             If a chunk is missing or short.
         """
         for array in (self.tiles, *self._where.values()):
-            groups.check(array, _STORE)
+            groups.check(array, STORE)
 
     def provenance(self) -> dict[str, NDArray[np.int32]]:
         """Read where each tile came from.
@@ -306,8 +304,7 @@ class TileStore:
         """
         with self._version.reading():
             return {
-                name: groups.read(array, 0, len(self), _STORE)
-                for name, array in self._where.items()
+                name: groups.read(array, 0, len(self), STORE) for name, array in self._where.items()
             }
 
     def provenance_of(self, name: str) -> da.Array:
@@ -323,7 +320,8 @@ class TileStore:
         dask array of shape (n_tiles,), int32
             In blocks of the same tiles as those of `features`.
         """
-        return self._rows(self._where[name], (), _STORE, name).rechunk((self.features().chunks[0],))
+        blocks = normalize_chunks(self.tiles.chunks[:1], (len(self),))
+        return self._rows(self._where[name], (), STORE, name).rechunk(blocks)
 
     def _said(self, kind: Kind, k: int) -> dict[str, Any]:
         """Return what labels or distances say of their model."""
@@ -334,19 +332,27 @@ class TileStore:
         return self.path / kind.name / str(k)
 
     def _learnt(self, kind: Kind, k: int, row: tuple[int, ...], dtype: str) -> da.Array:
-        array, said = groups.open_node(self._place(kind, k), kind, self.path)
+        place = self._place(kind, k)
+        version = Version.of(place, self._version)
+        array, said = groups.open_node(place, kind, self.path)
         is_, expected = (array.shape, array.dtype, said.get("k")), ((len(self), *row), dtype, k)
         if is_ != expected:
             what = "{1} of shape {0} for k = {2}"
             msg = (
-                f"{self._place(kind, k)}: it is not of the tiles of this store "
+                f"{place}: it is not of the tiles of this store "
                 f"({what.format(*is_)}, not {what.format(*expected)}); {kind.mend}"
             )
             raise StoreError(msg)
-        return self._rows(array, row, kind, said)
+        version.check()
+        return self._rows(array, row, kind, said, version)
 
     def _rows(
-        self, array: zarr.Array[Any], row: tuple[int, ...], kind: Kind, identity: Any
+        self,
+        array: zarr.Array[Any],
+        row: tuple[int, ...],
+        kind: Kind,
+        identity: Any,
+        version: Version | None = None,
     ) -> da.Array:
         """Return an array lazily, one block a chunk, each of its items in the shape of a row."""
         shape = (len(self), *row)
@@ -356,7 +362,7 @@ class TileStore:
             array=array,
             row=row,
             kind=kind,
-            version=self._version,
+            version=version or self._version,
             chunks=normalize_chunks((array.chunks[0], *row), shape),
             dtype=array.dtype,
             meta=np.empty((0,) * len(shape), array.dtype),
@@ -373,7 +379,7 @@ class TileStore:
         # Another run may make it between the question whether it is there and the making.
         with groups.write_errors_named(path, kind), suppress(ContainsGroupError):
             zarr.open_group(self.path, mode="r+").require_group(kind.name)
-        with groups.beside(path, kind) as partial:
+        with places.beside(path, kind) as partial:
             with groups.write_errors_named(path, kind):
                 array = groups.create_array(
                     partial,
@@ -415,14 +421,14 @@ class Chunks:
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
         with self._version.reading():
-            for chunk in groups.stream(self._array, self._first, self._last, _STORE):
+            for chunk in groups.stream(self._array, self._first, self._last, STORE):
                 self._version.check()
                 yield chunk.reshape(len(chunk), -1)
 
     def whole(self) -> tuple[NDArray[Any], list[int]]:
         """Read all of it, (n, n_features), and say how many tiles are in each piece."""
         with self._version.reading():
-            found = groups.read(self._array, self._first, self._last, _STORE)
+            found = groups.read(self._array, self._first, self._last, STORE)
         rows = self._array.chunks[0]
         starts = range(0, len(found), rows)
         return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]
@@ -430,7 +436,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Version:
-    """Which store is read from a place, where another may be put meanwhile.
+    """Which store, or labels, are read from a place, where others may be put meanwhile.
 
     What is opened by its name, a chunk at a time and on any machine, could be of either.
 
@@ -438,26 +444,31 @@ class Version:
     ----------
     path : Path
     digest : str
-        Of what the store says of itself: its sheets, with their digests, and the size of a tile.
+        Of what it says of itself: a store its sheets, with their digests, and the size of a tile.
+    store : Version, optional
+        Of that in which labels are.
     """
 
     path: Path
     digest: str
+    store: Version | None = None
 
     @classmethod
-    def of(cls, path: Path) -> Version:
-        """Return which store is in a place now."""
-        return cls(path, _digest(path))
+    def of(cls, path: Path, store: Version | None = None) -> Version:
+        """Return what is in a place now."""
+        return cls(path, _digest(path), store)
 
     def check(self) -> None:
         """Raise StoreError if it is another now."""
+        if self.store is not None:
+            self.store.check()
         if _digest(self.path) != self.digest:
-            msg = f"{self.path}: the store was replaced while it was being read; run this again"
+            msg = f"{self.path}: it was replaced while it was being read; run this again"
             raise StoreError(msg)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Raise StoreError if what was read may be of another, or if it could not be."""
+        """Raise StoreError if what is read may be of another, or if it cannot be."""
         try:
             yield
         except StoreError:
@@ -510,10 +521,10 @@ class Target:
 
     def put(self) -> None:
         """Put it in its place."""
-        groups.put(self.partial, self.path, self.kind)
+        places.put(self.partial, self.path, self.kind)
 
 
-def _chunk_rows(tile_bytes: int) -> int:
+def chunk_rows(tile_bytes: int) -> int:
     """Return how many tiles make a chunk: a number that divides well, for those of distances."""
     rows = max(1, _CHUNK_BYTES // tile_bytes)
     return rows - rows % (1 << max(0, rows.bit_length() - 5))
@@ -540,209 +551,6 @@ def _read_rows(
     with version.reading():
         block = groups.read(array, first, min(first + rows, array.shape[0]), kind)
     return block.reshape(len(block), *row)
-
-
-class StoreWriter:
-    """A store being written: tiles are appended in order, a whole chunk a write.
-
-    How far it has come is noted in it, so that the next writer goes on there.
-
-    Attributes
-    ----------
-    sheets : list of Sheet
-        Those whose tiles are in the store, or wait to be written.
-    skipped : list of Skipped
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        partial: Path,
-        n_tiles: int,
-        tile: tuple[int, int],
-        bands: tuple[int, ...],
-        files: Sequence[Path],
-    ) -> None:
-        self._path = path
-        self._tile = tile
-        self._shape = (n_tiles, *tile, *bands)
-        self._rows = min(n_tiles, _chunk_rows(math.prod(self._shape[1:])))
-        self.sheets: list[Sheet] = []
-        self.skipped: list[Skipped] = []
-        self._waiting: list[NDArray[np.uint8]] = []
-        self._written = 0
-        # Of the next file, as an earlier writer read it, so many tiles are written already.
-        self._begun: tuple[Sheet, int] | None = None
-        with groups.write_errors_named(path, _STORE):
-            if not self._resume(partial, files):
-                self._group = groups.create_group(partial, _STORE)
-                self._tiles = self._create("tiles", self._shape, "uint8", self._rows)
-                self._note()
-
-    @property
-    def done(self) -> int:
-        """How many files are behind: in the store, or left out."""
-        return len(self.sheets) + len(self.skipped)
-
-    def _resume(self, partial: Path, files: Sequence[Path]) -> bool:
-        """Go on with what an earlier writer left, if it is of these files and such tiles."""
-        found = groups.reopen(partial, _STORE)
-        if found is None or found[1].get("tile") != list(self._tile):
-            return False
-        group, said = found
-        groups.refuse_links(partial, "tiles", _STORE)
-        array = group.get("tiles")
-        if not isinstance(array, zarr.Array):
-            return False
-        n, written = array.shape[0], said.get("written", array.shape[0])  # or it is complete
-        if array.shape[1:] != self._shape[1:] or array.chunks[0] != self._rows:
-            return False
-        records: dict[str, File] = {
-            **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
-            **{record["name"]: Skipped(**record) for record in said["skipped"]},
-        }
-        known = files[: len(records)]
-        same = len(known) == len(records) and all(
-            path.name in records and records[path.name].is_file(path) for path in known
-        )
-        if not same or (said["complete"] and len(known) < len(files)):
-            return False
-        try:
-            chunks.check(array, 0, written)
-        except chunks.ChunkError:
-            return False
-        self._group, self._written = group, written
-        self._tiles = array.with_config({"write_empty_chunks": True})
-        if not said["complete"] and n != self._shape[0]:
-            self._tiles.resize(self._shape)
-        left = written
-        for record in (records[path.name] for path in known):
-            if isinstance(record, Skipped):
-                self.skipped.append(record)
-            elif isinstance(record, Sheet):
-                count = math.prod(grid(record.shape, self._tile))
-                if count > left:
-                    self._begun = record, left
-                    break
-                self.sheets.append(record)
-                left -= count
-        return True
-
-    def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
-        """Add the tiles of the next sheet.
-
-        Parameters
-        ----------
-        sheet : Sheet
-        tiles : ndarray of shape (m, height, width) or (m, height, width, bands), uint8
-
-        Raises
-        ------
-        StoreError
-            If they cannot be written, or the sheet is not the one of which some are.
-        """
-        self._waiting.append(tiles[self._begun_of(sheet) :])
-        self.sheets.append(sheet)
-        if sum(map(len, self._waiting)) >= self._rows:
-            joined = np.concatenate(self._waiting)
-            whole = len(joined) - len(joined) % self._rows
-            self._write(joined[:whole])
-            self._waiting = [joined[whole:]]
-
-    def skip(self, file: Skipped) -> None:
-        """Leave the next file out."""
-        self._begun_of(file)
-        self.skipped.append(file)
-
-    def _begun_of(self, file: File) -> int:
-        """Return how many tiles of the next file are in the store."""
-        (expected, n), self._begun = self._begun or (file, 0), None
-        if file != expected:
-            msg = f"{self._path}: {file.name} changed while it was being ingested; ingest again"
-            raise StoreError(msg)
-        return n
-
-    def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
-        dimensions = ("tile", "y", "x", "band")[: len(shape)]
-        return groups.create_array(
-            self._group, name, shape, dtype, rows=rows, dimensions=dimensions
-        )
-
-    def _write(self, tiles: NDArray[np.uint8]) -> None:
-        with groups.write_errors_named(self._path, _STORE):
-            before, self._written = self._written, self._written + len(tiles)
-            self._tiles[before : self._written] = tiles
-            every = max(1, self._shape[0] // _NOTES)
-            if before // every < self._written // every:
-                self._note()
-
-    def _said(self) -> dict[str, Any]:
-        return {
-            "tile": self._tile,
-            "sheets": [asdict(sheet) for sheet in self.sheets],
-            "skipped": [asdict(file) for file in self.skipped],
-        }
-
-    def _note(self) -> None:
-        groups.note(self._group, _STORE, {**self._said(), "written": self._written})
-
-    def finish(self) -> None:
-        """Write what is left: the last tiles, where each came from, and that the store is whole."""
-        if any(map(len, self._waiting)):
-            self._write(np.concatenate(self._waiting))
-        n = self._written
-        with groups.write_errors_named(self._path, _STORE):
-            if n < self._shape[0]:  # files were left out
-                self._tiles.resize((n, *self._shape[1:]))
-            arrays = {
-                name: self._create(name, (n,), "int32", _PROVENANCE_CHUNK) for name in _PROVENANCE
-            }
-            for first in range(0, n, _PROVENANCE_CHUNK):
-                last = min(first + _PROVENANCE_CHUNK, n)
-                for name, values in _provenance(self.sheets, self._tile, first, last).items():
-                    arrays[name][first:last] = values
-            groups.complete(self._group, _STORE, self._said())
-
-
-@contextmanager
-def create_store(
-    path: str | os.PathLike[str],
-    n_tiles: int,
-    tile: tuple[int, int],
-    bands: tuple[int, ...],
-    files: Sequence[Path] = (),
-) -> Iterator[StoreWriter]:
-    """Begin a store, to take the place of one that may be there, or go on with one.
-
-    A context manager: leaving it without an error completes the store. Else what was written stays
-    beside the place, for the next writer.
-
-    Parameters
-    ----------
-    path : path-like
-    n_tiles : int
-        Of all files, if none is left out.
-    tile : tuple of int
-        Height and width in pixels.
-    bands : tuple of int
-        () for greyscale, (3,) for RGB.
-    files : sequence of Path
-        In the order in which their tiles will be appended, or they be skipped. An earlier writer is
-        followed if what it knew of the first of these is still true.
-
-    Yields
-    ------
-    StoreWriter
-
-    Raises
-    ------
-    StoreError
-        If something is there that is not a store, it cannot be written, or another run is writing.
-    """
-    with groups.resuming(path, _STORE) as partial:
-        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files)
-        yield writer
-        writer.finish()
 
 
 def open_store(path: str | os.PathLike[str]) -> TileStore:
@@ -783,116 +591,28 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
         )
         raise StoreError(msg)
     version = Version.of(path)
-    store = TileStore(path, *groups.open_node(path, _STORE), version)
+    store = TileStore(path, *groups.open_node(path, STORE), version)
     version.check()
     return store
 
 
 def clear(path: str | os.PathLike[str]) -> None:
     """Remove the store that another had replaced when it was killed, if there is one."""
-    groups.clear(path, _STORE)
+    places.clear(path, STORE)
 
 
 def is_begun(path: str | os.PathLike[str]) -> bool:
     """Tell whether there is no store in a place, but beside it one that is not complete."""
     with suppress(OSError):
-        return not Path(path).exists() and groups.begun(path).exists()
+        return not Path(path).exists() and places.begun(path).exists()
     return False
 
 
-def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return height and width of the tiles of such a store, if they are known."""
-    found = groups.reopen(groups.begun(path), _STORE)
-    tile = found[1].get("tile") if found else None
-    return (tile[0], tile[1]) if tile else None
-
-
-class Content(NamedTuple):
-    """An array of a store, to be read whole.
-
-    Attributes
-    ----------
-    array : zarr.Array of shape (n, ...)
-    kind : Kind
-    problem : callable of (rows, first)
-        Says what is wrong with its rows from the first on, if anything.
-    """
-
-    array: zarr.Array[Any]
-    kind: Kind
-    problem: Callable[[NDArray[Any], int], str | None]
-
-
-def contents(path: Path) -> tuple[list[Content], list[StoreError]]:
-    """Open all that a store has, though some of it may be damaged, and read no chunk.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    list of Content
-        The tiles, their provenance, labels and distances.
-    list of StoreError
-        What is wrong with the metadata, each once.
-
-    Raises
-    ------
-    StoreError
-        If nothing can be known: there is no store, or its own metadata is damaged.
-    """
-    found: list[Content] = []
-    errors: dict[str, StoreError] = {}
-
-    def attempt(function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except StoreError as error:
-            errors.setdefault(str(error), error)
-            return None
-
-    group, said = groups.open_node(path, _STORE)
-    store = attempt(TileStore, path, group, said, Version.of(path))
-    for name in ("tiles", *_PROVENANCE):
-        array = attempt(groups.member, group, name, _STORE)
-        if array is not None:
-            unlike = store is not None and name in _PROVENANCE
-            problem = partial(_unlike_sheets, store, name) if unlike else _no_problem
-            found.append(Content(array, _STORE, problem))
-    for kind in (_LABELS, _DISTANCES):
-        attempt(groups.check_group, path, kind.name, _STORE)
-        for k in _ks(path / kind.name):
-            opened = attempt(groups.open_node, path / kind.name / str(k), kind, path)
-            if store is not None:
-                attempt(getattr(store, kind.name), k)
-            if opened is not None:
-                found.append(Content(opened[0], kind, partial(_out_of_range, kind, k)))
-    return found, list(errors.values())
-
-
-def _ks(folder: Path) -> list[int]:
-    """Return each k of which there are labels, or distances, in a folder."""
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
-
-
-def _no_problem(_rows: NDArray[Any], _first: int) -> None:
-    return None
-
-
-def _unlike_sheets(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
-    expected = _provenance(store.sheets, store.tile, first, first + len(rows))[name]
-    return None if np.array_equal(rows, expected) else "not what the sheets say"
-
-
-def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
-    most = k - 1 if kind is _LABELS else np.finfo(np.float64).max
-    return None if ((rows >= 0) & (rows <= most)).all() else f"not all within 0 and {most}"
-
-
 def _problem(
-    tiles: zarr.Array[Any], where: Mapping[str, zarr.Array[Any]], sheets: Sequence[Sheet]
+    tiles: zarr.Array[Any],
+    where: Mapping[str, zarr.Array[Any]],
+    sheets: Sequence[Sheet],
+    skipped: Sequence[Skipped],
 ) -> str | None:
     """Say what of a store does not go together, if anything."""
     tile = tiles.shape[1:]
@@ -900,6 +620,8 @@ def _problem(
         return f"its tiles are {tiles.dtype} of shape {tiles.shape}"
     if bad := next((sheet for sheet in sheets if not _is_sheet(sheet, tile)), None):
         return f"it has a sheet that is none ({short(bad)})"
+    if other := next((file for file in skipped if not _is_file(file, file.reason)), None):
+        return f"it has left out a file that is none ({short(other)})"
     n = sum(math.prod(grid(sheet.shape, tile)) for sheet in sheets)
     if n != tiles.shape[0]:
         return f"its sheets have {n} tiles, and it has {tiles.shape[0]}"
@@ -911,20 +633,27 @@ def _problem(
 
 def _is_sheet(sheet: Sheet, tile: tuple[int, ...]) -> bool:
     """Tell whether a sheet, as it was read from JSON, is one, of such tiles."""
-    texts: tuple[Any, ...] = (sheet.name, sheet.sha256)
-    sizes: tuple[Any, ...] = (sheet.size, *sheet.shape, *sheet.cropped)
     return (
-        all(isinstance(text, str) for text in texts)
-        and "/" not in sheet.name
-        and sheet.name not in ("", ".", "..")
-        and all(type(size) is int and size >= 0 for size in sizes)
+        _is_file(sheet)
+        and all(type(size) is int and size >= 0 for size in (*sheet.shape, *sheet.cropped))
         and len(sheet.shape) == len(tile)
         and sheet.shape[2:] == tile[2:]
         and len(sheet.cropped) == 2
     )
 
 
-def _provenance(
+def _is_file(file: File, *texts: str) -> bool:
+    """Tell whether a file, as it was read from JSON, is one, and all of these are texts."""
+    return (
+        all(isinstance(text, str) for text in (file.name, file.sha256, *texts))
+        and "/" not in file.name
+        and file.name not in ("", ".", "..")
+        and type(file.size) is int
+        and file.size >= 0
+    )
+
+
+def provenance(
     sheets: Sequence[Sheet], tile: tuple[int, ...], first: int, last: int
 ) -> dict[str, NDArray[np.int32]]:
     """Return sheet, row and column of the tiles first … last - 1."""

@@ -116,7 +116,7 @@ def command(
     """
     from daskkm import model, progress, results
     from daskkm.assessment import assess_counted
-    from daskkm.checkpoint import Checkpoint
+    from daskkm.checkpoint import held
     from daskkm.fit import iter_passes
     from daskkm.ingest import say_skipped
 
@@ -127,32 +127,35 @@ def command(
     store = _open_or_ingest(images, store_path, on_bad)
     tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
     click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
-    kept = Checkpoint(checkpoint or f"{store_path}.checkpoint", fresh=fresh)
-    if said := kept.said():
-        click.echo(f"{kept.folder}: going on after pass {said['number']}", err=True)
-    with scheduler.connect(scheduler_name, **local) as client:
-        if client is not None:
-            click.echo(f"dashboard: {client.dashboard_link}", err=True)
-        result = progress.show_all(
-            iter_passes(
-                store,
-                ks,
-                n_init=n_init,
-                init=init,
-                max_iter=max_iter,
-                tol=tol,
-                random_state=seed,
-                cache=cache,
-                checkpoint=kept,
+    place = checkpoint or f"{store_path}.checkpoint"
+    with results.held(out), held(place, fresh=fresh) as kept:
+        if kept.said:
+            click.echo(f"{place}: a sweep was cut short after pass {kept.said['number']}", err=True)
+        with scheduler.connect(scheduler_name, **local) as client:
+            if client is not None:
+                click.echo(f"dashboard: {client.dashboard_link}", err=True)
+            result = progress.show_all(
+                iter_passes(
+                    store,
+                    ks,
+                    n_init=n_init,
+                    init=init,
+                    max_iter=max_iter,
+                    tol=tol,
+                    random_state=seed,
+                    cache=cache,
+                    checkpoint=kept,
+                )
             )
-        )
-        settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol, "seed": seed}
-        _save_models(out, result.models, store.tile, settings)
-        click.echo("one pass more: how good each k is", err=True)
-        classes = store.provenance_of("sheet") if sheet_classes else None
-        found = assess_counted(store, result.models, classes, result)
-    _save_figures(out, result, found, store, {"store": store_path.as_posix(), "settings": settings})
-    kept.remove()
+            settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol}
+            settings["seed"] = seed
+            _save_models(out, result.models, store.tile, settings)
+            click.echo("one pass more: how good each k is", err=True)
+            classes = store.provenance_of("sheet") if sheet_classes else None
+            found = assess_counted(store, result.models, classes, result)
+        source = {"store": store_path.as_posix(), "settings": settings}
+        _save_figures(out, result, found, store, source)
+        kept.clear()
     click.echo(progress.closing_table(result.models, found.qualities))
     click.echo(
         f"{result.passes + found.passes} passes, "
@@ -164,13 +167,14 @@ def command(
 
 def _open_or_ingest(images: Path, store_path: Path, on_bad: str) -> TileStore:
     """Return the store, ingested anew where it is missing or its sheets have changed."""
-    from daskkm import groups
+    from daskkm import places
     from daskkm.ingest import ingest
-    from daskkm.store import is_begun, open_store, tile_of_begun
+    from daskkm.store import is_begun, open_store
+    from daskkm.writer import tile_of_begun
 
     # A store named on its own must not be replaced by whatever lies in ./images.
     alone = cli.given("store_path") or not images.exists()
-    empty = store_path.is_dir() and groups.is_empty(store_path)
+    empty = store_path.is_dir() and places.is_empty(store_path)
     present = store_path.exists() and not empty
     if (present or is_begun(store_path)) and alone and not cli.given("images"):
         return open_store(store_path)

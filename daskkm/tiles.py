@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from daskkm.errors import SheetError, printable
 
@@ -35,8 +35,10 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MOST_PIXELS = 178_956_970  # where Pillow, left alone, refuses
 _MOST_BYTES = 1 << 30  # no sheet of so many pixels needs more
+_BITS_AND_KINDS, _UNSIGNED = (258, 339), 1  # TIFF's BitsPerSample and SampleFormat
 _TURNED = {5, 6, 7, 8}  # EXIF's orientations by which height becomes width
 
+_UNREAD = (0, "")
 _PILLOW = threading.Lock()
 
 
@@ -60,15 +62,7 @@ class File:
 
     def is_file(self, path: Path) -> bool:
         """Tell whether a file is this one still, byte for byte, or as unreadable as it was."""
-        if path.name != self.name:
-            return False
-        try:
-            _check_regular(path)
-            if path.stat().st_size != self.size:
-                return False
-            return _digest(path) == self.sha256
-        except (OSError, SheetError):
-            return not self.sha256
+        return path.name == self.name and _identity(path) == (self.size, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -112,12 +106,10 @@ class Skipped(File):
     @classmethod
     def of(cls, path: Path, error: SheetError) -> Skipped:
         """Return what is to be remembered of a file with which something is wrong."""
-        try:
-            _check_regular(path)
-            size, sha256 = path.stat().st_size, _digest(path)
-        except (OSError, SheetError):
-            size, sha256 = 0, ""
-        return cls(path.name, size, sha256, str(error).removeprefix(f"{printable(str(path))}: "))
+        reason = str(error).removeprefix(f"{printable(str(path))}: ")
+        # What may go better the next time is tried again.
+        size, sha256 = _UNREAD if _is_passing(error.__cause__) else _identity(path)
+        return cls(path.name, size, sha256, reason)
 
 
 def find_sheets(folder: Path) -> list[Path]:
@@ -233,9 +225,20 @@ def _check_regular(path: Path) -> None:
         raise SheetError(msg)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _identity(path: Path) -> tuple[int, str]:
+    """Return how many bytes a file has, and their digest; 0 and "" if it cannot be read."""
+    try:
+        _check_regular(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return file.tell(), digest.hexdigest()
+    except (OSError, SheetError):
+        return _UNREAD
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Tell whether an error may be of the moment, or the machine, and not of the file."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and bool(error.errno))
 
 
 @contextmanager
@@ -245,7 +248,8 @@ def _strict() -> Iterator[None]:
     What says so holds for the whole process, so one thread at a time reads sheets.
     """
     with _PILLOW, warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # Not those of other threads.
+        warnings.filterwarnings("error", module=r"(PIL|daskkm\.tiles)\b")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MOST_PIXELS, False
         try:
@@ -279,7 +283,7 @@ def _checked_shape(path: Path, image: Image.Image) -> tuple[int, ...]:
     mode = _mode(image)
     if mode is None or frames > 1 or _is_deep(image):
         has = f"{frames} frames" if frames > 1 else f"pixels of mode {image.mode}"
-        has = f"{has}, of more than 8 bits" if frames == 1 and _is_deep(image) else has
+        has = f"{has}, of more than 8 bits or signed" if frames == 1 and _is_deep(image) else has
         msg = f"{path}: it has {has}; convert it to one 8-bit greyscale or RGB image"
         raise SheetError(msg)
     size = (image.height, image.width)
@@ -304,11 +308,14 @@ def _mode(image: Image.Image) -> str | None:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Tell whether Pillow would leave out bits, as it does from 16-bit RGB, without a word."""
+    """Tell whether Pillow would change values, as it does those of 16-bit RGB, without a word."""
     said = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     if image.format == "PPM":  # the largest value stands last, if it is not 255
         return isinstance(said, tuple) and int(said[-1]) > 255
-    return image.format in {"PNG", "TIFF"} and ";16" in str(said)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits, kinds = (image.tag_v2.get(tag, ()) for tag in _BITS_AND_KINDS)
+        return bool(np.any(np.array(bits) > 8) or np.any(np.array(kinds) != _UNSIGNED))
+    return image.format == "PNG" and ";16" in str(said)
 
 
 def _pixels(path: Path, image: Image.Image) -> NDArray[np.uint8]:

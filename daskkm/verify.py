@@ -7,24 +7,35 @@ if __name__ == "__main__":
 
     interrupts.end_at_once()
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+import numpy as np
 
-from daskkm import cli
+from daskkm import chunks, cli, groups
 from daskkm.errors import StoreError
+from daskkm.store import DISTANCES, LABELS, PROVENANCE, STORE, TileStore, Version, provenance
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from daskkm.store import Content
+    import zarr
+    from numpy.typing import NDArray
+
+    from daskkm.groups import Kind
 
 # A task's: long enough for the next chunk to be announced, and for few tasks of many chunks.
 _RUN = 16
+# Tasks that wait at a time, and errors after which no more are looked for, however many chunks a
+# store says it has.
+_WAITING, _MOST = 256, 10_000
 
 
 def verify(path: str | os.PathLike[str]) -> list[StoreError]:
@@ -41,6 +52,7 @@ def verify(path: str | os.PathLike[str]) -> list[StoreError]:
     -------
     list of StoreError
         All that is wrong, a `CorruptChunkError` for each bad chunk; empty if the store is whole.
+        After 10,000 it may be left at that, as the last then says.
 
     Raises
     ------
@@ -75,23 +87,111 @@ class _Found(NamedTuple):
 
 def _checked(path: Path) -> Iterator[_Found]:
     """Check the metadata of a store, then its chunks, run after run."""
-    from daskkm import store
-
-    contents, errors = store.contents(path.absolute())
+    contents, errors = _contents(path.absolute())
     yield _Found(errors)
-    runs = [
+    runs = (
         (content, first)
         for content in contents
         for first in range(0, content.array.shape[0], _RUN * content.array.chunks[0])
-    ]
+    )
+    n_errors = 0
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(lambda run: _check_run(*run), runs)
+        while some := list(islice(runs, _WAITING)):
+            for found in pool.map(lambda run: _check_run(*run), some):
+                yield found
+                n_errors += len(found.errors)
+            if n_errors > _MOST:
+                msg = f"{path}: with {n_errors} errors it was left at that; {STORE.mend}"
+                yield _Found([StoreError(msg)])
+                return
 
 
-def _check_run(content: Content, first: int) -> _Found:
+class _Content(NamedTuple):
+    """An array of a store, to be read whole.
+
+    Attributes
+    ----------
+    array : zarr.Array of shape (n, ...)
+    kind : Kind
+    problem : callable of (rows, first)
+        Says what is wrong with its rows from the first on, if anything.
+    """
+
+    array: zarr.Array[Any]
+    kind: Kind
+    problem: Callable[[NDArray[Any], int], str | None]
+
+
+def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
+    """Open all that a store has, though some of it may be damaged, and read no chunk.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    list of _Content
+        The tiles, their provenance, labels and distances.
+    list of StoreError
+        What is wrong with the metadata, each once.
+
+    Raises
+    ------
+    StoreError
+        If nothing can be known: there is no store, or its own metadata is damaged.
+    """
+    found: list[_Content] = []
+    errors: dict[str, StoreError] = {}
+
+    def attempt(function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except StoreError as error:
+            errors.setdefault(str(error), error)
+            return None
+
+    group, said = groups.open_node(path, STORE)
+    store = attempt(TileStore, path, group, said, Version.of(path))
+    for name in ("tiles", *PROVENANCE):
+        array = attempt(groups.member, group, name, STORE)
+        if array is not None:
+            unlike = store is not None and name in PROVENANCE
+            problem = partial(_unlike_sheets, store, name) if unlike else _no_problem
+            found.append(_Content(array, STORE, problem))
+    for kind in (LABELS, DISTANCES):
+        attempt(groups.check_group, path, kind.name, STORE)
+        for k in _ks(path / kind.name):
+            opened = attempt(groups.open_node, path / kind.name / str(k), kind, path)
+            if store is not None:
+                attempt(getattr(store, kind.name), k)
+            if opened is not None:
+                found.append(_Content(opened[0], kind, partial(_out_of_range, kind, k)))
+    return found, list(errors.values())
+
+
+def _ks(folder: Path) -> list[int]:
+    """Return each k of which there are labels, or distances, in a folder."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
+
+
+def _no_problem(_rows: NDArray[Any], _first: int) -> None:
+    return None
+
+
+def _unlike_sheets(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
+    expected = provenance(store.sheets, store.tile, first, first + len(rows))[name]
+    return None if np.array_equal(rows, expected) else "not what the sheets say"
+
+
+def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
+    most = k - 1 if kind is LABELS else np.finfo(np.float64).max
+    return None if ((rows >= 0) & (rows <= most)).all() else f"not all within 0 and {most}"
+
+
+def _check_run(content: _Content, first: int) -> _Found:
     """Check some chunks of an array: those from a row on."""
-    from daskkm import chunks, groups
-
     array, kind, problem = content
     rows, n = array.chunks[0], array.shape[0]
     errors: list[StoreError] = []

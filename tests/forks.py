@@ -74,6 +74,8 @@ def forks() -> Iterator[Forks]:
 def _serve() -> None:
     for name in ("sweep", "ingest", "label", "assessment", "checkpoint", "fit", "report", "cli"):
         import_module(f"daskkm.{name}")
+    from PIL import Image
+
     from daskkm import bounds, kernel
 
     # Compiled, or read from numba's cache, once for all forks; and without a thread.
@@ -81,6 +83,7 @@ def _serve() -> None:
     kernel.block_statistics(tiles, stack, offsets)
     kernel.distances_to_all(tiles, stack)
     bounds.Resident.of(tiles)
+    Image.init()  # what is imported later may not be there for other users
     for line in sys.stdin:
         order = json.loads(line)
         said, into = os.pipe()
@@ -126,11 +129,11 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["most"], order["most"]))
         if "user" in order:
             os.setuid(order["user"])
-        from daskkm import cli, seeding, store
+        from daskkm import cli, seeding, store, writer
 
         seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
         store._CHUNK_BYTES = order.get("chunk", store._CHUNK_BYTES)
-        store._PROVENANCE_CHUNK = 8 if "chunk" in order else store._PROVENANCE_CHUNK
+        writer._PROVENANCE_CHUNK = 8 if "chunk" in order else writer._PROVENANCE_CHUNK
         sys.addaudithook(hook)
         cli.run(cli.group, order["args"])
     except SystemExit as end:
@@ -142,8 +145,10 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
 
 
 def _needs_space(event: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether this makes something in a folder."""
-    return event == "os.mkdir" or (event == "open" and bool(args[2] & os.O_CREAT))
+    """Tell whether this makes something in a folder, or gives it a name there."""
+    if event == "open":
+        return bool(args[2] & os.O_CREAT)
+    return event in {"os.mkdir", "os.rename"}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import daskkm
-from daskkm import assessment, cli, groups
+from daskkm import assessment, cli, groups, places
 from daskkm.label import command as label_command
 from daskkm.sweep import command as sweep_command
 from tests.conftest import ROOT
@@ -177,16 +177,16 @@ def test_the_sizes_that_are_printed_are_those_of_the_run(
     ours, others = (fit.models[3] for fit in fits)
     assert sorted(ours.counts_) != sorted(others.counts_)
     ours.save(tmp_path / "m.zarr")
-    put = groups.put
+    put = places.put
 
     def then_another(partial: Path, path: Path, kind: groups.Kind) -> None:
         """Put the labels in their place; at once those of another run take it."""
         put(partial, path, kind)
         with monkeypatch.context() as patch:
-            patch.setattr(groups, "put", put)
+            patch.setattr(places, "put", put)
             daskkm.label(store, others)
 
-    monkeypatch.setattr(groups, "put", then_another)
+    monkeypatch.setattr(places, "put", then_another)
     flags = ["--store", str(store.path), "--scheduler", "threads"]
     label_command.main([str(tmp_path / "m.zarr"), *flags], standalone_mode=False)
     assert f"clusters of {' '.join(map(str, ours.counts_))}, " in capsys.readouterr().out

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import daskkm
+from daskkm.reader import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,8 +61,43 @@ def test_more_clusters_than_distinct_tiles(
             assert figure is None or not np.isnan(figure)
 
 
+@pytest.mark.parametrize("weights", ["fractional", "whole", "huge", "few"])
+@pytest.mark.parametrize("name", TILES)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_more_clusters_than_distinct_tiles_with_weights(
+    name: str, weights: str, dtype: str
+) -> None:
+    """The weighted mean of identical tiles need not be that tile, to the last bit."""
+    tiles, rng = TILES[name].astype(dtype), np.random.default_rng(2)
+    of_each = {
+        "fractional": rng.random(len(tiles)),
+        "whole": rng.integers(1, 9, len(tiles)),
+        "huge": rng.integers(10**11, 6 * 10**11, len(tiles)),
+        "few": np.where(np.arange(len(tiles)) % 3, 0, rng.random(len(tiles))),
+    }[weights]
+    X = da.from_array(tiles, chunks=(7, -1))
+    ks = [k for k in (1, 2, 3, 5, 9) if k <= (of_each > 0).sum()]
+    found = daskkm.fit_sweep(X, ks, n_init=2, sample_weight=of_each, random_state=0)
+    assert found.passes < 30
+    for k, model in found.models.items():
+        assert np.isfinite(model.cluster_centers_).all()
+        assert model.converged_
+        assert model.n_iter_ < 20
+        filled = (model.counts_ > 0).sum()
+        assert filled == min(k, len(np.unique(tiles[of_each > 0], axis=0)))
+        np.testing.assert_allclose(model.counts_.sum(), of_each.sum(), rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
-def test_empty_clusters_in_every_model_at_once(dtype: str) -> None:
+def test_empty_clusters_in_every_model_at_once(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    farthest = Reader.farthest
+
+    def counted(self: Reader, stack: Any, offsets: Any, wanted: Any) -> Any:
+        asked.append(tuple(wanted))
+        return farthest(self, stack, offsets, wanted)
+
+    monkeypatch.setattr(Reader, "farthest", counted)
     tiles = np.random.default_rng(1).integers(0, 200, (300, 4)).astype(dtype)
     far = {k: np.vstack([tiles[:1], np.full((k - 1, 4), 1e5)]) for k in (2, 3, 9, 40)}
     X = da.from_array(tiles, chunks=(70, -1))
@@ -70,8 +106,11 @@ def test_empty_clusters_in_every_model_at_once(dtype: str) -> None:
         assert (model.counts_ > 0).all()
         assert model.converged_
         assert model.cluster_centers_.max() < 200
-    # All that are empty in one pass share one more.
-    assert result.passes <= 2 * max(model.n_iter_ for model in result.models.values()) + 1
+    # All that are empty after one pass share one more.
+    assert asked[0] == (1, 2, 8, 39)
+    rounds = max(model.n_iter_ for model in result.models.values())
+    assert result.passes <= rounds + len(asked) + 1
+    assert len(asked) <= rounds
 
 
 def test_more_clusters_than_tiles_is_one_line(tmp_path: Path, sheets: Path, forked: Forks) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,7 +12,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from tests.forks import Forks
 
 pytestmark = pytest.mark.faults
 
@@ -172,6 +177,27 @@ def sized(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
+def raw_tiff(path: Path, planes: NDArray[Any], kind: int = 1) -> None:
+    """Bands one after the other, each as it lies in memory, which Pillow does not write."""
+    n, height, width = planes.shape
+    first = 8 + 2 + 11 * 12 + 4 + 24
+    lists = (
+        (256, [width]), (257, [height]), (258, [8 * planes.itemsize] * n), (259, [1]),
+        (262, [1 if n == 1 else 2]), (273, [first + i * planes[0].nbytes for i in range(n)]),
+        (277, [n]), (278, [height]), (279, [planes[0].nbytes] * n), (284, [2]),
+        (339, [kind] * n),
+    )  # fmt: skip
+    entries, more = b"", b""
+    for tag, values in lists:
+        data = struct.pack(f"<{n if len(values) > 1 else 1}H", *values)
+        if len(data) > 4:
+            place = struct.pack("<I", first - 24 + len(more))
+            more, data = more + data, place
+        entries += struct.pack("<HHI4s", tag, 3, len(values), data.ljust(4, b"\0"))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(lists))
+    path.write_bytes(head + entries + bytes(4) + more.ljust(24, b"\0") + planes.tobytes())
+
+
 def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
     pixels = png_chunk(b"IDAT", zlib.compress(bytes(24 * (1 + row))))
     path.write_bytes(png(pixels, bits=bits, colour=colour))
@@ -199,10 +225,21 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep.tif": (lambda path: saved(path, GREY.astype(np.uint16)), "mode I;16, of more than 8"),
     "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), PIXELS),
     # Of these Pillow takes the upper halves, without a word.
-    "deep_rgb.png": (lambda path: raw_png(path, 16, 2, 240), "mode RGB, of more than 8 bits; con"),
-    "deep_alpha.png": (lambda path: raw_png(path, 16, 4, 160), "of more than 8 bits; convert"),
+    "deep_rgb.png": (
+        lambda path: raw_png(path, 16, 2, 240),
+        "mode RGB, of more than 8 bits or signed; con",
+    ),
+    "deep_alpha.png": (
+        lambda path: raw_png(path, 16, 4, 160),
+        "of more than 8 bits or signed; convert",
+    ),
     "deep_rgb.ppm": (lambda path: path.write_bytes(b"P6 9 9 999\n" + bytes(486)), "of more than"),
-    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "mode F; convert"),
+    "deep_planes.tif": (
+        lambda path: raw_tiff(path, np.full((3, 8, 8), 257, "<u2")),
+        "mode RGB, of more than 8 bits or signed; convert",
+    ),
+    "signed.tif": (lambda path: raw_tiff(path, GREY[None, :8, :8], 2), "mode L, of more than 8"),
+    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "mode F, of more than 8 bits"),
     "cmyk.jpg": (lambda path: saved(path, Image.fromarray(RGB).convert("CMYK")), "mode CMYK; con"),
     "lab.tif": (lambda path: saved(path, Image.new("LAB", (16, 16))), "mode LAB; convert"),
 }
@@ -283,6 +320,68 @@ def test_what_may_not_be_read_is_refused_by_name(sheets: Path) -> None:
         *[f"{folder}/s_2.png: {unread}"] * 2,
         f"{folder}/closed: the folder cannot be read (Permission denied); see that it can be",
     ]
+
+
+def test_a_file_that_may_not_be_read_is_skipped_once(forked: Forks) -> None:
+    """And the store is up to date then, until it may be read."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # as others may not see what pytest makes
+    try:
+        (folder / "sheets").mkdir()
+        for name in ("s_1.png", "s_2.png"):
+            saved(folder / "sheets" / name, GREY)
+        (folder / "sheets" / "s_2.png").chmod(0o000)
+        for entry in (folder, folder / "sheets"):
+            entry.chmod(0o777)
+        args = ("ingest", "sheets", "--store", "t.zarr", "--tile", "8", "--on-bad", "skip")
+        nobody = {"user": 65534} if os.getuid() == 0 else {}  # to root nothing is closed
+        written = []
+        for mode in (0o000, 0o000, 0o644):
+            (folder / "sheets" / "s_2.png").chmod(mode)
+            done = forked.run(*args, cwd=folder, **nobody)
+            assert done.status == 0, done.lines
+            store = daskkm.open_store(folder / "t.zarr")
+            assert [file.name for file in store.skipped] == ([] if mode else ["s_2.png"])
+            written.append((folder / "t.zarr" / "zarr.json").stat().st_ino)
+        assert written[0] == written[1]
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_what_may_go_better_the_next_time_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    (tmp_path / "sheets").mkdir()
+    for name in ("s_1.png", "s_2.png"):
+        saved(tmp_path / "sheets" / name, GREY)
+    pixels = tiles._pixels
+
+    def fail(path: Path, image: Image.Image) -> Any:
+        if path.name == "s_2.png":
+            raise error
+        return pixels(path, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiles, "_pixels", fail)
+        store = daskkm.ingest(tmp_path / "sheets", tmp_path / "t.zarr", tile=8, on_bad="skip")
+        assert [file.name for file in store.skipped] == ["s_2.png"]
+    store = daskkm.ingest(tmp_path / "sheets", tmp_path / "t.zarr", tile=8, on_bad="skip")
+    assert len(store.sheets) == 2
+    assert not store.skipped
+
+
+def test_warnings_of_others_stay_warnings(tmp_path: Path) -> None:
+    """Those of other threads, while a sheet is read."""
+    path = saved(tmp_path / "a.png", GREY)
+    with tiles._strict(), pytest.warns(UserWarning, match="mine"):
+        warnings.warn("mine", stacklevel=1)
+    np.testing.assert_array_equal(read(path), GREY)
+
+
+def test_bands_one_after_the_other(tmp_path: Path) -> None:
+    planes = RNG.integers(0, 256, (3, 8, 8), np.uint8)
+    raw_tiff(tmp_path / "planes.tif", planes)
+    np.testing.assert_array_equal(read(tmp_path / "planes.tif"), planes.transpose(1, 2, 0))
 
 
 def test_what_others_told_pillow_does_not_matter(
@@ -513,13 +612,26 @@ def originals() -> dict[str, bytes]:
     return made
 
 
-def test_damaged_files(tmp_path: Path) -> None:
-    """500: no crash, no hang, little memory; and no other pixels, where a format can tell."""
+def other_originals() -> dict[str, bytes]:
+    made = {}
+    for kind in ("grey", "rgb"):
+        for suffix in ("gif", "webp", "bmp", "ppm"):
+            stream = io.BytesIO()
+            KINDS[kind][0].save(stream, suffix, **({"lossless": True} if suffix == "webp" else {}))
+            made[f"{kind}.{suffix}"] = stream.getvalue()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("originals", "n"), [(originals, 500), (other_originals, 200)], ids=["usual", "other"]
+)
+def test_damaged_files(tmp_path: Path, originals: Callable[[], dict[str, bytes]], n: int) -> None:
+    """No crash, no hang, little memory; and no other pixels, where a format can tell."""
     rng = np.random.default_rng(17)
     whole = originals()
     for name, data in whole.items():
         (tmp_path / f"whole_{name}").write_bytes(data)
-    for i in range(500):
+    for i in range(n):
         name = list(whole)[i % len(whole)]
         (tmp_path / f"{i}_{name}").write_bytes(mutated(whole[name], rng))
     done = subprocess.run(
@@ -531,17 +643,17 @@ def test_damaged_files(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = dict(json.loads(line) for line in done.stdout.splitlines())
-    assert len(found) == 500 + len(whole)
-    accepted = dict.fromkeys(("png", "jpg", "tif"), 0)
+    assert len(found) == n + len(whole)
+    accepted: Counter[str] = Counter()
     for file, pixels in found.items():
         number, name = file.split("_", 1)
         assert pixels is not None or number != "whole"
         if pixels is None or number == "whole":
             continue
-        accepted[name[-3:]] += 1
+        accepted[name.partition(".")[2]] += 1
         if name.endswith("png"):
             assert pixels == found[f"whole_{name}"], file
     # What cannot be told from pixels is pixels, so this has tested something.
-    assert accepted["jpg"] > 10
-    assert accepted["tif"] > 10
+    for suffix in {"jpg", "tif", "bmp", "ppm"} & {name.partition(".")[2] for name in whole}:
+        assert accepted[suffix] > 10
     assert accepted["png"] < 20

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,12 +17,12 @@ import pytest
 from PIL import Image
 
 import daskkm
-from daskkm import groups, model
+from daskkm import model, places
 from daskkm.errors import StoreError
 from daskkm.fit import iter_passes
-from daskkm.store import create_store
 from daskkm.sweep import command as sweep_command
 from daskkm.tiles import Sheet
+from daskkm.writer import create_store
 from tests.processes import Process
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class World:
         for folder, store in ((self.sheets, self.whole), (self.others, self.other)):
             store.parent.mkdir()
             assert self.ingest(store, folder).status == 0
+
+    def run(self, *args: str | Path, **said: Any) -> Done:
+        return self._forked.run(*args, **said)
 
     def ingest(self, store: Path, sheets: Path | None = None, **stop: Any) -> Done:
         """Run the command, with seven tiles a chunk; events are counted where the store is."""
@@ -247,6 +251,45 @@ def test_a_chunk_that_was_lost_meanwhile_is_written_again(world: World, place: P
     assert tree(place) == tree(world.whole)
 
 
+@pytest.mark.parametrize("file", ["zarr.json", "tiles/zarr.json", "tiles/c/0/0/0"])
+def test_one_bit_of_what_is_gone_on_with(world: World, place: Path, file: str) -> None:
+    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+    partial = place.with_name("t.zarr.partial")
+    kept = shutil.copytree(partial, place.with_name("kept"))
+    whole = (kept / file).read_bytes()
+    resumed = 0
+    for part in range(12):
+        bit = random.Random(part).randrange(8 * len(whole))
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(kept, partial)
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (partial / file).write_bytes(damaged)
+        done = world.ingest(place)
+        if done.status == 0:
+            resumed += 1
+            assert tree(place) == tree(world.whole), bit
+            continue
+        (said,) = done.lines
+        assert done.status == 1
+        assert re.match(r"error: .*t\.zarr\.partial: ", said), said
+        assert not place.exists()
+    assert resumed == 12 or file == "zarr.json"
+
+
+def test_a_link_in_the_place_of_what_is_begun_is_not_followed(world: World, place: Path) -> None:
+    (place.parent / "mine").mkdir()
+    place.with_name("t.zarr.partial").symlink_to(place.parent / "mine")
+    ended = world.ingest(place)
+    assert ended.status == 1
+    assert (
+        "t.zarr.partial: this is not a store of daskkm's to be replaced (it is a link)"
+        in (ended.lines[0])
+    )
+    assert not list((place.parent / "mine").iterdir())
+
+
 def test_what_is_beside_and_no_ones_of_ours_is_not_touched(world: World, place: Path) -> None:
     partial = place.with_name("t.zarr.partial")
     partial.mkdir()
@@ -270,6 +313,7 @@ def test_where_there_are_no_locks_one_writer_is_enough(
 
     monkeypatch.setattr(fcntl, "flock", without)
     assert len(daskkm.ingest(world.sheets, place, tile=8)) == 30
+    assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
 
 
 def sweep(*flags: str | Path, out: Path) -> None:
@@ -302,7 +346,7 @@ def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, pla
     first = X[:7].compute()
     assert world.ingest(place, world.others).status == 0
     for read in (X[7:14].compute, store.provenance, store.provenance_of("row").compute):
-        with pytest.raises(StoreError, match=r"t\.zarr: the store was replaced while it was being"):
+        with pytest.raises(StoreError, match=r"t\.zarr: it was replaced while it was being"):
             read()
     with pytest.raises(StoreError, match="replaced"):
         daskkm.fit_sweep(store, [2], n_init=1)
@@ -312,8 +356,35 @@ def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, pla
     np.testing.assert_array_equal(X.compute(), before)
     # Where chunks cannot be read, that it was replaced is what is said.
     daskkm.ingest(world.sheets, place, tile=4)
-    with pytest.raises(StoreError, match="the store was replaced"):
+    with pytest.raises(StoreError, match="it was replaced"):
         X.compute()
+
+
+def test_readers_of_labels_that_are_replaced_never_mix_the_two(world: World, place: Path) -> None:
+    shutil.copytree(world.whole, place)
+    store = daskkm.open_store(place)
+    one, other = (
+        daskkm.fit_sweep(store, [3], n_init=1, random_state=seed).models[3] for seed in (0, 1)
+    )
+    daskkm.label(store, one, distances=True)
+    labels, distances = store.labels(3), store.distances(3)
+    first = labels[:7].compute()
+    daskkm.label(store, other, distances=True)
+    for read in (labels[7:].compute, distances.compute):
+        with pytest.raises(StoreError, match="/3: it was replaced while it was being read; run"):
+            read()
+    assert not np.array_equal(store.labels(3).compute()[:7], first)
+    daskkm.label(store, one, distances=True)  # the same again
+    np.testing.assert_array_equal(labels[:7].compute(), first)
+    # Where the store is another, its labels are too, though they be of the same model.
+    daskkm.ingest(world.others, place, tile=8)
+    daskkm.label(daskkm.open_store(place), one)
+    with pytest.raises(StoreError, match=r"t\.zarr: it was replaced"):
+        labels.compute()
+    before = tree(place)
+    with pytest.raises(StoreError, match=r"t\.zarr: it was replaced"):
+        daskkm.label(store, one)
+    assert tree(place) == before
 
 
 def test_an_ingest_between_two_passes_of_a_sweep(world: World, place: Path) -> None:
@@ -330,7 +401,7 @@ def test_an_ingest_between_two_passes_of_a_sweep(world: World, place: Path) -> N
     passes = iter_passes(store, [2], **settings)
     next(passes)
     assert world.ingest(place, world.others).status == 0
-    with pytest.raises(StoreError, match="the store was replaced while it was being read"):
+    with pytest.raises(StoreError, match="it was replaced while it was being read"):
         collect(passes)
 
 
@@ -365,11 +436,11 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
     code = """if True:
         import os, signal, sys
         from pathlib import Path
-        from daskkm import groups, model
+        from daskkm import groups, model, places
         from tests.test_faults_ingest import fitted
         kind, place = model._kind(), Path(sys.argv[1])
         fitted().save(place)
-        with groups.beside(place, kind) as partial, groups.set_aside(place):
+        with places.beside(place, kind) as partial, places.set_aside(place):
             groups.create_group(partial, kind)
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -379,7 +450,7 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
     assert not place.exists()
     assert len(list(tmp_path.iterdir())) == 3
     other = daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [3], random_state=0).models[3]
-    with groups.beside(place, model._kind()):
+    with places.beside(place, model._kind()):
         saved = daskkm.load_model(place)
         assert saved.n_clusters == 2
         # While there is a writer, another does not take its things for those of a dead one.
@@ -387,6 +458,28 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("*.partial"))) == 0
     assert daskkm.load_model(place).n_clusters == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.zarr"]
+
+
+@pytest.mark.parametrize("distances", [False, True])
+def test_what_a_killed_run_left_of_labels_goes_with_the_next(
+    world: World, place: Path, distances: bool
+) -> None:
+    """With distances or without, whenever it was killed, and whatever the next one writes."""
+    shutil.copytree(world.whole, place)
+    model = daskkm.fit_sweep(daskkm.open_store(place), [2], n_init=1, random_state=0).models[2]
+    model.save(place.with_name("m.zarr"))
+    daskkm.label(daskkm.open_store(place), model, distances=True)
+    args: Any = ("label", "m.zarr", "--store", place, "--scheduler", "threads")
+    flags = ("--distances",) if distances else ()
+    events = world.run(*args, *flags, cwd=place.parent).events
+    for part in range(8):
+        at = random.Random(part).randrange(events * part // 8, events * (part + 1) // 8) + 1
+        daskkm.label(daskkm.open_store(place), model, distances=True)
+        world.run(*args, *flags, cwd=place.parent, at=at, number=signal.SIGKILL)
+        daskkm.label(daskkm.open_store(place), model)
+        assert [entry.name for entry in (place / "labels").glob("2*")] == ["2"]
+        assert not list((place / "distances").glob("2*"))
+    assert daskkm.verify(place) == []
 
 
 def fitted() -> FittedModel:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import daskkm
-from daskkm.checkpoint import Checkpoint
+from daskkm.checkpoint import held
+from daskkm.results import held as holding_results
 from tests.conftest import ROOT
 from tests.processes import Process, remote
 
@@ -85,7 +86,8 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(
     assert killed.status == -signal.SIGKILL
     # What was shown as done is not done again, but for a sample that is read anew.
     shown = [line for line in killed.lines if line.startswith("pass ")]
-    kept = Checkpoint(place / "tiles.zarr.checkpoint").said()
+    with held(place / "tiles.zarr.checkpoint") as found:
+        kept = found.said
     assert len(shown) < 2 or kept is None or kept["number"] >= len(shown)
     assert kept or len(shown) < 2 or (place / "centroids" / "sweep.json").exists()
     again = forked.run(
@@ -141,8 +143,22 @@ def test_a_sweep_goes_on_when_its_scheduler_was_killed(
                 main.send(signal.SIGKILL)
                 assert run.wait() == 1
                 assert run.lines[-1].startswith(f"error: {address}: the connection")
-    assert any("going on after pass" in line for line in run.lines)
+    assert any("a sweep was cut short after pass" in line for line in run.lines)
     assert results(place) == expected[2]
+
+
+def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_path: Path) -> None:
+    shutil.copytree(home, place := tmp_path / "home")
+    (place / "centroids").mkdir()
+    with holding_results(place / "centroids"):
+        second = forked.run(*SWEEP, "--checkpoint", "other", cwd=place)
+    assert second.status == 1
+    assert re.fullmatch(
+        r"error: centroids: another sweep that is running has its results there; wait for it, or "
+        r"choose another place \(--out\)",
+        second.lines[-1],
+    )
+    assert forked.run(*SWEEP, cwd=place).status == 0
 
 
 @pytest.mark.parametrize("expected", ["k-means++"], indirect=True)

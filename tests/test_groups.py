@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from daskkm import groups
+from daskkm import groups, places
 from daskkm.errors import DaskkmError
 
 
@@ -33,7 +33,7 @@ KIND = groups.Kind(
 
 
 def write(path: Path, values: list[int], kind: groups.Kind = KIND) -> None:
-    with groups.replacing(path, kind) as partial:
+    with places.replacing(path, kind) as partial:
         group = groups.create_group(partial, kind)
         array = groups.create_array(group, "odds", (len(values),), "int64", rows=2)
         array[:] = np.array(values)
@@ -56,7 +56,7 @@ def test_what_is_not_completed_is_not_seen_and_costs_nothing(tmp_path: Path) -> 
     write(tmp_path / "h.zarr", [1])
 
     def fail() -> None:
-        with groups.replacing(tmp_path / "h.zarr", KIND) as partial:
+        with places.replacing(tmp_path / "h.zarr", KIND) as partial:
             groups.create_group(partial, KIND)
             groups.open_node(partial, KIND)
 
@@ -129,7 +129,7 @@ def test_groups_in_it_hold_what_their_names_say(tmp_path: Path) -> None:
 def test_no_two_writers_have_the_same_place_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "h"
     write(path, [0])
-    with groups.replacing(path, KIND) as one, groups.replacing(path, KIND) as other:
+    with places.replacing(path, KIND) as one, places.replacing(path, KIND) as other:
         assert one != other
         for partial, value in ((one, 1), (other, 2)):
             group = groups.create_group(partial, KIND)
@@ -219,5 +219,5 @@ def test_metadata_that_lead_nowhere_are_not_waited_for(tmp_path: Path) -> None:
     node.mkdir()
     (node / "zarr.json").symlink_to(tmp_path / "unmounted" / "zarr.json")
     with pytest.raises(OddError, match=r"zarr\.json is a link"):
-        groups.check_free(node, KIND)
+        places.check_free(node, KIND)
     assert (node / "zarr.json").is_symlink()

@@ -15,10 +15,11 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors", "interrupts", "chunks", "metadata", "products"),
+    ("errors", "interrupts", "locks", "chunks", "metadata", "products"),
     ("kernel", "lloyd", "seeding", "tiles", "groups", "plan"),
+    ("places",),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
-    ("blocks", "cli"),
+    ("blocks", "cli", "writer"),
     ("draws", "model"),
     ("reader",),
     ("starts", "checkpoint"),
@@ -33,6 +34,9 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 MAY_IMPORT = {
     "errors": set(),
     "interrupts": set(),
+    "locks": set(),
+    "places": set(),
+    "writer": {"numpy", "zarr"},
     "products": {"llvmlite", "numba", "numpy"},
     "kernel": {"numpy", "numba"},
     "lloyd": {"numpy"},
@@ -60,8 +64,8 @@ MAY_IMPORT = {
     "assessment": {"dask", "numpy"},
     "estimator": {"dask", "numpy", "sklearn"},
     "progress": {"click"},
-    "ingest": {"click"},
-    "verify": {"click"},
+    "ingest": {"click", "numpy"},
+    "verify": {"click", "numpy", "zarr"},
     "label": {"click", "numpy"},
     "sweep": {"click"},
     "__init__": set(),

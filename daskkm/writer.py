@@ -1,0 +1,258 @@
+"""Writing a store: tiles as they come, and going on where an earlier writer was stopped."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from daskkm import groups, places, store
+from daskkm.errors import StoreError
+from daskkm.store import PROVENANCE, STORE
+from daskkm.tiles import File, Sheet, Skipped, grid
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+# Provenance is 4 bytes a tile: far more tiles a chunk.
+_PROVENANCE_CHUNK = 1 << 20
+# How often at most a writer notes how far it has come. What it says is of every sheet so far.
+_NOTES = 100
+
+
+class StoreWriter:
+    """A store being written: tiles are appended in order, a whole chunk a write.
+
+    How far it has come is noted in it, so that the next writer goes on there.
+
+    Attributes
+    ----------
+    sheets : list of Sheet
+        Those whose tiles are in the store, or wait to be written.
+    skipped : list of Skipped
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        partial: Path,
+        n_tiles: int,
+        tile: tuple[int, int],
+        bands: tuple[int, ...],
+        files: Sequence[Path],
+    ) -> None:
+        self._path = path
+        self._tile = tile
+        self._shape = (n_tiles, *tile, *bands)
+        self._rows = min(n_tiles, store.chunk_rows(math.prod(self._shape[1:])))
+        self.sheets: list[Sheet] = []
+        self.skipped: list[Skipped] = []
+        self._waiting: list[NDArray[np.uint8]] = []
+        self._written = 0
+        # Of the next file, as an earlier writer read it, so many tiles are written already.
+        self._begun: tuple[Sheet, int] | None = None
+        with groups.write_errors_named(path, STORE):
+            if not self._resume(partial, files):
+                self._group = groups.create_group(partial, STORE)
+                self._tiles = self._create("tiles", self._shape, "uint8", self._rows)
+                self._note()
+
+    @property
+    def done(self) -> int:
+        """How many files are behind: in the store, or left out."""
+        return len(self.sheets) + len(self.skipped)
+
+    def _resume(self, partial: Path, files: Sequence[Path]) -> bool:
+        """Go on with what an earlier writer left, if it is of these files and such tiles."""
+        try:
+            kept = self._kept(partial, files)
+        except StoreError:  # it is damaged
+            kept = None
+        if kept is None:
+            return False
+        self._group, said, known, written = kept
+        tiles = zarr.open_array(partial / "tiles", mode="r+", zarr_format=3)
+        self._tiles = tiles.with_config({"write_empty_chunks": True})
+        self._written = written
+        if self._tiles.shape != self._shape and not said["complete"]:
+            self._resize(self._shape[0], said)
+        left = written
+        for record in known:
+            if isinstance(record, Skipped):
+                self.skipped.append(record)
+            elif isinstance(record, Sheet):
+                count = math.prod(grid(record.shape, self._tile))
+                if count > left:
+                    self._begun = record, left
+                    break
+                self.sheets.append(record)
+                left -= count
+        return True
+
+    def _kept(
+        self, partial: Path, files: Sequence[Path]
+    ) -> tuple[zarr.Group, dict[str, Any], list[File], int] | None:
+        """Return what an earlier writer left, said, and read, and how many tiles it wrote.
+
+        None if it is not of these files and such tiles. Every chunk is read.
+        """
+        found = groups.reopen(partial, STORE)
+        if found is None:
+            return None
+        group, said = found
+        array = groups.member(group, "tiles", STORE)
+        if array.shape[1:] != self._shape[1:] or array.chunks[0] != self._rows:
+            return None
+        records: dict[str, File] = {
+            **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
+            **{record["name"]: Skipped(**record) for record in said["skipped"]},
+        }
+        first = files[: len(records)]
+        same = len(first) == len(records) and all(
+            path.name in records and records[path.name].is_file(path) for path in first
+        )
+        if not same or (said["complete"] and len(first) < len(files)):
+            return None
+        written = said.get("written", array.shape[0])  # or it is complete
+        for _ in groups.stream(array, 0, written, STORE):
+            pass
+        return group, said, [records[path.name] for path in first], written
+
+    def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
+        """Add the tiles of the next sheet.
+
+        Parameters
+        ----------
+        sheet : Sheet
+        tiles : ndarray of shape (m, height, width) or (m, height, width, bands), uint8
+
+        Raises
+        ------
+        StoreError
+            If they cannot be written, or the sheet is not the one of which some are.
+        """
+        self._waiting.append(tiles[self._begun_of(sheet) :])
+        self.sheets.append(sheet)
+        if sum(map(len, self._waiting)) >= self._rows:
+            joined = np.concatenate(self._waiting)
+            whole = len(joined) - len(joined) % self._rows
+            self._write(joined[:whole])
+            self._waiting = [joined[whole:]]
+
+    def skip(self, file: Skipped) -> None:
+        """Leave the next file out."""
+        self._begun_of(file)
+        self.skipped.append(file)
+
+    def _begun_of(self, file: File) -> int:
+        """Return how many tiles of the next file are in the store."""
+        (expected, n), self._begun = self._begun or (file, 0), None
+        if file != expected:
+            msg = f"{self._path}: {file.name} changed while it was being ingested; ingest again"
+            raise StoreError(msg)
+        return n
+
+    def _resize(self, n: int, said: Mapping[str, Any]) -> None:
+        """Have another number of tiles, and go on saying what was said."""
+        self._tiles.resize((n, *self._shape[1:]))
+        groups.note(self._group, STORE, said)
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
+        dimensions = ("tile", "y", "x", "band")[: len(shape)]
+        return groups.create_array(
+            self._group, name, shape, dtype, rows=rows, dimensions=dimensions
+        )
+
+    def _write(self, tiles: NDArray[np.uint8]) -> None:
+        with groups.write_errors_named(self._path, STORE):
+            before, self._written = self._written, self._written + len(tiles)
+            self._tiles[before : self._written] = tiles
+            every = -(-self._shape[0] // _NOTES)
+            if before // every < self._written // every:
+                self._note()
+
+    def _said(self) -> dict[str, Any]:
+        return {
+            "tile": self._tile,
+            "sheets": [asdict(sheet) for sheet in self.sheets],
+            "skipped": [asdict(file) for file in self.skipped],
+        }
+
+    def _so_far(self) -> dict[str, Any]:
+        return {**self._said(), "written": self._written}
+
+    def _note(self) -> None:
+        groups.note(self._group, STORE, self._so_far())
+
+    def finish(self) -> None:
+        """Write what is left: the last tiles, where each came from, and that the store is whole."""
+        if any(map(len, self._waiting)):
+            self._write(np.concatenate(self._waiting))
+        n = self._written
+        with groups.write_errors_named(self._path, STORE):
+            if n < self._shape[0]:  # files were left out
+                self._resize(n, self._so_far())
+            arrays = {
+                name: self._create(name, (n,), "int32", _PROVENANCE_CHUNK) for name in PROVENANCE
+            }
+            for first in range(0, n, _PROVENANCE_CHUNK):
+                last = min(first + _PROVENANCE_CHUNK, n)
+                for name, values in store.provenance(self.sheets, self._tile, first, last).items():
+                    arrays[name][first:last] = values
+            groups.complete(self._group, STORE, self._said())
+
+
+@contextmanager
+def create_store(
+    path: str | os.PathLike[str],
+    n_tiles: int,
+    tile: tuple[int, int],
+    bands: tuple[int, ...],
+    files: Sequence[Path] = (),
+) -> Iterator[StoreWriter]:
+    """Begin a store, to take the place of one that may be there, or go on with one.
+
+    A context manager: leaving it without an error completes the store. Else what was written stays
+    beside the place, for the next writer.
+
+    Parameters
+    ----------
+    path : path-like
+    n_tiles : int
+        Of all files, if none is left out.
+    tile : tuple of int
+        Height and width in pixels.
+    bands : tuple of int
+        () for greyscale, (3,) for RGB.
+    files : sequence of Path
+        In the order in which their tiles will be appended, or they be skipped. An earlier writer is
+        followed if what it knew of the first of these is still true.
+
+    Yields
+    ------
+    StoreWriter
+
+    Raises
+    ------
+    StoreError
+        If something is there that is not a store, it cannot be written, or another run is writing.
+    """
+    with places.resuming(path, STORE) as partial:
+        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files)
+        yield writer
+        writer.finish()
+
+
+def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return height and width of the tiles of such a store, if they are known."""
+    found = groups.reopen(places.begun(path), STORE)
+    tile = found[1].get("tile") if found else None
+    return (tile[0], tile[1]) if tile else None
