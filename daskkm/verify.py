@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _RUN = 16
 # Tasks that wait at a time, and errors after which no more are looked for, however many chunks a
 # store says it has.
-_WAITING, _MOST = 256, 10_000
+_WAITING, _MOST = 256, 1000
 
 
 def verify(path: str | os.PathLike[str]) -> list[StoreError]:
@@ -52,7 +52,7 @@ def verify(path: str | os.PathLike[str]) -> list[StoreError]:
     -------
     list of StoreError
         All that is wrong, a `CorruptChunkError` for each bad chunk; empty if the store is whole.
-        After 10,000 it may be left at that, as the last then says.
+        After 1,000 it may be left at that, as the last then says.
 
     Raises
     ------
@@ -209,7 +209,9 @@ def _check_run(content: _Content, first: int) -> _Found:
                     )
                     errors.append(StoreError(msg))
         except StoreError as error:
-            errors.append(error)
+            # To be read, not raised: what led to each would take more memory than a chunk.
+            error.__cause__ = error.__context__ = None
+            errors.append(error.with_traceback(None))
     return _Found(errors, len(starts), whole)
 
 
