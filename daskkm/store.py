@@ -260,8 +260,8 @@ class TileStore:
         groups.refuse_links(self.path, f"{DISTANCES.name}/{k}", DISTANCES)
         stale = places.check_free(self._place(DISTANCES, k), DISTANCES)
         with ExitStack() as stack:
-            # What killed writers of distances have left goes too.
-            stack.enter_context(places.held(stale, DISTANCES))
+            if stale.parent.exists():  # what killed writers of distances have left there goes too
+                stack.enter_context(places.held(stale, DISTANCES))
             # Chunks of whole tiles, of which the last block may have fewer.
             rows = min(self.tiles.chunks[0], n)
             labels = stack.enter_context(self._new(LABELS, k, (n,), "int32", rows))
