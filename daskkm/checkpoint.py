@@ -192,16 +192,13 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
+    msg = (
+        f"{folder}: another fit that is running keeps its checkpoint there; "
+        "wait for it, or choose another place (--checkpoint)"
+    )
     with ExitStack() as stack:
         with _errors_named(folder, "written"):
-            try:
-                stack.enter_context(locks.held(folder, opened))
-            except BlockingIOError as error:
-                msg = (
-                    f"{folder}: another fit that is running keeps its checkpoint there; "
-                    "wait for it, or choose another place (--checkpoint)"
-                )
-                raise CheckpointError(msg) from error
+            stack.enter_context(locks.held(folder, opened, CheckpointError(msg)))
             _check_ours(folder)
             if fresh:
                 _clear(folder)

@@ -23,6 +23,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file 
 def held(
     path: Path,
     opened: Callable[[], int],
+    busy: Exception,
     *,
     alone: bool = True,
     first: Callable[[], None] = lambda: None,
@@ -35,6 +36,8 @@ def held(
         A folder; or a file, which the last one to let go of it removes, if it is empty.
     opened : callable
         Returns a descriptor of it, making it if need be.
+    busy : Exception
+        What is raised if there are others, and may be none.
     alone : bool, default True
         Whether there may be no others.
     first : callable, optional
@@ -42,12 +45,10 @@ def held(
 
     Raises
     ------
-    BlockingIOError
-        If there are others, and may be none.
     OSError
         As `opened` and `first` raise it.
     """
-    lock = _locked(path, opened, alone=alone, first=first)
+    lock = _locked(path, opened, busy, alone=alone, first=first)
     try:
         yield
     finally:
@@ -55,7 +56,12 @@ def held(
 
 
 def _locked(
-    path: Path, opened: Callable[[], int], *, alone: bool, first: Callable[[], None]
+    path: Path,
+    opened: Callable[[], int],
+    busy: Exception,
+    *,
+    alone: bool,
+    first: Callable[[], None],
 ) -> int:
     """Return the descriptor of what is at a path, locked."""
     while True:
@@ -66,9 +72,9 @@ def _locked(
                     return lock
                 if _is_at(lock, path):
                     first()
-            except BlockingIOError:
+            except BlockingIOError as error:
                 if alone:
-                    raise
+                    raise busy from error
             if not alone:
                 _flock(lock, fcntl.LOCK_SH)
             # Those who had it before may just have removed it: then it is no one's.

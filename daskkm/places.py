@@ -53,15 +53,18 @@ def held(place: Path, kind: Kind, *, alone: bool = False) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
+    msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
     with ExitStack() as stack:
         with groups.write_errors_named(place, kind):
-            try:
-                stack.enter_context(
-                    locks.held(path, opened, alone=alone, first=lambda: _clear(place, kind))
+            stack.enter_context(
+                locks.held(
+                    path,
+                    opened,
+                    kind.error(msg),
+                    alone=alone,
+                    first=lambda: _clear(place, kind),
                 )
-            except BlockingIOError as error:
-                msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
-                raise kind.error(msg) from error
+            )
         yield
 
 

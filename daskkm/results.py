@@ -56,17 +56,14 @@ def held(out: Path) -> Iterator[None]:
     ResultsError
         If another does.
     """
+    msg = (
+        f"{out}: another sweep that is running has its results there; "
+        "wait for it, or choose another place (--out)"
+    )
+    opened = partial(os.open, out, os.O_RDONLY | os.O_DIRECTORY)
     with ExitStack() as stack:
         with _errors_named(out):
-            try:
-                opened = partial(os.open, out, os.O_RDONLY | os.O_DIRECTORY)
-                stack.enter_context(locks.held(out, opened))
-            except BlockingIOError as error:
-                msg = (
-                    f"{out}: another sweep that is running has its results there; "
-                    "wait for it, or choose another place (--out)"
-                )
-                raise ResultsError(msg) from error
+            stack.enter_context(locks.held(out, opened, ResultsError(msg)))
         yield
 
 
