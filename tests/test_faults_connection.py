@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import daskkm
-from daskkm import scheduler
+from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError
 from tests.processes import DEADLINE, Process, Remote, remote, start_worker
 
@@ -117,7 +117,7 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
 def test_addresses_where_no_scheduler_can_be_used(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, address: str, message: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         special = {

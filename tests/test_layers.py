@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
     ("errors", "interrupts", "chunks", "metadata", "products"),
-    ("kernel", "lloyd", "seeding", "tiles", "groups", "plan"),
+    ("kernel", "lloyd", "seeding", "tiles", "groups", "plan", "addresses"),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli"),
     ("draws", "model"),
@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "chunks": {"google_crc32c", "numpy", "zarr"},
     "metadata": set(),
     "plan": set(),
+    "addresses": {"distributed"},
     "seeding": {"numpy"},
     "tiles": {"numpy", "PIL"},
     "groups": {"numpy", "zarr"},
