@@ -9,14 +9,14 @@ import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from daskkm import addresses, interrupts
 from daskkm.errors import DaskkmError, SchedulerError
 from daskkm.plan import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from distributed import Client
 
@@ -25,8 +25,9 @@ _CLOSE_SECONDS = 3
 _SILENT_SECONDS = 60
 _WORKERS_SECONDS = 60
 _LOOK_SECONDS = 2
-# Clients whose workers have been asked for their versions.
-_CHECKED: WeakSet[Client] = WeakSet()
+_POLL_SECONDS = 0.2
+# Of each client the machines that were asked for their versions.
+_ASKED: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -117,8 +118,9 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
     ------
     SchedulerError
         If the scheduler is lost, or says nothing for a minute; if for so long there are no workers
-        that take tasks (longer, if dask's ``distributed.scheduler.no-workers-timeout`` says so);
-        if workers die of a task again and again; or if they cannot import what it needs.
+        that take tasks (or as long as dask's ``distributed.scheduler.no-workers-timeout`` says);
+        if workers die of a task again and again; if they cannot import what it needs; or if one
+        has another version of daskkm, also if it came meanwhile.
     """
     import dask
 
@@ -126,7 +128,8 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
     if client is None:
         return tuple(dask.compute(*lazy, scheduler=scheduler))
     with _errors_named(client):
-        _check_once(client)
+        if client not in _ASKED:  # before the first task: of one without daskkm a worker may die
+            client.sync(_check, client)
         return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
@@ -199,12 +202,7 @@ def _local_threads() -> int:
 def _workers_of(client: Client) -> dict[str, dict[str, Any]]:
     """Return what the scheduler knows of each worker, by its address."""
     with _errors_named(client):
-        _check_once(client)  # before the first task: of one without daskkm a worker may die
-        try:
-            found = client.sync(client.scheduler.identity, callback_timeout=_SILENT_SECONDS)
-        except TimeoutError as error:
-            raise _silent(client) from error
-    return dict(found["workers"])
+        return dict(client.sync(_check, client)["workers"])
 
 
 def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
@@ -218,28 +216,73 @@ def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
 
 
 async def _gather(client: Client, futures: Any) -> Any:
-    """Wait for results as long as there is someone to bring them."""
+    """Wait for results as long as there is someone to bring them, and see who that was."""
     gathering = asyncio.ensure_future(client.gather(futures, asynchronous=True))
-    now = asyncio.get_running_loop().time
-    heard = working = now()
-    patience = _patience()
+    watching = asyncio.ensure_future(_watch(client))
     try:
-        while not (await asyncio.wait({gathering}, timeout=_LOOK_SECONDS))[0]:
-            with suppress(OSError, TimeoutError):
-                found = await asyncio.wait_for(client.scheduler.identity(), _LOOK_SECONDS)
-                heard = now()
-                if any(w["status"] == "running" for w in found["workers"].values()):
-                    working = heard
-            if now() - heard > _SILENT_SECONDS:
-                raise _silent(client)
-            if heard - working > patience:
-                raise _idle(client, found["workers"], patience)
+        await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            await watching
+        await _check(client)  # workers that came meanwhile
         return gathering.result()
-    except SchedulerError:
+    except (SchedulerError, asyncio.CancelledError):
         # Not the task, which would leave tasks of its own behind: it ends by its futures.
         await client.cancel(futures, asynchronous=True)
         gathering.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         raise
+    finally:
+        watching.cancel()
+
+
+async def _watch(client: Client) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        await _wait_for_workers(client)
+
+
+async def _wait_for_workers(client: Client) -> None:
+    """Return when there are workers that take tasks."""
+    now = asyncio.get_running_loop().time
+    patience = _patience()
+    since = now()
+    while True:
+        found = (await _check(client))["workers"]
+        if any(worker["status"] == "running" for worker in found.values()):
+            return
+        if now() - since > patience:
+            raise _idle(client, found, patience)
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _check(client: Client) -> dict[str, Any]:
+    """Return what a scheduler says of itself, once it and its workers are known to have our daskkm.
+
+    Each is asked once; a worker that does not answer, the next time again.
+    """
+    from importlib.metadata import version
+
+    found: dict[str, Any] = await _answer(client, client.scheduler.identity)
+    there = {found["address"], *found["workers"]}
+    asked = _ASKED.get(client, set()) & there
+    if asked != there:
+        here = {package: version(package) for package in ("daskkm", "zarr")}
+        versions = await _versions(client, list(here), found["address"], there - asked)
+        _compare(client, here, versions)
+        asked |= versions.keys()
+    _ASKED[client] = asked
+    return found
+
+
+async def _answer(client: Client, ask: Callable[..., Any], **arguments: Any) -> Any:
+    """Return what a scheduler answers, which may take it a while, but not for ever."""
+    try:
+        if client.status == "running":  # else it would be waited for until it is there again
+            return await asyncio.wait_for(ask(**arguments), _SILENT_SECONDS)
+    except TimeoutError as error:
+        raise _silent(client) from error
+    except OSError as error:
+        raise _lost(client) from error
+    raise _lost(client)
 
 
 def _patience() -> float:
@@ -249,6 +292,11 @@ def _patience() -> float:
 
     setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
     return _WORKERS_SECONDS if setting is None else float(parse_timedelta(setting))
+
+
+def _lost(client: Client) -> SchedulerError:
+    msg = f"{_name(client)}: the connection to the scheduler was lost; start it and run again"
+    return SchedulerError(msg)
 
 
 def _silent(client: Client) -> SchedulerError:
@@ -264,7 +312,8 @@ def _idle(client: Client, workers: Mapping[str, Any], patience: float) -> Schedu
         what = f"for {patience:g} s all workers have paused, their memory full: {_some(workers)}"
         do = "give them more memory, or choose --cache never"
     else:
-        what, do = f"for {patience:g} s there have been no workers", "start some and run again"
+        what = f"for {patience:g} s there have been no workers"
+        do = f"start some with: dask worker {client.scheduler.address}"
     msg = f"{_name(client)}: {what}; {do}"
     return SchedulerError(msg)
 
@@ -342,17 +391,8 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
     for module in ("client", "batched"):
         logging.getLogger(f"distributed.{module}").setLevel(logging.CRITICAL)
     try:
-        patience = _patience()
-        try:
-            client.wait_for_workers(1, timeout=patience)
-        except TimeoutError as error:
-            msg = (
-                f"{address}: the scheduler has no workers, and none came in {patience:g} s; "
-                f"start some with: dask worker {address}"
-            )
-            raise SchedulerError(msg) from error
         with _errors_named(client):
-            _check_versions(client)
+            client.sync(_wait_for_workers, client)
         yield client
     finally:
         # A scheduler that hangs must not keep us.
@@ -360,20 +400,13 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
             client.close(timeout=_CLOSE_SECONDS)
 
 
-def _check_once(client: Client) -> None:
-    if client not in _CHECKED:
-        _check_versions(client)
-
-
-def _check_versions(client: Client) -> None:
-    """See that the scheduler and all workers that answer have this daskkm."""
-    from importlib.metadata import version
-
-    _CHECKED.add(client)
-    here = {package: version(package) for package in ("daskkm", "zarr")}
-    found = client.sync(_versions, client, list(here)).items()
+def _compare(
+    client: Client, here: Mapping[str, str], found: Mapping[str, Mapping[str, str | None]]
+) -> None:
+    """Raise or warn if versions of packages elsewhere, by address, are not those here."""
     for package, ours in here.items():
-        others = {address: said[package] for address, said in found if said[package] != ours}
+        others = {address: said[package] for address, said in found.items()}
+        others = {address: theirs for address, theirs in others.items() if theirs != ours}
         if not others:
             continue
         missing = [address for address, theirs in others.items() if theirs is None]
@@ -381,17 +414,20 @@ def _check_versions(client: Client) -> None:
         where = _some(missing or others)
         said = f"{package} is {ours} here, but {theirs} at {where}"
         if package == "daskkm":
-            _CHECKED.discard(client)
             msg = f"{_name(client)}: {said}; install the same everywhere, and start them again"
             raise SchedulerError(msg)
         warnings.warn(f"{_name(client)}: {said}", stacklevel=2)
 
 
-async def _versions(client: Client, packages: list[str]) -> dict[str, dict[str, str | None]]:
-    """Return the versions of packages on the scheduler and on workers, by address."""
+async def _versions(
+    client: Client, packages: list[str], scheduler: str, asked: set[str]
+) -> dict[str, dict[str, str | None]]:
+    """Return the versions of packages on a scheduler and on workers, by address."""
 
     async def of(worker: str) -> dict[str, Any]:
         """One by one: a worker that does not answer is the scheduler's to remove."""
+        if worker == scheduler:
+            return {worker: await _answer(client, client.scheduler.versions, packages=packages)}
         with suppress(OSError, TimeoutError):
             asking = client.scheduler.broadcast(
                 msg={"op": "versions", "packages": packages}, workers=[worker], on_error="ignore"
@@ -399,10 +435,8 @@ async def _versions(client: Client, packages: list[str]) -> dict[str, dict[str, 
             return dict(await asyncio.wait_for(asking, addresses.CONNECT_SECONDS))
         return {}
 
-    identity = await asyncio.wait_for(client.scheduler.identity(), _SILENT_SECONDS)
-    scheduler = client.scheduler.versions(packages=packages)
-    found = {identity["address"]: await asyncio.wait_for(scheduler, _SILENT_SECONDS)}
-    for each in await asyncio.gather(*map(of, identity["workers"])):
+    found: dict[str, Any] = {}
+    for each in await asyncio.gather(*map(of, asked)):
         found |= each
     return {address: said["packages"] for address, said in found.items()}
 
@@ -420,8 +454,7 @@ def _errors_named(client: Client) -> Iterator[None]:
     except DaskkmError:
         raise
     except (CancelledError, CommClosedError) as error:
-        msg = f"{name}: the connection to the scheduler was lost; start it and run again"
-        raise SchedulerError(msg) from error
+        raise _lost(client) from error
     except (NoWorkerError, NoValidWorkerError) as error:
         raise _idle(client, _workers_of(client), _patience()) from error
     except KilledWorker as error:
@@ -430,11 +463,6 @@ def _errors_named(client: Client) -> Iterator[None]:
             f"{error.last_worker.address}; give them more memory"
         )
         raise SchedulerError(msg) from error
-    except Exception as error:
-        # Of tasks that a worker cannot even read, the errors are of any type.
-        with suppress(OSError, TimeoutError):
-            _check_versions(client)
-        if not isinstance(error, ImportError):
-            raise
+    except ImportError as error:
         msg = f"{name}: a worker cannot import what it needs ({error}); install daskkm there again"
         raise SchedulerError(msg) from error

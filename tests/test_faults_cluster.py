@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -152,31 +154,65 @@ def test_all_workers_lost_and_replaced_or_gone_for_good(
             assert_same_bits(swept(digits, kill), expected)
             monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
             second.send(signal.SIGKILL)
-            with pytest.raises(SchedulerError, match="for 1 s there have been no workers; start"):
+            with pytest.raises(
+                SchedulerError, match="for 1 s there have been no workers; start some"
+            ):
                 daskkm.fit_sweep(digits, **SWEEP)
         with (
-            pytest.raises(SchedulerError, match="has no workers, and none came in 1 s; start some"),
+            pytest.raises(SchedulerError, match="for 1 s there have been no workers; start some"),
             connected(address),
         ):
             pass
 
 
+@pytest.mark.parametrize("when", ["at the first use", "in a sweep"])
 def test_a_scheduler_that_freezes(
-    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
-    with remote(tmp_path, 1) as (address, _, main, _), connected(address):
+    connecting = Client if when == "at the first use" else connected
+    with remote(tmp_path, 1) as (address, _, main, _), connecting(address):
 
         def freeze(done: Pass) -> None:
             if done.number == 4:
                 os.kill(main.pid, signal.SIGSTOP)
 
         try:
-            with pytest.raises(SchedulerError, match="scheduler has not answered for 2 s; see"):
-                swept(digits, freeze)
-            with pytest.raises(SchedulerError, match="scheduler has not answered for 2 s; see"):
-                daskkm.fit_sweep(digits, **SWEEP)
+            if when == "at the first use":
+                os.kill(main.pid, signal.SIGSTOP)
+            for _ in range(2):
+                with pytest.raises(SchedulerError, match="has not answered for 2 s; see"):
+                    swept(digits, freeze)
         finally:
+            os.kill(main.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGSTOP, "the scheduler has not answered for 2 s; see"),
+        (signal.SIGKILL, "the connection to the scheduler was lost; start it"),
+    ],
+)
+def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
+    before = len(scheduler._ASKED)
+    with remote(tmp_path, 0) as (address, _, main, _):
+
+        def strike() -> None:
+            while len(scheduler._ASKED) == before:
+                time.sleep(0.01)
+            os.kill(main.pid, number)
+
+        striking = Thread(target=strike)
+        striking.start()
+        try:
+            with pytest.raises(SchedulerError, match=message), connected(address):
+                pass
+        finally:
+            striking.join()
             os.kill(main.pid, signal.SIGCONT)
 
 

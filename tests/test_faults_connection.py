@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import signal
@@ -10,10 +11,13 @@ import socket
 import sys
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
+import dask.array as da
 import distributed
 import numpy as np
 import psutil
@@ -25,20 +29,25 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from distributed import LocalCluster
 
 import daskkm
 from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError
+from daskkm.fit import iter_passes
 from tests.processes import DEADLINE, Process, Remote, remote, start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from daskkm.store import TileStore
 
 pytestmark = pytest.mark.faults
 
 SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 2, "max_iter": 3, "random_state": 0}
+QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
 ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
 
 
@@ -111,7 +120,7 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
             "tls as tcp",
             "it hangs up; if it speaks TLS, name it as tls",
         ),
-        ("no workers", "has no workers, and none came in 1 s; start some with: dask worker"),
+        ("no workers", "for 1 s there have been no workers; start some with: dask worker tcp"),
     ],
 )
 def test_addresses_where_no_scheduler_can_be_used(
@@ -223,6 +232,15 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+def another_version(folder: Path) -> dict[str, str]:
+    """Variables with which Python finds a daskkm that calls itself 9.9."""
+    (folder / "daskkm-9.9.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: daskkm\nVersion: 9.9\n"
+    (folder / "daskkm-9.9.dist-info" / "METADATA").write_text(metadata)
+    paths = (str(folder), str(Path(daskkm.__file__).parent.parent))
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 @pytest.mark.parametrize("theirs", ["missing", "9.9"])
 def test_workers_with_another_daskkm_or_none(
     machines: Machines, digits: TileStore, tmp_path: Path, theirs: str
@@ -231,11 +249,7 @@ def test_workers_with_another_daskkm_or_none(
     if theirs == "missing":
         env, python = environment(tmp_path / "site"), ["-S"]
     else:
-        (tmp_path / "daskkm-9.9.dist-info").mkdir()
-        metadata = "Metadata-Version: 2.1\nName: daskkm\nVersion: 9.9\n"
-        (tmp_path / "daskkm-9.9.dist-info" / "METADATA").write_text(metadata)
-        paths = (str(tmp_path), str(Path(daskkm.__file__).parent.parent))
-        env, python = {"PYTHONPATH": os.pathsep.join(paths)}, list[str]()
+        env, python = another_version(tmp_path), list[str]()
     with start_worker(address, tmp_path, "--no-nanny", env=env, python=python) as worker:
         worker.wait_for("Registered to:")
         said = rf"daskkm is {daskkm.__version__} here, but {theirs} at tcp://.*; install the same"
@@ -243,6 +257,72 @@ def test_workers_with_another_daskkm_or_none(
         if theirs == "missing":  # a client that was not connected by us is not asked before
             with distributed.Client(address), pytest.raises(SchedulerError, match=said):
                 daskkm.fit_sweep(digits, **SWEEP)
+
+
+def held(block: NDArray[Any], folder: Path) -> NDArray[Any]:
+    """Hold up the first task that comes here after `armed` was made."""
+    try:
+        (folder / "armed").rename(folder / "begun")
+    except FileNotFoundError:
+        return block
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return block
+
+
+def test_a_worker_with_another_daskkm_that_comes_in_the_middle_of_a_pass(
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_LOOK_SECONDS", DEADLINE)  # it is seen at the end of the pass
+    X = digits.features().rechunk((701, -1)).map_blocks(held, tmp_path, dtype=np.uint8)
+    with remote(tmp_path, 1) as (address, *_), ExitStack() as stack:
+        client = stack.enter_context(scheduler.connect(address))
+
+        def join() -> None:
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.01)
+            flags = address, tmp_path, "--no-nanny"
+            worker = stack.enter_context(start_worker(*flags, env=another_version(tmp_path)))
+            worker.wait_for("Registered to:")
+            (tmp_path / "go").touch()
+
+        joining = Thread(target=join)
+        passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
+        next(passes)
+        (tmp_path / "armed").touch()
+        joining.start()
+        said = rf"daskkm is {daskkm.__version__} here, but 9\.9 at tcp://.*; install the same"
+        with pytest.raises(SchedulerError, match=said):
+            next(passes)
+        joining.join()
+        assert client is not None
+        assert len(client.scheduler_info(-1)["workers"]) == 2
+        with pytest.raises(SchedulerError, match=said):
+            daskkm.fit_sweep(digits, **SWEEP)
+
+
+def test_an_interrupt_in_ones_own_program_ends_the_pass_on_the_workers(tmp_path: Path) -> None:
+    blocks = da.zeros((9, 1), chunks=(1, 1), dtype=np.uint8)
+    lazy = blocks.map_blocks(held, tmp_path, dtype=np.uint8).sum()
+    (tmp_path / "armed").touch()
+    with (
+        LocalCluster(1, threads_per_worker=1, processes=False, **QUIET) as cluster,
+        distributed.Client(cluster),
+    ):
+
+        def interrupt() -> None:
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupting = Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.compute(lazy)
+        interrupting.join()
+        while cluster.scheduler.tasks:
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
 
 
 def await_handlers(pid: int) -> None:
