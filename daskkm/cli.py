@@ -45,7 +45,7 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
         what = f"{error.filename}: " if error.filename else ""
         click.echo(f"error: {what}{error.strerror or error}; see to that, and run again", err=True)
         status = 1
-    interrupts.by_default()
+    interrupts.end_at_once()
     # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
     gc.freeze()
     sys.exit(status)

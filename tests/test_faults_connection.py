@@ -8,10 +8,11 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -334,6 +335,12 @@ def await_handlers(pid: int) -> None:
             return
 
 
+def endless(digits: TileStore, *flags: str) -> tuple[str, ...]:
+    """The flags of a sweep that goes on until it is stopped."""
+    where = "--store", str(digits.path), "--checkpoint", "kept"
+    return (*where, "--dashboard-address", "127.0.0.1:0", *flags, *ENDLESS)
+
+
 ENDINGS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 
 
@@ -342,17 +349,8 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
     """The moments are drawn: while modules are imported, workers start, passes are made."""
     rng = random.Random(seed)
     workers = ("--workers", "1") if seed % 2 else ()
-    flags = (
-        "--store",
-        digits.path,
-        "--checkpoint",
-        "kept",
-        "--dashboard-address",
-        "127.0.0.1:0",
-        *workers,
-    )
     number = rng.choice([*ENDINGS])
-    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+    with Process("-m", "daskkm.sweep", *endless(digits, *workers), cwd=tmp_path) as run:
         await_handlers(run.pid)
         time.sleep(rng.uniform(0, 4))  # any moment will do
         family = psutil.Process(run.pid).children(recursive=True)
@@ -371,17 +369,7 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
 def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
     digits: TileStore, tmp_path: Path
 ) -> None:
-    flags = (
-        "--store",
-        digits.path,
-        "--checkpoint",
-        "kept",
-        "--dashboard-address",
-        "127.0.0.1:0",
-        "--workers",
-        "1",
-    )
-    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+    with Process("-m", "daskkm.sweep", *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
         run.wait_for("pass 2:")
         main = psutil.Process(run.pid)
         (first,) = (p for p in main.children() if "spawn_main" in " ".join(p.cmdline()))
@@ -395,3 +383,81 @@ def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
         assert not psutil.wait_procs(family, DEADLINE)[1]
         assert run.lines[-1] == "interrupted"
         assert "Traceback" not in "".join(run.lines)
+
+
+def test_an_interrupt_while_a_worker_hangs_at_its_start(digits: TileStore, tmp_path: Path) -> None:
+    code = (
+        "import runpy, daskkm.interrupts; daskkm.interrupts._UNWINDING_SECONDS = 1;"
+        "runpy.run_module('daskkm.sweep', run_name='__main__')"
+    )
+    with Process("-c", code, *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
+        main = psutil.Process(run.pid)
+        while not (found := [p for p in main.children() if "spawn_main" in " ".join(p.cmdline())]):
+            time.sleep(0.01)
+        found[0].suspend()
+        try:
+            os.kill(run.pid, signal.SIGINT)
+            run.wait_for("interrupted")
+            os.kill(run.pid, signal.SIGTERM)
+            assert run.status() == 130
+        finally:
+            found[0].kill()
+
+
+@pytest.mark.parametrize("pipe", ["closed", "full"])
+def test_an_interrupt_that_no_one_hears_of(digits: TileStore, tmp_path: Path, pipe: str) -> None:
+    reader, writer = os.pipe()
+    command = sys.executable, "-m", "daskkm.sweep", *endless(digits)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=writer) as run, os.fdopen(reader) as lines:
+        next(line for line in lines if line.startswith("pass 2:"))
+        run.send_signal(signal.SIGSTOP)
+        if pipe == "closed":
+            os.close(writer)
+            lines.close()
+        else:
+            os.set_blocking(writer, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b".")
+            os.set_blocking(writer, True)
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGCONT)
+        assert run.wait(DEADLINE) == 130
+        if pipe == "full":
+            os.close(writer)
+
+
+def test_an_interrupt_at_the_very_end(tmp_path: Path) -> None:
+    code = (
+        "import atexit, click, time; from daskkm import cli\n"
+        "@click.command()\n"
+        "def done(): atexit.register(lambda: (print('ended'), time.sleep(60)))\n"
+        "cli.run(done)"
+    )
+    with Process("-c", code, cwd=tmp_path) as run:
+        run.wait_for("ended")
+        run.send(signal.SIGINT)
+        assert run.wait() == 130
+        assert run.lines == ["interrupted"]
+
+
+def test_an_interrupt_that_is_ignored_from_the_start(digits: TileStore, tmp_path: Path) -> None:
+    """As a shell's script has it for what it starts in the background."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'daskkm.sweep', *sys.argv[1:]])"
+    )
+    with Process("-c", code, *endless(digits), cwd=tmp_path) as run:
+        for moment in ("pass 1:", "pass 2:", "pass 3:"):
+            run.wait_for(moment)
+            run.send(signal.SIGINT)
+        run.wait_for("pass 4:")
+        run.send(signal.SIGTERM)
+        assert run.wait() == 143
+        assert run.lines[-1] == "terminated"
+
+
+def test_a_sweep_without_a_standard_error(digits: TileStore, tmp_path: Path) -> None:
+    flags = "--store", digits.path, "--k", "2", "--n-init", "1", "--scheduler", "threads"
+    shell = "sh", "-c", 'exec "$@" 2>&-', "sh"
+    subprocess.run([*shell, sys.executable, "-m", "daskkm.sweep", *flags], cwd=tmp_path, check=True)
