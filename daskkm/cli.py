@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from daskkm import interrupts, scheduler
+from daskkm import addresses, interrupts
 from daskkm.errors import DaskkmError, SchedulerError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
         what = f"{error.filename}: " if error.filename else ""
         click.echo(f"error: {what}{error.strerror or error}; see to that, and run again", err=True)
         status = 1
-    interrupts.by_default()
+    interrupts.end_at_once()
     # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
     gc.freeze()
     sys.exit(status)
@@ -118,7 +118,7 @@ _OTHERS_FOLLOW = ("tls_ca_file", "tls_cert", "tls_key")
 
 def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     try:
-        return scheduler.check_name(value)
+        return addresses.check_name(value)
     except SchedulerError as error:
         raise click.BadParameter(str(error), ctx, param) from error
 

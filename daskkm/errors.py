@@ -104,7 +104,7 @@ class SchedulerError(DaskkmError):
 
     Examples
     --------
-    >>> from daskkm.scheduler import check_name
+    >>> from daskkm.addresses import check_name
     >>> check_name("nowhere.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import _thread
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ _ending: SystemExit | None = None
 
 
 def end_at_once() -> None:
-    """Have interrupts end the process at once, as long as there is nothing to undo."""
+    """Have interrupts end the process at once, as long as there is nothing to undo, or no more."""
     _handle(_end)
 
 
@@ -40,11 +41,6 @@ def unwind() -> None:
     _handle(_unwind)
 
 
-def by_default() -> None:
-    """Have interrupts end the process as the system does, when all is done."""
-    _handle(signal.SIG_DFL)
-
-
 def end_if_interrupted() -> None:
     """Exit as interrupted if that is so, whatever the interrupt has become on its way."""
     if _ending is not None:
@@ -55,54 +51,82 @@ def end_if_interrupted() -> None:
 def postponed() -> Iterator[None]:
     """Postpone interrupts until what must not be left half done is done.
 
-    Threads that are started meanwhile, and processes that these start, are never reached by a
-    Ctrl-C, which a terminal sends to all of a group: their parent stops them.
+    That a command ends, if one comes, is said at once, and the half minute begins.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     came: list[int] = []
-    handlers = {}
+    handlers: dict[int, Any] = {}
+
+    def later(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        if handlers.get(number) is _unwind:
+            _begin(number)
+
     if threading.current_thread() is threading.main_thread():
-        handlers = {n: signal.signal(n, lambda number, _: came.append(number)) for n in _ENDINGS}
+        handlers = {number: signal.signal(number, later) for number in _ENDINGS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for number in came[:1]:
             signal.raise_signal(number)
 
 
+@contextmanager
+def unreached() -> Iterator[None]:
+    """Start threads that, with processes that they start, are never reached by a Ctrl-C.
+
+    A terminal sends it to all of a group: their parent stops them.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Handle interrupts, but for those that were ignored from the start, as in a script's jobs."""
     for number in _ENDINGS:
-        signal.signal(number, handler)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
-def _say(number: int) -> int:
-    """Say how the process ends, and return its exit status."""
-    said, status = _ENDINGS[number]
-    os.write(2, f"{said}\n".encode())  # what was interrupted may hold the stream's lock
-    return status
+def _say(number: int) -> None:
+    """Say how the process ends, to whom it is that still listens."""
+    # Not by the stream: what was interrupted may hold its lock.
+    with suppress(OSError):
+        if sys.stderr is not None and select.select([], [2], [], 0)[1]:
+            os.write(2, f"{_ENDINGS[number][0]}\n".encode())
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    os._exit(_say(number))
+    _say(number)
+    os._exit(_ENDINGS[number][1])
 
 
-def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
+def _unwind(number: int, _frame: FrameType | None) -> None:
+    _begin(number)
+    end_if_interrupted()
+
+
+def _begin(number: int) -> None:
+    """Begin to end, once: say so, and see that it does not take for ever."""
     global _ending  # noqa: PLW0603
     _handle(signal.SIG_IGN)
-    status = _say(number)
+    if _ending is not None:
+        return
+    status = _ENDINGS[number][1]
     _ending = SystemExit(status)
     # threading.Thread takes locks, one of which may be what was interrupted.
     _thread.start_new_thread(_give_up, (status,))
+    _say(number)
     # What is cut short says so, in logs and tracebacks.
     import logging
 
     logging.disable()
     threading.excepthook = lambda _: None
     sys.unraisablehook = _again
-    raise _ending
 
 
 def _give_up(status: int) -> None:

@@ -51,7 +51,7 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self._in_place = sys.stderr.isatty()
+        self._in_place = sys.stderr is not None and sys.stderr.isatty()
         self._lines = 0
 
     def show(self, done: Pass) -> None:

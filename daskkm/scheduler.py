@@ -1,76 +1,33 @@
-"""From what a user calls a scheduler to a connected client."""
+"""A connected client, and what it computes: never in vain, and never without end."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import re
-import socket
-import ssl
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-from daskkm import interrupts
+from daskkm import addresses, interrupts
 from daskkm.errors import DaskkmError, SchedulerError
 from daskkm.plan import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from distributed import Client
-    from distributed.security import Security
 
-_CONNECT_SECONDS = 10
 _CLOSE_SECONDS = 3
 # How long a pass goes on without a sign of the scheduler, or without workers that take tasks.
 _SILENT_SECONDS = 60
 _WORKERS_SECONDS = 60
 _LOOK_SECONDS = 2
-# Clients whose workers have been asked for their versions.
-_CHECKED: WeakSet[Client] = WeakSet()
-
-
-def check_name(name: str) -> str:
-    """Return the name of a scheduler if it can be one.
-
-    Parameters
-    ----------
-    name : str
-        "local", "threads", an address with its protocol, or the path of a scheduler file.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    SchedulerError
-        If it is none of these, or there is no such file.
-    """
-    if name in ("local", "threads"):
-        return name
-    if name.startswith(("tcp://", "tls://")):
-        _host_and_port(name)
-        return name
-    if not name.endswith(".json"):
-        msg = (
-            f"{name!r} is no scheduler; give local, threads, an address like "
-            "tcp://host:8786 or the path of a scheduler file (.json)"
-        )
-        raise SchedulerError(msg)
-    if not Path(name).is_file():
-        msg = (
-            f"{name}: there is no such scheduler file; "
-            f"start one with: dask scheduler --scheduler-file {name}"
-        )
-        raise SchedulerError(msg)
-    return name
+_POLL_SECONDS = 0.2
+# Of each client the machines that were asked for their versions.
+_ASKED: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -92,7 +49,8 @@ def connect(
     Parameters
     ----------
     name : str
-        As for `check_name`. With "threads" dask's threads in this process do the work.
+        As for `daskkm.addresses.check_name`. With "threads" dask's threads in this process do
+        the work.
     workers : int, optional
         Worker processes of a local scheduler. By default there is one worker and it lives in
         this process.
@@ -120,7 +78,7 @@ def connect(
     import dask
     from dask.system import CPU_COUNT
 
-    check_name(name)
+    addresses.check_name(name)
     if name == "threads":
         with dask.config.set(scheduler="threads", num_workers=threads_per_worker or CPU_COUNT):
             yield None
@@ -160,8 +118,9 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
     ------
     SchedulerError
         If the scheduler is lost, or says nothing for a minute; if for so long there are no workers
-        that take tasks (longer, if dask's ``distributed.scheduler.no-workers-timeout`` says so);
-        if workers die of a task again and again; or if they cannot import what it needs.
+        that take tasks (or as long as dask's ``distributed.scheduler.no-workers-timeout`` says);
+        if workers die of a task again and again; if they cannot import what it needs; or if one
+        has another version of daskkm, also if it came meanwhile.
     """
     import dask
 
@@ -169,7 +128,8 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
     if client is None:
         return tuple(dask.compute(*lazy, scheduler=scheduler))
     with _errors_named(client):
-        _check_once(client)
+        if client not in _ASKED:  # before the first task: of one without daskkm a worker may die
+            client.sync(_check, client)
         return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
@@ -242,12 +202,7 @@ def _local_threads() -> int:
 def _workers_of(client: Client) -> dict[str, dict[str, Any]]:
     """Return what the scheduler knows of each worker, by its address."""
     with _errors_named(client):
-        _check_once(client)  # before the first task: of one without daskkm a worker may die
-        try:
-            found = client.sync(client.scheduler.identity, callback_timeout=_SILENT_SECONDS)
-        except TimeoutError as error:
-            raise _silent(client) from error
-    return dict(found["workers"])
+        return dict(client.sync(_check, client)["workers"])
 
 
 def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
@@ -261,28 +216,73 @@ def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
 
 
 async def _gather(client: Client, futures: Any) -> Any:
-    """Wait for results as long as there is someone to bring them."""
+    """Wait for results as long as there is someone to bring them, and see who that was."""
     gathering = asyncio.ensure_future(client.gather(futures, asynchronous=True))
-    now = asyncio.get_running_loop().time
-    heard = working = now()
-    patience = _patience()
+    watching = asyncio.ensure_future(_watch(client))
     try:
-        while not (await asyncio.wait({gathering}, timeout=_LOOK_SECONDS))[0]:
-            with suppress(OSError, TimeoutError):
-                found = await asyncio.wait_for(client.scheduler.identity(), _LOOK_SECONDS)
-                heard = now()
-                if any(w["status"] == "running" for w in found["workers"].values()):
-                    working = heard
-            if now() - heard > _SILENT_SECONDS:
-                raise _silent(client)
-            if heard - working > patience:
-                raise _idle(client, found["workers"], patience)
+        await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            await watching
+        await _check(client)  # workers that came meanwhile
         return gathering.result()
-    except SchedulerError:
+    except (SchedulerError, asyncio.CancelledError):
         # Not the task, which would leave tasks of its own behind: it ends by its futures.
         await client.cancel(futures, asynchronous=True)
         gathering.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         raise
+    finally:
+        watching.cancel()
+
+
+async def _watch(client: Client) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        await _wait_for_workers(client)
+
+
+async def _wait_for_workers(client: Client) -> None:
+    """Return when there are workers that take tasks."""
+    now = asyncio.get_running_loop().time
+    patience = _patience()
+    since = now()
+    while True:
+        found = (await _check(client))["workers"]
+        if any(worker["status"] == "running" for worker in found.values()):
+            return
+        if now() - since > patience:
+            raise _idle(client, found, patience)
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _check(client: Client) -> dict[str, Any]:
+    """Return what a scheduler says of itself, once it and its workers are known to have our daskkm.
+
+    Each is asked once; a worker that does not answer, the next time again.
+    """
+    from importlib.metadata import version
+
+    found: dict[str, Any] = await _answer(client, client.scheduler.identity)
+    there = {found["address"], *found["workers"]}
+    asked = _ASKED.get(client, set()) & there
+    if asked != there:
+        here = {package: version(package) for package in ("daskkm", "zarr")}
+        versions = await _versions(client, list(here), found["address"], there - asked)
+        _compare(client, here, versions)
+        asked |= versions.keys()
+    _ASKED[client] = asked
+    return found
+
+
+async def _answer(client: Client, ask: Callable[..., Any], **arguments: Any) -> Any:
+    """Return what a scheduler answers, which may take it a while, but not for ever."""
+    try:
+        if client.status == "running":  # else it would be waited for until it is there again
+            return await asyncio.wait_for(ask(**arguments), _SILENT_SECONDS)
+    except TimeoutError as error:
+        raise _silent(client) from error
+    except OSError as error:
+        raise _lost(client) from error
+    raise _lost(client)
 
 
 def _patience() -> float:
@@ -292,6 +292,11 @@ def _patience() -> float:
 
     setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
     return _WORKERS_SECONDS if setting is None else float(parse_timedelta(setting))
+
+
+def _lost(client: Client) -> SchedulerError:
+    msg = f"{_name(client)}: the connection to the scheduler was lost; start it and run again"
+    return SchedulerError(msg)
 
 
 def _silent(client: Client) -> SchedulerError:
@@ -307,7 +312,8 @@ def _idle(client: Client, workers: Mapping[str, Any], patience: float) -> Schedu
         what = f"for {patience:g} s all workers have paused, their memory full: {_some(workers)}"
         do = "give them more memory, or choose --cache never"
     else:
-        what, do = f"for {patience:g} s there have been no workers", "start some and run again"
+        what = f"for {patience:g} s there have been no workers"
+        do = f"start some with: dask worker {client.scheduler.address}"
     msg = f"{_name(client)}: {what}; {do}"
     return SchedulerError(msg)
 
@@ -332,6 +338,7 @@ def _local(
     """Start a scheduler and workers on this machine, and stop them at the end."""
     import dask
     from distributed import Client, LocalCluster
+    from distributed.utils import LoopRunner
 
     # Threads of this process keep all cores busy, as the kernel and the reads release the GIL,
     # and they are ready sooner: a whole sweep of 5,610 digits takes 5.3 s this way and 8.5 s with
@@ -347,8 +354,13 @@ def _local(
                 # Its start lets interrupts through again in whichever thread needs it first.
                 resource_tracker.ensure_running()
             with interrupts.postponed():
+                loop = LoopRunner()
+                with interrupts.unreached():
+                    loop.start()
+                stack.callback(loop.stop)
                 cluster = stack.enter_context(
                     LocalCluster(
+                        loop=loop.loop,
                         n_workers=workers or 1,
                         threads_per_worker=threads,
                         memory_limit=memory_limit,
@@ -378,32 +390,15 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
     """Connect to a scheduler that someone else started."""
     from distributed import Client
 
-    address = _address_in(name) if name.endswith(".json") else name
-    security = _security(address, {key: file for key, file in tls.items() if file is not None})
-    host, port = _host_and_port(address)
-    try:
-        socket.getaddrinfo(host, port)
-        # distributed bounds the connection but not what it then waits to hear: ask first.
-        asyncio.run(asyncio.wait_for(_identify(address, security), 1.5 * _CONNECT_SECONDS))
-        client = Client(address, timeout=_CONNECT_SECONDS, security=security)
-    except (OSError, TypeError, ValueError) as error:
-        msg = f"{address}: no scheduler answers there ({_why(error, address, security)})"
-        raise SchedulerError(msg) from error
+    address, security = addresses.find(name, tls)
+    with addresses.reaching(address, security):
+        client = Client(address, timeout=addresses.CONNECT_SECONDS, security=security)
     # A connection that is lost is said once, by the error that it becomes.
     for module in ("client", "batched"):
         logging.getLogger(f"distributed.{module}").setLevel(logging.CRITICAL)
     try:
-        patience = _patience()
-        try:
-            client.wait_for_workers(1, timeout=patience)
-        except TimeoutError as error:
-            msg = (
-                f"{address}: the scheduler has no workers, and none came in {patience:g} s; "
-                f"start some with: dask worker {address}"
-            )
-            raise SchedulerError(msg) from error
         with _errors_named(client):
-            _check_versions(client)
+            client.sync(_wait_for_workers, client)
         yield client
     finally:
         # A scheduler that hangs must not keep us.
@@ -411,129 +406,13 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
             client.close(timeout=_CLOSE_SECONDS)
 
 
-async def _identify(address: str, security: Security) -> None:
-    from distributed import rpc
-
-    arguments = security.get_connection_args("client")
-    async with rpc(address, timeout=_CONNECT_SECONDS, connection_args=arguments) as scheduler:
-        await scheduler.identity()
-
-
-def _why(error: Exception, address: str, security: Security) -> str:
-    """Say why a scheduler could not be asked, and what to do.
-
-    distributed says it by exceptions behind exceptions.
-    """
-    chain: list[BaseException] = [error]
-    while (behind := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(behind)
-    text = " ".join(map(str, chain))
-    for each in chain:
-        if isinstance(each, socket.gaierror):
-            return f"its host is unknown: {each.strerror}; is it written as it should be?"
-        if isinstance(each, ssl.SSLCertVerificationError):
-            return (
-                f"its certificate is refused, {each.verify_message}; name the authority "
-                f"that signed it: --tls-ca-file, now {_file(security.tls_ca_file)}"
-            )
-    if "WRONG_VERSION_NUMBER" in text or "cannot convert to SSL" in text:
-        return "it does not speak TLS; name it as tcp://"
-    if any(isinstance(each, TimeoutError | ConnectionRefusedError) for each in chain):
-        # The last of distributed's tries may have been cut short.
-        with suppress(OSError):
-            try:
-                socket.create_connection(_host_and_port(address), timeout=1).close()
-            except ConnectionRefusedError:
-                return "nothing listens; start one with: dask scheduler"
-        return f"no word in {_CONNECT_SECONDS:g} s; is that where a scheduler listens?"
-    if "_ALERT_" in text or ("closed" in text and address.startswith("tls://")):
-        return (
-            f"it hangs up on the certificate {_file(security.tls_client_cert)}; "
-            "give one by the authority that it knows: --tls-cert and --tls-key"
-        )
-    if "closed" in text:
-        return "it hangs up; if it speaks TLS, name it as tls://"
-    return f"{error}; is that where a scheduler listens?"
-
-
-def _file(certificate: str) -> str:
-    """Return what a certificate is called: dask's settings may hold itself, not a file."""
-    return "in dask's settings" if "\n" in certificate else certificate
-
-
-def _security(address: str, given: dict[str, str]) -> Security:
-    """Return the certificates with which to go to a scheduler, from files and dask's settings."""
-    from distributed.security import Security
-
-    security = Security(**given)
-    if address.startswith("tcp://"):
-        if given or security.require_encryption:
-            msg = f"{address}: this is no address for TLS, which was asked for; use one with tls://"
-            raise SchedulerError(msg)
-        return security
-    ca, cert = security.tls_ca_file, security.tls_client_cert
-    key = security.tls_client_key or cert  # it may be in the same file
-    files = (
-        (ca, "certificate of the authority", "--tls-ca-file", "ca-file"),
-        (cert, "certificate", "--tls-cert", "client.cert"),
-        (key, "key", "--tls-key", "client.key"),
-    )
-    for file, what, option, setting in files:
-        if not file:
-            msg = (
-                f"{address}: TLS needs a {what}; give {option}, "
-                f"or set distributed.comm.tls.{setting} in dask's settings"
-            )
-            raise SchedulerError(msg)
-        try:
-            if "\n" not in file:  # else it is the certificate itself
-                Path(file).read_bytes()
-        except OSError as error:
-            msg = f"{file}: the {what} cannot be read ({error.strerror}); give another: {option}"
-            raise SchedulerError(msg) from error
-    if not any("\n" in file for file, *_ in files):
-        _check_files(ca, cert, key)
-    return security
-
-
-def _check_files(ca: str, cert: str, key: str) -> None:
-    """See that certificates are what they should be, each where it should be."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(ca)
-    except ssl.SSLError as error:
-        msg = f"{ca}: this is no certificate in PEM form ({error.reason}); give one: --tls-ca-file"
-        raise SchedulerError(msg) from error
-
-    def refuse() -> str:
-        """OpenSSL would ask at the terminal."""
-        msg = f"{key}: the key is encrypted; give one that is not: --tls-key"
-        raise SchedulerError(msg)
-
-    try:
-        context.load_cert_chain(cert, key, refuse)
-    except ssl.SSLError as error:
-        msg = (
-            f"{cert} and {key}: these are no certificate and its key in PEM form "
-            f"({error.reason or error}); give --tls-cert and --tls-key"
-        )
-        raise SchedulerError(msg) from error
-
-
-def _check_once(client: Client) -> None:
-    if client not in _CHECKED:
-        _check_versions(client)
-
-
-def _check_versions(client: Client) -> None:
-    """See that the scheduler and all workers that answer have this daskkm."""
-    from importlib.metadata import version
-
-    _CHECKED.add(client)
-    here = {package: version(package) for package in ("daskkm", "zarr")}
-    found = client.sync(_versions, client, list(here)).items()
+def _compare(
+    client: Client, here: Mapping[str, str], found: Mapping[str, Mapping[str, str | None]]
+) -> None:
+    """Raise or warn if versions of packages elsewhere, by address, are not those here."""
     for package, ours in here.items():
-        others = {address: said[package] for address, said in found if said[package] != ours}
+        others = {address: said[package] for address, said in found.items()}
+        others = {address: theirs for address, theirs in others.items() if theirs != ours}
         if not others:
             continue
         missing = [address for address, theirs in others.items() if theirs is None]
@@ -541,28 +420,29 @@ def _check_versions(client: Client) -> None:
         where = _some(missing or others)
         said = f"{package} is {ours} here, but {theirs} at {where}"
         if package == "daskkm":
-            _CHECKED.discard(client)
             msg = f"{_name(client)}: {said}; install the same everywhere, and start them again"
             raise SchedulerError(msg)
         warnings.warn(f"{_name(client)}: {said}", stacklevel=2)
 
 
-async def _versions(client: Client, packages: list[str]) -> dict[str, dict[str, str | None]]:
-    """Return the versions of packages on the scheduler and on workers, by address."""
+async def _versions(
+    client: Client, packages: list[str], scheduler: str, asked: set[str]
+) -> dict[str, dict[str, str | None]]:
+    """Return the versions of packages on a scheduler and on workers, by address."""
 
     async def of(worker: str) -> dict[str, Any]:
         """One by one: a worker that does not answer is the scheduler's to remove."""
+        if worker == scheduler:
+            return {worker: await _answer(client, client.scheduler.versions, packages=packages)}
         with suppress(OSError, TimeoutError):
             asking = client.scheduler.broadcast(
                 msg={"op": "versions", "packages": packages}, workers=[worker], on_error="ignore"
             )
-            return dict(await asyncio.wait_for(asking, _CONNECT_SECONDS))
+            return dict(await asyncio.wait_for(asking, addresses.CONNECT_SECONDS))
         return {}
 
-    identity = await asyncio.wait_for(client.scheduler.identity(), _SILENT_SECONDS)
-    scheduler = client.scheduler.versions(packages=packages)
-    found = {identity["address"]: await asyncio.wait_for(scheduler, _SILENT_SECONDS)}
-    for each in await asyncio.gather(*map(of, identity["workers"])):
+    found: dict[str, Any] = {}
+    for each in await asyncio.gather(*map(of, asked)):
         found |= each
     return {address: said["packages"] for address, said in found.items()}
 
@@ -580,8 +460,7 @@ def _errors_named(client: Client) -> Iterator[None]:
     except DaskkmError:
         raise
     except (CancelledError, CommClosedError) as error:
-        msg = f"{name}: the connection to the scheduler was lost; start it and run again"
-        raise SchedulerError(msg) from error
+        raise _lost(client) from error
     except (NoWorkerError, NoValidWorkerError) as error:
         raise _idle(client, _workers_of(client), _patience()) from error
     except KilledWorker as error:
@@ -590,34 +469,6 @@ def _errors_named(client: Client) -> Iterator[None]:
             f"{error.last_worker.address}; give them more memory"
         )
         raise SchedulerError(msg) from error
-    except Exception as error:
-        # Of tasks that a worker cannot even read, the errors are of any type.
-        with suppress(OSError, TimeoutError):
-            _check_versions(client)
-        if not isinstance(error, ImportError):
-            raise
+    except ImportError as error:
         msg = f"{name}: a worker cannot import what it needs ({error}); install daskkm there again"
         raise SchedulerError(msg) from error
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    """Return both parts of an address."""
-    found = re.fullmatch(r"\w+://(\[.+\]|[^:/]+):(\d{1,5})", address)
-    if not found or not 0 < int(found[2]) < 65536:
-        msg = f"{address!r} is no address like tcp://host:8786"
-        raise SchedulerError(msg)
-    return found[1].strip("[]"), int(found[2])
-
-
-def _address_in(file: str) -> str:
-    """Return the address that a scheduler file holds."""
-    try:
-        address = str(json.loads(Path(file).read_text())["address"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = (
-            f"{file}: this is no scheduler file ({error}); "
-            f"make one with: dask scheduler --scheduler-file {file}"
-        )
-        raise SchedulerError(msg) from error
-    _host_and_port(address)
-    return address

@@ -62,8 +62,12 @@ class Process:
         """Send a signal as a terminal does: to the process and all that it started."""
         os.killpg(self.pid, number)
 
+    def status(self) -> int:
+        """Wait for its end alone: others may hold on to where it prints."""
+        return self._popen.wait(DEADLINE)
+
     def wait(self) -> int:
-        code = self._popen.wait(DEADLINE)
+        code = self.status()
         for reader in self._readers:
             reader.join(DEADLINE)
         return code

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -87,6 +89,13 @@ def hungry(block: NDArray[Any], n_bytes: int) -> NDArray[Any]:
     return block + np.uint8(sum(map(len, taken)) % 1)
 
 
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def pids(client: Client) -> set[int]:
     return set(client.run(os.getpid).values())
 
@@ -152,31 +161,65 @@ def test_all_workers_lost_and_replaced_or_gone_for_good(
             assert_same_bits(swept(digits, kill), expected)
             monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
             second.send(signal.SIGKILL)
-            with pytest.raises(SchedulerError, match="for 1 s there have been no workers; start"):
+            with pytest.raises(
+                SchedulerError, match="for 1 s there have been no workers; start some"
+            ):
                 daskkm.fit_sweep(digits, **SWEEP)
         with (
-            pytest.raises(SchedulerError, match="has no workers, and none came in 1 s; start some"),
+            pytest.raises(SchedulerError, match="for 1 s there have been no workers; start some"),
             connected(address),
         ):
             pass
 
 
+@pytest.mark.parametrize("when", ["at the first use", "in a sweep"])
 def test_a_scheduler_that_freezes(
-    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
-    with remote(tmp_path, 1) as (address, _, main, _), connected(address):
+    connecting = Client if when == "at the first use" else connected
+    with remote(tmp_path, 1) as (address, _, main, _), connecting(address):
 
         def freeze(done: Pass) -> None:
             if done.number == 4:
                 os.kill(main.pid, signal.SIGSTOP)
 
         try:
-            with pytest.raises(SchedulerError, match="scheduler has not answered for 2 s; see"):
-                swept(digits, freeze)
-            with pytest.raises(SchedulerError, match="scheduler has not answered for 2 s; see"):
-                daskkm.fit_sweep(digits, **SWEEP)
+            if when == "at the first use":
+                os.kill(main.pid, signal.SIGSTOP)
+            for _ in range(2):
+                with pytest.raises(SchedulerError, match="has not answered for 2 s; see"):
+                    swept(digits, freeze)
         finally:
+            os.kill(main.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGSTOP, "the scheduler has not answered for 2 s; see"),
+        (signal.SIGKILL, "the connection to the scheduler was lost; start it"),
+    ],
+)
+def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
+    before = len(scheduler._ASKED)
+    with remote(tmp_path, 0) as (address, _, main, _):
+
+        def strike() -> None:
+            while len(scheduler._ASKED) == before:
+                time.sleep(0.01)
+            os.kill(main.pid, number)
+
+        striking = Thread(target=strike)
+        striking.start()
+        try:
+            with pytest.raises(SchedulerError, match=message), connected(address):
+                pass
+        finally:
+            striking.join()
             os.kill(main.pid, signal.SIGCONT)
 
 
@@ -191,12 +234,39 @@ def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster,
         yield made, client
 
 
+class Armed(KillWorker):
+    """It leaves word in a folder before it kills a worker, and is with every worker that starts."""
+
+    def __init__(self, folder: Path, mode: Any) -> None:
+        super().__init__(delay="1 s", mode=mode)
+        self._folder = folder
+
+    def graceful(self) -> None:
+        self._leave_word()
+        super().graceful()
+
+    def sys_exit(self) -> None:
+        self._leave_word()
+        super().sys_exit()
+
+    def segfault(self) -> None:
+        self._leave_word()
+        super().segfault()
+
+    def _leave_word(self) -> None:
+        (self._folder / str(os.getpid())).touch()
+
+
 @pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
 def test_workers_that_are_killed_at_random(
-    digits: TileStore, expected: SweepResult, mode: str
+    digits: TileStore, expected: SweepResult, tmp_path: Path, mode: str
 ) -> None:
-    seen: set[int] = set()
+    def killed() -> set[int]:
+        return {int(path.name) for path in tmp_path.iterdir()}
+
     X = digits.features().rechunk((701, -1))
+    within = 0
+    end = time.monotonic() + DEADLINE
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
         local_cluster(2) as (made, client),
@@ -204,11 +274,13 @@ def test_workers_that_are_killed_at_random(
         # One that ends by sys.exit takes its nanny along, which would have restarted it.
         made.adapt(minimum=2, maximum=2, interval="500ms")
         first = pids(client)
-        client.register_plugin(KillWorker(delay="1 s", mode=mode), name="chaos")
-        client.unregister_worker_plugin("chaos")  # those that take their place may live
-        while len(seen - first) < 2:
-            found = swept(X, lambda _: seen.update(n.pid for n in made.workers.values()))
-            assert_same_bits(found, expected)
+        client.register_plugin(Armed(tmp_path, mode))
+        while len(killed()) < 8 or len(killed() - first) < 3 or not within:
+            before = killed()
+            assert time.monotonic() < end, (before, first, within)
+            assert_same_bits(daskkm.fit_sweep(X, **SWEEP, cache="never"), expected)
+            within += bool(killed() - before)
+    assert not any(map(alive, killed()))
 
 
 def test_a_task_that_takes_more_memory_than_a_worker_has(digits: TileStore) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
+import dask.array as da
 import distributed
 import numpy as np
 import psutil
@@ -25,20 +30,25 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from distributed import LocalCluster
 
 import daskkm
-from daskkm import scheduler
+from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError
+from daskkm.fit import iter_passes
 from tests.processes import DEADLINE, Process, Remote, remote, start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from daskkm.store import TileStore
 
 pytestmark = pytest.mark.faults
 
 SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 2, "max_iter": 3, "random_state": 0}
+QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
 ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
 
 
@@ -111,13 +121,13 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
             "tls as tcp",
             "it hangs up; if it speaks TLS, name it as tls",
         ),
-        ("no workers", "has no workers, and none came in 1 s; start some with: dask worker"),
+        ("no workers", "for 1 s there have been no workers; start some with: dask worker tcp"),
     ],
 )
 def test_addresses_where_no_scheduler_can_be_used(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, address: str, message: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         special = {
@@ -223,6 +233,15 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+def another_version(folder: Path) -> dict[str, str]:
+    """Variables with which Python finds a daskkm that calls itself 9.9."""
+    (folder / "daskkm-9.9.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: daskkm\nVersion: 9.9\n"
+    (folder / "daskkm-9.9.dist-info" / "METADATA").write_text(metadata)
+    paths = (str(folder), str(Path(daskkm.__file__).parent.parent))
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 @pytest.mark.parametrize("theirs", ["missing", "9.9"])
 def test_workers_with_another_daskkm_or_none(
     machines: Machines, digits: TileStore, tmp_path: Path, theirs: str
@@ -231,11 +250,7 @@ def test_workers_with_another_daskkm_or_none(
     if theirs == "missing":
         env, python = environment(tmp_path / "site"), ["-S"]
     else:
-        (tmp_path / "daskkm-9.9.dist-info").mkdir()
-        metadata = "Metadata-Version: 2.1\nName: daskkm\nVersion: 9.9\n"
-        (tmp_path / "daskkm-9.9.dist-info" / "METADATA").write_text(metadata)
-        paths = (str(tmp_path), str(Path(daskkm.__file__).parent.parent))
-        env, python = {"PYTHONPATH": os.pathsep.join(paths)}, list[str]()
+        env, python = another_version(tmp_path), list[str]()
     with start_worker(address, tmp_path, "--no-nanny", env=env, python=python) as worker:
         worker.wait_for("Registered to:")
         said = rf"daskkm is {daskkm.__version__} here, but {theirs} at tcp://.*; install the same"
@@ -243,6 +258,72 @@ def test_workers_with_another_daskkm_or_none(
         if theirs == "missing":  # a client that was not connected by us is not asked before
             with distributed.Client(address), pytest.raises(SchedulerError, match=said):
                 daskkm.fit_sweep(digits, **SWEEP)
+
+
+def held(block: NDArray[Any], folder: Path) -> NDArray[Any]:
+    """Hold up the first task that comes here after `armed` was made."""
+    try:
+        (folder / "armed").rename(folder / "begun")
+    except FileNotFoundError:
+        return block
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return block
+
+
+def test_a_worker_with_another_daskkm_that_comes_in_the_middle_of_a_pass(
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_LOOK_SECONDS", DEADLINE)  # it is seen at the end of the pass
+    X = digits.features().rechunk((701, -1)).map_blocks(held, tmp_path, dtype=np.uint8)
+    with remote(tmp_path, 1) as (address, *_), ExitStack() as stack:
+        client = stack.enter_context(scheduler.connect(address))
+
+        def join() -> None:
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.01)
+            flags = address, tmp_path, "--no-nanny"
+            worker = stack.enter_context(start_worker(*flags, env=another_version(tmp_path)))
+            worker.wait_for("Registered to:")
+            (tmp_path / "go").touch()
+
+        joining = Thread(target=join)
+        passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
+        next(passes)
+        (tmp_path / "armed").touch()
+        joining.start()
+        said = rf"daskkm is {daskkm.__version__} here, but 9\.9 at tcp://.*; install the same"
+        with pytest.raises(SchedulerError, match=said):
+            next(passes)
+        joining.join()
+        assert client is not None
+        assert len(client.scheduler_info(-1)["workers"]) == 2
+        with pytest.raises(SchedulerError, match=said):
+            daskkm.fit_sweep(digits, **SWEEP)
+
+
+def test_an_interrupt_in_ones_own_program_ends_the_pass_on_the_workers(tmp_path: Path) -> None:
+    blocks = da.zeros((9, 1), chunks=(1, 1), dtype=np.uint8)
+    lazy = blocks.map_blocks(held, tmp_path, dtype=np.uint8).sum()
+    (tmp_path / "armed").touch()
+    with (
+        LocalCluster(1, threads_per_worker=1, processes=False, **QUIET) as cluster,
+        distributed.Client(cluster),
+    ):
+
+        def interrupt() -> None:
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupting = Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.compute(lazy)
+        interrupting.join()
+        while cluster.scheduler.tasks:
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
 
 
 def await_handlers(pid: int) -> None:
@@ -254,6 +335,12 @@ def await_handlers(pid: int) -> None:
             return
 
 
+def endless(digits: TileStore, *flags: str) -> tuple[str, ...]:
+    """The flags of a sweep that goes on until it is stopped."""
+    where = "--store", str(digits.path), "--checkpoint", "kept"
+    return (*where, "--dashboard-address", "127.0.0.1:0", *flags, *ENDLESS)
+
+
 ENDINGS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 
 
@@ -262,17 +349,8 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
     """The moments are drawn: while modules are imported, workers start, passes are made."""
     rng = random.Random(seed)
     workers = ("--workers", "1") if seed % 2 else ()
-    flags = (
-        "--store",
-        digits.path,
-        "--checkpoint",
-        "kept",
-        "--dashboard-address",
-        "127.0.0.1:0",
-        *workers,
-    )
     number = rng.choice([*ENDINGS])
-    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+    with Process("-m", "daskkm.sweep", *endless(digits, *workers), cwd=tmp_path) as run:
         await_handlers(run.pid)
         time.sleep(rng.uniform(0, 4))  # any moment will do
         family = psutil.Process(run.pid).children(recursive=True)
@@ -291,17 +369,7 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
 def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
     digits: TileStore, tmp_path: Path
 ) -> None:
-    flags = (
-        "--store",
-        digits.path,
-        "--checkpoint",
-        "kept",
-        "--dashboard-address",
-        "127.0.0.1:0",
-        "--workers",
-        "1",
-    )
-    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+    with Process("-m", "daskkm.sweep", *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
         run.wait_for("pass 2:")
         main = psutil.Process(run.pid)
         (first,) = (p for p in main.children() if "spawn_main" in " ".join(p.cmdline()))
@@ -315,3 +383,81 @@ def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
         assert not psutil.wait_procs(family, DEADLINE)[1]
         assert run.lines[-1] == "interrupted"
         assert "Traceback" not in "".join(run.lines)
+
+
+def test_an_interrupt_while_a_worker_hangs_at_its_start(digits: TileStore, tmp_path: Path) -> None:
+    code = (
+        "import runpy, daskkm.interrupts; daskkm.interrupts._UNWINDING_SECONDS = 1;"
+        "runpy.run_module('daskkm.sweep', run_name='__main__')"
+    )
+    with Process("-c", code, *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
+        main = psutil.Process(run.pid)
+        while not (found := [p for p in main.children() if "spawn_main" in " ".join(p.cmdline())]):
+            time.sleep(0.01)
+        found[0].suspend()
+        try:
+            os.kill(run.pid, signal.SIGINT)
+            run.wait_for("interrupted")
+            os.kill(run.pid, signal.SIGTERM)
+            assert run.status() == 130
+        finally:
+            found[0].kill()
+
+
+@pytest.mark.parametrize("pipe", ["closed", "full"])
+def test_an_interrupt_that_no_one_hears_of(digits: TileStore, tmp_path: Path, pipe: str) -> None:
+    reader, writer = os.pipe()
+    command = sys.executable, "-m", "daskkm.sweep", *endless(digits)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=writer) as run, os.fdopen(reader) as lines:
+        next(line for line in lines if line.startswith("pass 2:"))
+        run.send_signal(signal.SIGSTOP)
+        if pipe == "closed":
+            os.close(writer)
+            lines.close()
+        else:
+            os.set_blocking(writer, False)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b".")
+            os.set_blocking(writer, True)
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGCONT)
+        assert run.wait(DEADLINE) == 130
+        if pipe == "full":
+            os.close(writer)
+
+
+def test_an_interrupt_at_the_very_end(tmp_path: Path) -> None:
+    code = (
+        "import atexit, click, time; from daskkm import cli\n"
+        "@click.command()\n"
+        "def done(): atexit.register(lambda: (print('ended'), time.sleep(60)))\n"
+        "cli.run(done)"
+    )
+    with Process("-c", code, cwd=tmp_path) as run:
+        run.wait_for("ended")
+        run.send(signal.SIGINT)
+        assert run.wait() == 130
+        assert run.lines == ["interrupted"]
+
+
+def test_an_interrupt_that_is_ignored_from_the_start(digits: TileStore, tmp_path: Path) -> None:
+    """As a shell's script has it for what it starts in the background."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "os.execv(sys.executable, [sys.executable, '-m', 'daskkm.sweep', *sys.argv[1:]])"
+    )
+    with Process("-c", code, *endless(digits), cwd=tmp_path) as run:
+        for moment in ("pass 1:", "pass 2:", "pass 3:"):
+            run.wait_for(moment)
+            run.send(signal.SIGINT)
+        run.wait_for("pass 4:")
+        run.send(signal.SIGTERM)
+        assert run.wait() == 143
+        assert run.lines[-1] == "terminated"
+
+
+def test_a_sweep_without_a_standard_error(digits: TileStore, tmp_path: Path) -> None:
+    flags = "--store", digits.path, "--k", "2", "--n-init", "1", "--scheduler", "threads"
+    shell = "sh", "-c", 'exec "$@" 2>&-', "sh"
+    subprocess.run([*shell, sys.executable, "-m", "daskkm.sweep", *flags], cwd=tmp_path, check=True)

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
     ("errors", "interrupts", "locks", "chunks", "metadata", "products"),
-    ("kernel", "lloyd", "seeding", "tiles", "groups", "plan"),
+    ("kernel", "lloyd", "seeding", "tiles", "groups", "plan", "addresses"),
     ("places",),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli", "writer"),
@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "chunks": {"google_crc32c", "numpy", "zarr"},
     "metadata": set(),
     "plan": set(),
+    "addresses": {"distributed"},
     "seeding": {"numpy"},
     "tiles": {"numpy", "PIL"},
     "groups": {"numpy", "zarr"},

@@ -1,0 +1,239 @@
+"""What a user calls a scheduler: its address and certificates, or why it cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import ssl
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskkm.errors import SchedulerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from distributed.security import Security
+
+CONNECT_SECONDS = 10
+
+
+def check_name(name: str) -> str:
+    """Return the name of a scheduler if it can be one.
+
+    Parameters
+    ----------
+    name : str
+        "local", "threads", an address with its protocol, or the path of a scheduler file.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    SchedulerError
+        If it is none of these, or there is no such file.
+    """
+    if name in ("local", "threads"):
+        return name
+    if name.startswith(("tcp://", "tls://")):
+        _host_and_port(name)
+        return name
+    if not name.endswith(".json"):
+        msg = (
+            f"{name!r} is no scheduler; give local, threads, an address like "
+            "tcp://host:8786 or the path of a scheduler file (.json)"
+        )
+        raise SchedulerError(msg)
+    if not Path(name).is_file():
+        msg = (
+            f"{name}: there is no such scheduler file; "
+            f"start one with: dask scheduler --scheduler-file {name}"
+        )
+        raise SchedulerError(msg)
+    return name
+
+
+def find(name: str, tls: Mapping[str, str | None]) -> tuple[str, Security]:
+    """Return the address of a scheduler that others started, and what to show there.
+
+    Parameters
+    ----------
+    name : str
+        An address, or the path of a scheduler file.
+    tls : mapping of str to str or None
+        Files by the names that `distributed.Security` has for them; None means dask's settings.
+
+    Returns
+    -------
+    tuple of str and distributed.Security
+
+    Raises
+    ------
+    SchedulerError
+        If it does not answer, or a certificate is missing or refused.
+    """
+    address = _address_in(name) if name.endswith(".json") else name
+    security = _security(address, {key: file for key, file in tls.items() if file is not None})
+    host, port = _host_and_port(address)
+    with reaching(address, security):
+        socket.getaddrinfo(host, port)
+        # distributed bounds the connection but not what it then waits to hear: ask first.
+        asyncio.run(asyncio.wait_for(_identify(address, security), 1.5 * CONNECT_SECONDS))
+    return address, security
+
+
+@contextmanager
+def reaching(address: str, security: Security) -> Iterator[None]:
+    """Turn the ways in which a scheduler cannot be reached into one that says why.
+
+    Parameters
+    ----------
+    address : str
+    security : distributed.Security
+
+    Raises
+    ------
+    SchedulerError
+    """
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        msg = f"{address}: no scheduler answers there ({_why(error, address, security)})"
+        raise SchedulerError(msg) from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Return both parts of an address."""
+    found = re.fullmatch(r"\w+://(\[.+\]|[^:/]+):(\d{1,5})", address)
+    if not found or not 0 < int(found[2]) < 65536:
+        msg = f"{address!r} is no address like tcp://host:8786"
+        raise SchedulerError(msg)
+    return found[1].strip("[]"), int(found[2])
+
+
+def _address_in(file: str) -> str:
+    """Return the address that a scheduler file holds."""
+    try:
+        address = str(json.loads(Path(file).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = (
+            f"{file}: this is no scheduler file ({error}); "
+            f"make one with: dask scheduler --scheduler-file {file}"
+        )
+        raise SchedulerError(msg) from error
+    _host_and_port(address)
+    return address
+
+
+async def _identify(address: str, security: Security) -> None:
+    from distributed import rpc
+
+    arguments = security.get_connection_args("client")
+    async with rpc(address, timeout=CONNECT_SECONDS, connection_args=arguments) as scheduler:
+        await scheduler.identity()
+
+
+def _why(error: Exception, address: str, security: Security) -> str:
+    """Say why a scheduler could not be asked, and what to do.
+
+    distributed says it by exceptions behind exceptions.
+    """
+    chain: list[BaseException] = [error]
+    while (behind := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(behind)
+    text = " ".join(map(str, chain))
+    for each in chain:
+        if isinstance(each, socket.gaierror):
+            return f"its host is unknown: {each.strerror}; is it written as it should be?"
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return (
+                f"its certificate is refused, {each.verify_message}; name the authority "
+                f"that signed it: --tls-ca-file, now {_file(security.tls_ca_file)}"
+            )
+    if "WRONG_VERSION_NUMBER" in text or "cannot convert to SSL" in text:
+        return "it does not speak TLS; name it as tcp://"
+    if any(isinstance(each, TimeoutError | ConnectionRefusedError) for each in chain):
+        # The last of distributed's tries may have been cut short.
+        with suppress(OSError):
+            try:
+                socket.create_connection(_host_and_port(address), timeout=1).close()
+            except ConnectionRefusedError:
+                return "nothing listens; start one with: dask scheduler"
+        return f"no word in {CONNECT_SECONDS:g} s; is that where a scheduler listens?"
+    if "_ALERT_" in text or ("closed" in text and address.startswith("tls://")):
+        return (
+            f"it hangs up on the certificate {_file(security.tls_client_cert)}; "
+            "give one by the authority that it knows: --tls-cert and --tls-key"
+        )
+    if "closed" in text:
+        return "it hangs up; if it speaks TLS, name it as tls://"
+    return f"{error}; is that where a scheduler listens?"
+
+
+def _file(certificate: str) -> str:
+    """Return what a certificate is called: dask's settings may hold itself, not a file."""
+    return "in dask's settings" if "\n" in certificate else certificate
+
+
+def _security(address: str, given: dict[str, str]) -> Security:
+    """Return the certificates with which to go to a scheduler, from files and dask's settings."""
+    from distributed.security import Security
+
+    security = Security(**given)
+    if address.startswith("tcp://"):
+        if given or security.require_encryption:
+            msg = f"{address}: this is no address for TLS, which was asked for; use one with tls://"
+            raise SchedulerError(msg)
+        return security
+    ca, cert = security.tls_ca_file, security.tls_client_cert
+    key = security.tls_client_key or cert  # it may be in the same file
+    files = (
+        (ca, "certificate of the authority", "--tls-ca-file", "ca-file"),
+        (cert, "certificate", "--tls-cert", "client.cert"),
+        (key, "key", "--tls-key", "client.key"),
+    )
+    for file, what, option, setting in files:
+        if not file:
+            msg = (
+                f"{address}: TLS needs a {what}; give {option}, "
+                f"or set distributed.comm.tls.{setting} in dask's settings"
+            )
+            raise SchedulerError(msg)
+        try:
+            if "\n" not in file:  # else it is the certificate itself
+                Path(file).read_bytes()
+        except OSError as error:
+            msg = f"{file}: the {what} cannot be read ({error.strerror}); give another: {option}"
+            raise SchedulerError(msg) from error
+    if not any("\n" in file for file, *_ in files):
+        _check_files(ca, cert, key)
+    return security
+
+
+def _check_files(ca: str, cert: str, key: str) -> None:
+    """See that certificates are what they should be, each where it should be."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(ca)
+    except ssl.SSLError as error:
+        msg = f"{ca}: this is no certificate in PEM form ({error.reason}); give one: --tls-ca-file"
+        raise SchedulerError(msg) from error
+
+    def refuse() -> str:
+        """OpenSSL would ask at the terminal."""
+        msg = f"{key}: the key is encrypted; give one that is not: --tls-key"
+        raise SchedulerError(msg)
+
+    try:
+        context.load_cert_chain(cert, key, refuse)
+    except ssl.SSLError as error:
+        msg = (
+            f"{cert} and {key}: these are no certificate and its key in PEM form "
+            f"({error.reason or error}); give --tls-cert and --tls-key"
+        )
+        raise SchedulerError(msg) from error
