@@ -234,7 +234,7 @@ def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster,
         yield made, client
 
 
-class Armed(KillWorker):
+class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for it
     """It leaves word in a folder before it kills a worker, and is with every worker that starts."""
 
     def __init__(self, folder: Path, mode: Any) -> None:
