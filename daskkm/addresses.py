@@ -9,6 +9,7 @@ import socket
 import ssl
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from daskkm.errors import SchedulerError
@@ -58,6 +59,30 @@ def check_name(name: str) -> str:
     return name
 
 
+def dashboard(address: str) -> str:
+    """Return where a local scheduler's dashboard listens: on loopback, if no host is named.
+
+    Parameters
+    ----------
+    address : str
+        A host and a port, or a port alone after a colon.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    SchedulerError
+        If it is no such address.
+    """
+    found = re.fullmatch(r"([^:/]*):(\d{1,5})", address)
+    if not found or int(found[2]) > 65535:
+        msg = f"{address!r} is not an address like 127.0.0.1:8787"
+        raise SchedulerError(msg)
+    return f"{found[1] or '127.0.0.1'}:{found[2]}"
+
+
 def find(name: str, tls: Mapping[str, str | None]) -> tuple[str, Security]:
     """Return the address of a scheduler that others started, and what to show there.
 
@@ -75,16 +100,39 @@ def find(name: str, tls: Mapping[str, str | None]) -> tuple[str, Security]:
     Raises
     ------
     SchedulerError
-        If it does not answer, or a certificate is missing or refused.
+        If it does not answer, or is a worker, or a certificate is missing or refused.
     """
+    from distributed.utils import LoopRunner
+
     address = _address_in(name) if name.endswith(".json") else name
     security = _security(address, {key: file for key, file in tls.items() if file is not None})
     host, port = _host_and_port(address)
     with reaching(address, security):
         socket.getaddrinfo(host, port)
-        # distributed bounds the connection but not what it then waits to hear: ask first.
-        asyncio.run(asyncio.wait_for(_identify(address, security), 1.5 * CONNECT_SECONDS))
+        # distributed bounds the connection but not what it then waits to hear: ask first, and in
+        # a loop of another thread, as a notebook has one in this.
+        kind = LoopRunner().run_sync(_identify, address, security)
+    if kind in ("Worker", "Nanny"):
+        msg = f"{address}: that is a worker; name its scheduler"
+        raise SchedulerError(msg)
     return address, security
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Return an exception and those behind it, the innermost last.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    list of BaseException
+    """
+    chain = [error]
+    while (behind := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(behind)
+    return chain
 
 
 @contextmanager
@@ -130,12 +178,14 @@ def _address_in(file: str) -> str:
     return address
 
 
-async def _identify(address: str, security: Security) -> None:
+async def _identify(address: str, security: Security) -> str:
+    """Return what it is that answers."""
     from distributed import rpc
 
     arguments = security.get_connection_args("client")
     async with rpc(address, timeout=CONNECT_SECONDS, connection_args=arguments) as scheduler:
-        await scheduler.identity()
+        asking = asyncio.wait_for(scheduler.identity(), 1.5 * CONNECT_SECONDS)
+        return str((await asking)["type"])
 
 
 def _why(error: Exception, address: str, security: Security) -> str:
@@ -143,9 +193,7 @@ def _why(error: Exception, address: str, security: Security) -> str:
 
     distributed says it by exceptions behind exceptions.
     """
-    chain: list[BaseException] = [error]
-    while (behind := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(behind)
+    chain = causes(error)
     text = " ".join(map(str, chain))
     for each in chain:
         if isinstance(each, socket.gaierror):
@@ -210,30 +258,41 @@ def _security(address: str, given: dict[str, str]) -> Security:
         except OSError as error:
             msg = f"{file}: the {what} cannot be read ({error.strerror}); give another: {option}"
             raise SchedulerError(msg) from error
-    if not any("\n" in file for file, *_ in files):
-        _check_files(ca, cert, key)
+    _check_certificates(ca, cert, key)
     return security
 
 
-def _check_files(ca: str, cert: str, key: str) -> None:
+def _check_certificates(ca: str, cert: str, key: str) -> None:
     """See that certificates are what they should be, each where it should be."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(ca)
-    except ssl.SSLError as error:
-        msg = f"{ca}: this is no certificate in PEM form ({error.reason}); give one: --tls-ca-file"
+        context.load_verify_locations(**{"cadata" if "\n" in ca else "cafile": ca})
+    except (ssl.SSLError, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        msg = f"{_file(ca)}: this is no certificate in PEM form ({why}); give one: --tls-ca-file"
         raise SchedulerError(msg) from error
 
     def refuse() -> str:
         """OpenSSL would ask at the terminal."""
-        msg = f"{key}: the key is encrypted; give one that is not: --tls-key"
+        msg = f"{_file(key)}: the key is encrypted; give one that is not: --tls-key"
         raise SchedulerError(msg)
 
     try:
-        context.load_cert_chain(cert, key, refuse)
+        with TemporaryDirectory() as folder:
+            context.load_cert_chain(
+                _written(cert, Path(folder, "cert")), _written(key, Path(folder, "key")), refuse
+            )
     except ssl.SSLError as error:
         msg = (
-            f"{cert} and {key}: these are no certificate and its key in PEM form "
+            f"{_file(cert)} and {_file(key)}: these are no certificate and its key in PEM form "
             f"({error.reason or error}); give --tls-cert and --tls-key"
         )
         raise SchedulerError(msg) from error
+
+
+def _written(certificate: str, file: Path) -> str:
+    """Return the file that holds a certificate, written here if dask's settings hold itself."""
+    if "\n" not in certificate:
+        return certificate
+    file.write_text(certificate)
+    return str(file)

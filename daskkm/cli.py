@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import math
-import re
 import sys
 import warnings
 from importlib import import_module
@@ -149,12 +148,11 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 
 def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    port = re.fullmatch(r".*:(\d{1,5})", value)
-    if not port or int(port[1]) > 65535:
-        msg = f"{value!r} is not an address like 127.0.0.1:8787"
-        raise click.BadParameter(msg, ctx, param)
     _followed(ctx, param, value)
-    return value
+    try:
+        return addresses.dashboard(value)
+    except SchedulerError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
 
 
 _SCHEDULER_OPTIONS = (
@@ -188,7 +186,7 @@ _SCHEDULER_OPTIONS = (
         "--dashboard-address",
         default="127.0.0.1:8787",
         callback=_address,
-        help="Where a local scheduler's dashboard listens.",
+        help="Where a local scheduler's dashboard listens; on loopback if no host is named.",
     ),
     *(
         click.option(

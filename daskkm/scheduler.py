@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
+import socket
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -59,7 +61,7 @@ def connect(
     memory_limit : str, optional
         Of each local worker, as in "2GB".
     dashboard_address : str
-        Where a local scheduler's dashboard listens.
+        Where a local scheduler's dashboard listens: on loopback, if no host is named.
     tls_ca_file, tls_cert, tls_key : str, optional
         For a scheduler that others started, at a tls:// address: files in PEM form that hold the
         certificate of the authority that signed all others, a certificate to show, and its key.
@@ -93,7 +95,8 @@ def connect(
         if name == "local":
             share = max(1, CPU_COUNT // (workers or 1))
             threads = threads_per_worker or share
-            scheduler = _local(workers, threads, memory_limit or "auto", dashboard_address)
+            dashboard = addresses.dashboard(dashboard_address)
+            scheduler = _local(workers, threads, memory_limit or "auto", dashboard)
         else:
             tls = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert}
             scheduler = _remote(name, {**tls, "tls_client_key": tls_key})
@@ -188,7 +191,11 @@ def _client(scheduler: str | None) -> Any:
     """Return the client that would do the work, if it is one."""
     from dask.base import get_scheduler
 
-    found = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
+    try:
+        found = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
+    except RuntimeError as error:
+        msg = "dask's active client is asynchronous; make one without asynchronous=True"
+        raise SchedulerError(msg) from error
     return found if hasattr(found, "scheduler_info") else None
 
 
@@ -344,9 +351,12 @@ def _local(
     # and they are ready sooner: a whole sweep of 5,610 digits takes 5.3 s this way and 8.5 s with
     # two worker processes, which must each import everything (medians of runs in turn, 2 cores).
     layout = {"processes": False} if workers is None else {"host": "127.0.0.1"}
-    host = dashboard_address.rpartition(":")[0]
-    link = f"{{scheme}}://{host or '{host}'}:{{port}}/status"
-    with dask.config.set({"distributed.dashboard.link": link}), ExitStack() as stack:
+    host = dashboard_address.partition(":")[0]
+    settings = {
+        "distributed.dashboard.link": f"{{scheme}}://{host}:{{port}}/status",
+        "distributed.comm.require-encryption": False,  # nothing leaves the machine
+    }
+    with dask.config.set(settings), ExitStack() as stack:
         try:
             if workers is not None:
                 from multiprocessing import resource_tracker
@@ -373,10 +383,17 @@ def _local(
                 )
                 client: Client = stack.enter_context(Client(cluster))
         except (OSError, RuntimeError) as error:
-            msg = (
-                f"a local scheduler with its dashboard at {dashboard_address} cannot start "
-                f"({error}); choose another address with --dashboard-address"
-            )
+            cause = addresses.causes(error)[-1]
+            if isinstance(cause, socket.gaierror) or (
+                isinstance(cause, OSError)
+                and cause.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+                and cause.filename is None
+            ):
+                what = f"a local scheduler with its dashboard at {dashboard_address}"
+                do = "choose another address with --dashboard-address"
+            else:
+                what, do = "a local scheduler", "see to that, and run again"
+            msg = f"{what} cannot start ({cause}); {do}"
             raise SchedulerError(msg) from error
         try:
             yield client
@@ -394,8 +411,10 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
     with addresses.reaching(address, security):
         client = Client(address, timeout=addresses.CONNECT_SECONDS, security=security)
     # A connection that is lost is said once, by the error that it becomes.
-    for module in ("client", "batched"):
-        logging.getLogger(f"distributed.{module}").setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(f"distributed.{module}") for module in ("client", "batched")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with _errors_named(client):
             client.sync(_wait_for_workers, client)
@@ -404,6 +423,8 @@ def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
         # A scheduler that hangs must not keep us.
         with interrupts.postponed(), suppress(TimeoutError, OSError):
             client.close(timeout=_CLOSE_SECONDS)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _compare(

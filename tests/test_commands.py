@@ -335,6 +335,7 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("--memory-limit=-5GB",),
         ("--dashboard-address", "everywhere"),
         ("--dashboard-address", "127.0.0.1:99999"),
+        ("--dashboard-address", "[::1]:0"),
         ("--scheduler", "tcp://127.0.0.1:9", "--workers", "3"),
         ("--scheduler", "threads", "--memory-limit", "2GB"),
         ("--k", "3-7000000000"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -114,7 +115,7 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
         ("tcp://127.0.0.1:9", r"no scheduler answers there \(nothing listens; start one with"),
         (
             "tcp://no-such-host.invalid:8786",
-            r"there \(.*(host is unknown|no word)",
+            r"there \(its host is unknown: ",
         ),
         ("silent", r"no scheduler answers there \(no word in 1 s; is that where a scheduler"),
         (
@@ -168,6 +169,90 @@ def test_certificates_that_are_wrong(
     machines: Machines, certificates: Path, other: dict[str, str], message: str
 ) -> None:
     assert_refused(machines.tls.address, message, **files(certificates, **other))
+
+
+@pytest.mark.parametrize(
+    ("inline", "other", "message"),
+    [
+        ("ca_file", {"key": "locked.key"}, r"locked\.key: the key is encrypted; give one that"),
+        ("ca_file", {"cert": "text.pem"}, r"text\.pem and .*: these are no certificate and its"),
+        ("ca_file", {"ca_file": "text.pem"}, r"^in dask's settings: this is no certificate in"),
+        ("cert", {"key": "locked.key"}, r"locked\.key: the key is encrypted; give one that"),
+        ("key", {"key": "locked.key"}, r"^in dask's settings: the key is encrypted; give one"),
+        ("key", {"cert": "others-node.pem"}, r"and in dask's settings: .*KEY_VALUES_MISMATCH"),
+    ],
+)
+def test_certificates_that_are_wrong_beside_one_in_dasks_settings(
+    machines: Machines, certificates: Path, inline: str, other: dict[str, str], message: str
+) -> None:
+    tls = files(certificates, **other)
+    setting = inline.replace("_", "-") if inline == "ca_file" else f"client.{inline}"
+    itself = Path(tls.pop(f"tls_{inline}")).read_text() + "\n"
+    with dask.config.set({f"distributed.comm.tls.{setting}": itself}):
+        assert_refused(machines.tls.address, message, **tls)
+
+
+def test_a_worker_is_no_scheduler(tmp_path: Path) -> None:
+    levels = [logging.getLogger(f"distributed.{name}").level for name in ("client", "batched")]
+    with remote(tmp_path, 1) as (address, *_):
+        with scheduler.connect(address) as client:
+            assert client is not None
+            ((worker, info),) = client.scheduler_info(-1)["workers"].items()
+        for name in (worker, info["nanny"]):
+            assert_refused(name, "that is a worker; name its scheduler")
+    after = [logging.getLogger(f"distributed.{name}").level for name in ("client", "batched")]
+    assert after == levels
+
+
+def test_connecting_where_a_loop_runs_as_in_a_notebook(digits: TileStore, tmp_path: Path) -> None:
+    async def cell(address: str) -> float:
+        with scheduler.connect(address):
+            return daskkm.fit_sweep(digits, **SWEEP).models[3].inertia_
+
+    async def asynchronous(address: str) -> None:
+        async with distributed.Client(address, asynchronous=True):
+            daskkm.fit_sweep(digits, **SWEEP)
+
+    with dask.config.set(scheduler="sync"):
+        expected = daskkm.fit_sweep(digits, **SWEEP).models[3].inertia_
+    with remote(tmp_path, 1) as (address, *_):
+        assert asyncio.run(cell(address)) == expected
+        with pytest.raises(SchedulerError, match="client is asynchronous; make one without"):
+            asyncio.run(asynchronous(address))
+
+
+# Of the dashboard's socket, in distributed.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize(
+    ("settings", "address", "message"),
+    [
+        ({}, "192.0.2.1:0", r"dashboard at 192\.0\.2\.1:0 cannot start \(.*assign.*choose another"),
+        ({}, "[::1]:0", r"'\[::1\]:0' is not an address like 127\.0\.0\.1:8787"),
+        (
+            {"temporary-directory": "/proc/none"},
+            "127.0.0.1:0",
+            "^a local scheduler cannot start .*/proc/none'\\); see to that, and run again",
+        ),
+    ],
+)
+def test_a_local_scheduler_that_cannot_start(
+    settings: dict[str, Any], address: str, message: str
+) -> None:
+    with dask.config.set(settings):
+        assert_refused("local", message, dashboard_address=address)
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_local_scheduler_needs_neither_tls_nor_a_host(workers: int | None) -> None:
+    with (
+        dask.config.set({"distributed.comm.require-encryption": True}),
+        scheduler.connect("local", workers=workers, dashboard_address=":0") as client,
+    ):
+        assert client is not None
+        port = int(client.dashboard_link.split(":")[2].split("/")[0])
+        found = [c.laddr for c in psutil.Process().net_connections("tcp") if c.laddr.port == port]
+        assert {place.ip for place in found} == {"127.0.0.1"}
+        assert scheduler.compute(da.ones(9, chunks=3).sum()) == (9,)
 
 
 def test_certificates_that_are_missing_or_of_no_use(machines: Machines, certificates: Path) -> None:
