@@ -58,11 +58,13 @@ def postponed() -> Iterator[None]:
 
     def later(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        if handlers.get(number) is _unwind:
+        if handlers[number] is _unwind:
             _begin(number)
 
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, later) for number in _ENDINGS}
+        handlers = {number: signal.getsignal(number) for number in _ENDINGS}
+        for number in handlers:
+            signal.signal(number, later)
     try:
         yield
     finally:

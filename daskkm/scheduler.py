@@ -230,6 +230,7 @@ async def _gather(client: Client, futures: Any) -> Any:
         await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
         if watching.done():
             await watching
+        watching.cancel()
         await _check(client)  # workers that came meanwhile
         return gathering.result()
     except (SchedulerError, asyncio.CancelledError):
@@ -293,7 +294,7 @@ async def _answer(client: Client, ask: Callable[..., Any], **arguments: Any) -> 
 
 
 def _patience() -> float:
-    """Return how many seconds to wait for workers: more than a minute only if dask is told so."""
+    """Return how many seconds to wait for workers: a minute, unless dask is told otherwise."""
     import dask
     from dask.utils import parse_timedelta
 

@@ -22,6 +22,7 @@ from daskkm.reader import made_all
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.faults
 KS = [2, 5]
 SETTINGS: dict[str, Any] = {
     "n_init": 3, "init": "k-means++", "max_iter": 7, "tol": 1e-4, "random_state": 3,

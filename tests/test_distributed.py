@@ -159,6 +159,7 @@ def test_a_remote_scheduler_by_address_and_by_file(
             assert model["sizes"] == same.counts_.tolist()
 
 
+@pytest.mark.faults
 def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
     digits: TileStore, tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
     assert "Traceback" not in "".join(others), others
 
 
+@pytest.mark.faults
 # Python 3.12 and 3.13 say so of how bokeh's client makes its loop.
 @pytest.mark.filterwarnings("ignore:There is no current event loop:DeprecationWarning")
 @pytest.mark.parametrize(

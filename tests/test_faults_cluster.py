@@ -205,11 +205,11 @@ def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
-    before = len(scheduler._ASKED)
+    before = list(scheduler._ASKED)
     with remote(tmp_path, 0) as (address, _, main, _):
 
         def strike() -> None:
-            while len(scheduler._ASKED) == before:
+            while len(scheduler._ASKED) == len(before):
                 time.sleep(0.01)
             os.kill(main.pid, number)
 
@@ -238,7 +238,7 @@ class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for i
     """It leaves word in a folder before it kills a worker, and is with every worker that starts."""
 
     def __init__(self, folder: Path, mode: Any) -> None:
-        super().__init__(delay="1 s", mode=mode)
+        super().__init__(delay="3 s", mode=mode)  # of which an import takes one or two
         self._folder = folder
 
     def graceful(self) -> None:
@@ -266,7 +266,7 @@ def test_workers_that_are_killed_at_random(
 
     X = digits.features().rechunk((701, -1))
     within = 0
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + 2 * DEADLINE
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
         local_cluster(2) as (made, client),
@@ -275,7 +275,7 @@ def test_workers_that_are_killed_at_random(
         made.adapt(minimum=2, maximum=2, interval="500ms")
         first = pids(client)
         client.register_plugin(Armed(tmp_path, mode))
-        while len(killed()) < 8 or len(killed() - first) < 3 or not within:
+        while len(killed()) < 6 or len(killed() - first) < 2 or not within:
             before = killed()
             assert time.monotonic() < end, (before, first, within)
             assert_same_bits(daskkm.fit_sweep(X, **SWEEP, cache="never"), expected)

@@ -1,7 +1,8 @@
-"""The README is true: its commands, options, output, code and map."""
+"""The README is true: its commands, options, output, code and map. So is what docs/ promises."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -114,3 +115,17 @@ def test_the_gate_runs_the_readmes_test_command() -> None:
     )
     assert found.stdout.strip() in LINES
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_what_is_promised_of_faults_is_shown_by_tests_of_the_fault_suite() -> None:
+    of_suite: set[str] = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        whole = any(ast.unparse(line) == "pytestmark = pytest.mark.faults" for line in tree.body)
+        for line in tree.body:
+            if isinstance(line, ast.FunctionDef) and (
+                whole or "pytest.mark.faults" in map(ast.unparse, line.decorator_list)
+            ):
+                of_suite.add(line.name)
+    promises = (ROOT / "docs" / "reliability.md").read_text()
+    assert set(re.findall(r"`(?:test_\w+\.py)?(?:::)?(test_\w+)`", promises)) <= of_suite
