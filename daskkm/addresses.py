@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from daskkm.errors import SchedulerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from distributed.security import Security
 
@@ -83,15 +83,17 @@ def dashboard(address: str) -> str:
     return f"{found[1] or '127.0.0.1'}:{found[2]}"
 
 
-def find(name: str, tls: Mapping[str, str | None]) -> tuple[str, Security]:
+def find(
+    name: str, tls_ca_file: str | None, tls_cert: str | None, tls_key: str | None
+) -> tuple[str, Security]:
     """Return the address of a scheduler that others started, and what to show there.
 
     Parameters
     ----------
     name : str
         An address, or the path of a scheduler file.
-    tls : mapping of str to str or None
-        Files by the names that `distributed.Security` has for them; None means dask's settings.
+    tls_ca_file, tls_cert, tls_key : str or None
+        Files, as for `daskkm.scheduler.connect`; None means dask's settings.
 
     Returns
     -------
@@ -105,6 +107,7 @@ def find(name: str, tls: Mapping[str, str | None]) -> tuple[str, Security]:
     from distributed.utils import LoopRunner
 
     address = _address_in(name) if name.endswith(".json") else name
+    tls = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert, "tls_client_key": tls_key}
     security = _security(address, {key: file for key, file in tls.items() if file is not None})
     host, port = _host_and_port(address)
     with reaching(address, security):

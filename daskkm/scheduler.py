@@ -98,9 +98,33 @@ def connect(
             dashboard = addresses.dashboard(dashboard_address)
             scheduler = _local(workers, threads, memory_limit or "auto", dashboard)
         else:
-            tls = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert}
-            scheduler = _remote(name, {**tls, "tls_client_key": tls_key})
+            scheduler = _remote(name, tls_ca_file, tls_cert, tls_key)
         yield stack.enter_context(scheduler)
+
+
+def check_reachable(
+    name: str,
+    *,
+    tls_ca_file: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    **_: Any,
+) -> None:
+    """See, before long work, that a scheduler that others started can be connected to after it.
+
+    Parameters
+    ----------
+    name : str
+    tls_ca_file, tls_cert, tls_key : str, optional
+        As for `connect`, of whose other parameters none matters here.
+
+    Raises
+    ------
+    SchedulerError
+        If it cannot be reached, or a certificate is missing or refused.
+    """
+    if name not in ("local", "threads"):
+        addresses.find(name, tls_ca_file, tls_cert, tls_key)
 
 
 def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
@@ -404,11 +428,13 @@ def _local(
 
 
 @contextmanager
-def _remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
+def _remote(
+    name: str, tls_ca_file: str | None, tls_cert: str | None, tls_key: str | None
+) -> Iterator[Client]:
     """Connect to a scheduler that someone else started."""
     from distributed import Client
 
-    address, security = addresses.find(name, tls)
+    address, security = addresses.find(name, tls_ca_file, tls_cert, tls_key)
     with addresses.reaching(address, security):
         client = Client(address, timeout=addresses.CONNECT_SECONDS, security=security)
     # A connection that is lost is said once, by the error that it becomes.

@@ -124,6 +124,7 @@ def command(
     results.check_writable(out, ks)
     for k in ks:
         model.check_free(_place(out, k))
+    scheduler.check_reachable(scheduler_name, **local)  # an ingest may take hours
     store = _open_or_ingest(images, store_path, on_bad)
     tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
     click.echo(f"{store_path}: {tiles} from {sheets}", err=True)

@@ -307,6 +307,17 @@ def test_a_sweep_over_tls_by_options_and_by_dasks_settings(
     assert run.lines[-1] == "Error: Invalid value for '--tol': 'nan' is not a number"
 
 
+def test_a_scheduler_that_is_not_there_is_said_before_sheets_are_ingested(
+    sheets: Path, tmp_path: Path
+) -> None:
+    flags = ("--images", str(sheets), "--scheduler", "tcp://127.0.0.1:9")
+    with Process("-m", "daskkm.sweep", *flags, cwd=tmp_path) as run:
+        assert run.wait() == 1
+    assert len(run.lines) == 1
+    assert run.lines[0].startswith("error: tcp://127.0.0.1:9: no scheduler answers there (nothing")
+    assert not (tmp_path / "store").exists()
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Variables with which Python finds all that it finds here, but for daskkm."""
     folder.mkdir()
