@@ -153,14 +153,14 @@ def reaching(address: str, security: Security) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever it is that answers, distributed takes its word for it
         msg = f"{address}: no scheduler answers there ({_why(error, address, security)})"
         raise SchedulerError(msg) from error
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     """Return both parts of an address."""
-    found = re.fullmatch(r"\w+://(\[.+\]|[^:/]+):(\d{1,5})", address)
+    found = re.fullmatch(r"(?:tcp|tls)://(\[.+\]|[^:/]+):(\d{1,5})", address)
     if not found or not 0 < int(found[2]) < 65536:
         msg = f"{address!r} is no address like tcp://host:8786"
         raise SchedulerError(msg)
@@ -197,6 +197,8 @@ def _why(error: Exception, address: str, security: Security) -> str:
     distributed says it by exceptions behind exceptions.
     """
     chain = causes(error)
+    if isinstance(chain[0], MemoryError):  # its first words, read as how long they are
+        return "what answers is none; is that where a scheduler listens?"
     text = " ".join(map(str, chain))
     for each in chain:
         if isinstance(each, socket.gaierror):
@@ -228,7 +230,12 @@ def _why(error: Exception, address: str, security: Security) -> str:
 
 def _file(certificate: str) -> str:
     """Return what a certificate is called: dask's settings may hold itself, not a file."""
-    return "in dask's settings" if "\n" in certificate else certificate
+    return "in dask's settings" if _is_itself(certificate) else certificate
+
+
+def _is_itself(certificate: str) -> bool:
+    """Tell whether it is what a file would hold, to be shown to nobody: it may be a key."""
+    return "\n" in certificate or "-----BEGIN" in certificate
 
 
 def _security(address: str, given: dict[str, str]) -> Security:
@@ -255,11 +262,19 @@ def _security(address: str, given: dict[str, str]) -> Security:
                 f"or set distributed.comm.tls.{setting} in dask's settings"
             )
             raise SchedulerError(msg)
+        if _is_itself(file):
+            if "\n" not in file:  # distributed would take it for the name of a file
+                msg = (
+                    f"distributed.comm.tls.{setting} in dask's settings: the {what} has no line "
+                    f"breaks; write it with them, or in a file: {option}"
+                )
+                raise SchedulerError(msg)
+            continue
         try:
-            if "\n" not in file:  # else it is the certificate itself
-                Path(file).read_bytes()
-        except OSError as error:
-            msg = f"{file}: the {what} cannot be read ({error.strerror}); give another: {option}"
+            Path(file).read_bytes()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            msg = f"{file}: the {what} cannot be read ({why}); give another: {option}"
             raise SchedulerError(msg) from error
     _check_certificates(ca, cert, key)
     return security
@@ -269,8 +284,8 @@ def _check_certificates(ca: str, cert: str, key: str) -> None:
     """See that certificates are what they should be, each where it should be."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context.load_verify_locations(**{"cadata" if "\n" in ca else "cafile": ca})
-    except (ssl.SSLError, ValueError) as error:
+        context.load_verify_locations(**{"cadata" if _is_itself(ca) else "cafile": ca})
+    except (ssl.SSLError, ValueError, TypeError) as error:
         why = getattr(error, "reason", None) or error
         msg = f"{_file(ca)}: this is no certificate in PEM form ({why}); give one: --tls-ca-file"
         raise SchedulerError(msg) from error
@@ -295,7 +310,7 @@ def _check_certificates(ca: str, cert: str, key: str) -> None:
 
 def _written(certificate: str, file: Path) -> str:
     """Return the file that holds a certificate, written here if dask's settings hold itself."""
-    if "\n" not in certificate:
+    if not _is_itself(certificate):
         return certificate
     file.write_text(certificate)
     return str(file)

@@ -13,7 +13,7 @@ import numpy as np
 from daskkm import blocks, draws, kernel, lloyd, plan, seeding, source
 from daskkm.bounds import bound_bytes
 from daskkm.errors import FitError
-from daskkm.scheduler import compute, threads, workers
+from daskkm.scheduler import chosen, compute, threads, workers
 from daskkm.source import as_tiles, is_lazy
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Reader:
         if cache not in CACHES:
             msg = f"cache is {cache!r}; use one of {', '.join(CACHES)}"
             raise FitError(msg)
-        self._scheduler = scheduler
+        self._scheduler = scheduler = chosen(scheduler)
         self._cache = cache
         self._bounds = bounds
         self._kept = self._bounded = False

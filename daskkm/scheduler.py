@@ -18,7 +18,7 @@ from daskkm.errors import DaskkmError, SchedulerError
 from daskkm.plan import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from distributed import Client
 
@@ -28,8 +28,12 @@ _SILENT_SECONDS = 60
 _WORKERS_SECONDS = 60
 _LOOK_SECONDS = 2
 _POLL_SECONDS = 0.2
-# Of each client the machines that were asked for their versions.
-_ASKED: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()
+# Of each client the processes that were asked for their versions, by where they are.
+_ASKED: WeakKeyDictionary[Client, dict[str, str]] = WeakKeyDictionary()
+# What each client's scheduler is called, which a client that is closed has forgotten.
+_NAMES: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
+# The clients of those who are connected now.
+_CONNECTED: list[Client] = []
 
 
 @contextmanager
@@ -99,7 +103,10 @@ def connect(
             scheduler = _local(workers, threads, memory_limit or "auto", dashboard)
         else:
             scheduler = _remote(name, tls_ca_file, tls_cert, tls_key)
-        yield stack.enter_context(scheduler)
+        client = stack.enter_context(scheduler)
+        _CONNECTED.append(client)
+        stack.callback(_CONNECTED.remove, client)
+        yield client
 
 
 def check_reachable(
@@ -127,13 +134,37 @@ def check_reachable(
         addresses.find(name, tls_ca_file, tls_cert, tls_key)
 
 
-def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
+def chosen(scheduler: str | None = None) -> Any:
+    """Return who would do the work, to be asked for it again: nobody else takes its place.
+
+    A client that has lost its scheduler closes itself after a while, and dask would then go on
+    in this process.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        As for `threads`.
+
+    Returns
+    -------
+    distributed.Client, or str or None as it was given
+
+    Raises
+    ------
+    SchedulerError
+        If its connection is lost already.
+    """
+    client = _client(scheduler)
+    return scheduler if client is None else client
+
+
+def compute(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
     """Compute dask collections, as `dask.compute` does, and never wait in vain.
 
     Parameters
     ----------
     *lazy : dask collections
-    scheduler : str, optional
+    scheduler : str or distributed.Client, optional
         As for `threads`.
 
     Returns
@@ -160,13 +191,14 @@ def compute(*lazy: Any, scheduler: str | None = None) -> tuple[Any, ...]:
         return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
-def threads(scheduler: str | None = None) -> int:
+def threads(scheduler: Any = None) -> int:
     """Return how many tasks would be done at a time.
 
     Parameters
     ----------
-    scheduler : str, optional
-        One of dask's, by name; by default the active client's, or dask's default.
+    scheduler : str or distributed.Client, optional
+        One of dask's, by name, or what `chosen` returned; by default the active client's, or
+        dask's default.
 
     Returns
     -------
@@ -178,12 +210,12 @@ def threads(scheduler: str | None = None) -> int:
     return max(1, sum(int(info["nthreads"]) for info in _workers_of(client).values()))
 
 
-def workers(scheduler: str | None = None) -> list[Worker]:
+def workers(scheduler: Any = None) -> list[Worker]:
     """Return what is known of the memory of those that would do the work.
 
     Parameters
     ----------
-    scheduler : str, optional
+    scheduler : str or distributed.Client, optional
         As for `threads`.
 
     Returns
@@ -211,16 +243,23 @@ def workers(scheduler: str | None = None) -> list[Worker]:
     ]
 
 
-def _client(scheduler: str | None) -> Any:
-    """Return the client that would do the work, if it is one."""
+def _client(scheduler: Any) -> Any:
+    """Return the client that would do the work, if it is one, and is still there."""
     from dask.base import get_scheduler
 
     try:
         found = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
     except RuntimeError as error:
-        msg = "dask's active client is asynchronous; make one without asynchronous=True"
+        msg = f"no scheduler can be used ({error}); make a Client that is not asynchronous"
         raise SchedulerError(msg) from error
-    return found if hasattr(found, "scheduler_info") else None
+    client: Any = found if hasattr(found, "scheduler_info") else None
+    # One that has closed itself is not dask's choice any more: nobody takes its place.
+    connected = [] if scheduler else _CONNECTED
+    for each in connected if client is None else [client]:
+        _name(each)  # while it is known
+        if each.status in ("closing", "closed"):
+            raise _lost(each)
+    return client
 
 
 def _local_threads() -> int:
@@ -293,23 +332,26 @@ async def _check(client: Client) -> dict[str, Any]:
     """
     from importlib.metadata import version
 
-    found: dict[str, Any] = await _answer(client, client.scheduler.identity)
-    there = {found["address"], *found["workers"]}
-    asked = _ASKED.get(client, set()) & there
-    if asked != there:
+    found: dict[str, Any] = await _answer(client, "identity")
+    there = {found["address"]: found["id"]}
+    there |= {address: worker["local_directory"] for address, worker in found["workers"].items()}
+    known = _ASKED.get(client, {})
+    new = {address for address, process in there.items() if known.get(address) != process}
+    if new:
         here = {package: version(package) for package in ("daskkm", "zarr")}
-        versions = await _versions(client, list(here), found["address"], there - asked)
+        versions = await _versions(client, list(here), found["address"], new)
         _compare(client, here, versions)
-        asked |= versions.keys()
-    _ASKED[client] = asked
+        new -= versions.keys()
+    _ASKED[client] = {address: there[address] for address in there.keys() - new}
     return found
 
 
-async def _answer(client: Client, ask: Callable[..., Any], **arguments: Any) -> Any:
+async def _answer(client: Client, ask: str, **arguments: Any) -> Any:
     """Return what a scheduler answers, which may take it a while, but not for ever."""
     try:
         if client.status == "running":  # else it would be waited for until it is there again
-            return await asyncio.wait_for(ask(**arguments), _SILENT_SECONDS)
+            asking = getattr(client.scheduler, ask)(**arguments)
+            return await asyncio.wait_for(asking, _SILENT_SECONDS)
     except TimeoutError as error:
         raise _silent(client) from error
     except OSError as error:
@@ -354,7 +396,10 @@ def _name(client: Client) -> str:
     """Return what a scheduler is called in messages."""
     from distributed import LocalCluster
 
-    return "local" if isinstance(client.cluster, LocalCluster) else str(client.scheduler.address)
+    if client not in _NAMES:
+        local = isinstance(client.cluster, LocalCluster)
+        _NAMES[client] = "local" if local else str(client.scheduler.address)
+    return _NAMES[client]
 
 
 def _some(names: Iterable[str]) -> str:
@@ -481,7 +526,7 @@ async def _versions(
     async def of(worker: str) -> dict[str, Any]:
         """One by one: a worker that does not answer is the scheduler's to remove."""
         if worker == scheduler:
-            return {worker: await _answer(client, client.scheduler.versions, packages=packages)}
+            return {worker: await _answer(client, "versions", packages=packages)}
         with suppress(OSError, TimeoutError):
             asking = client.scheduler.broadcast(
                 msg={"op": "versions", "packages": packages}, workers=[worker], on_error="ignore"

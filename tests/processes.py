@@ -7,17 +7,27 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Queue
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait for a condition, but not for ever; return what it is then."""
+    end = time.monotonic() + DEADLINE
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never was"
+        time.sleep(0.01)
+    return found
 
 
 class Process:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ from distributed import Client, LocalCluster
 from distributed.chaos import KillWorker
 
 import daskkm
-from daskkm import scheduler
+from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError, StoreError
 from daskkm.fit import iter_passes
-from tests.processes import DEADLINE, Process, Remote, remote, start_worker
+from tests.processes import DEADLINE, Process, Remote, remote, start_worker, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -209,8 +209,7 @@ def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
     with remote(tmp_path, 0) as (address, _, main, _):
 
         def strike() -> None:
-            while len(scheduler._ASKED) == len(before):
-                time.sleep(0.01)
+            until(lambda: len(scheduler._ASKED) > len(before))
             os.kill(main.pid, number)
 
         striking = Thread(target=strike)
@@ -221,6 +220,31 @@ def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
         finally:
             striking.join()
             os.kill(main.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("connecting", ["by daskkm", "by distributed"])
+def test_a_scheduler_that_is_gone_for_long_between_two_passes(
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connecting: str
+) -> None:
+    """Its client closes itself, and dask would go on in this process without a word."""
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
+    with remote(tmp_path, 1) as (address, _, main, _), ExitStack() as stack:
+        ours = connecting == "by daskkm"
+        made = scheduler.connect(address) if ours else Client(address, timeout=1)
+        client = stack.enter_context(made)
+        assert client is not None
+        passes = iter_passes(digits, **SWEEP)
+        next(passes)
+        main.send(signal.SIGKILL)
+        until(lambda: client.status == "closed")
+        message = f"^{address}: the connection to the scheduler was lost; start it and run again"
+        with pytest.raises(SchedulerError, match=message):
+            next(passes)
+        if ours:
+            with pytest.raises(SchedulerError, match=message):
+                daskkm.fit_sweep(digits, **SWEEP)
+    with dask.config.set(scheduler="sync"):
+        daskkm.fit_sweep(digits, **SWEEP)
 
 
 @contextmanager

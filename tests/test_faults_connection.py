@@ -9,10 +9,12 @@ import os
 import random
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
@@ -37,7 +39,7 @@ import daskkm
 from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError
 from daskkm.fit import iter_passes
-from tests.processes import DEADLINE, Process, Remote, remote, start_worker
+from tests.processes import DEADLINE, Process, Remote, remote, start_worker, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,6 +108,13 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
         gc.collect()
 
 
+class Hello(socketserver.BaseRequestHandler):
+    """Speaks first, as of mail and shells."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -122,6 +131,7 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
             "tls as tcp",
             "it hangs up; if it speaks TLS, name it as tls",
         ),
+        ("says hello", r"no scheduler answers there \(what answers is none; is that where a sch"),
         ("no workers", "for 1 s there have been no workers; start some with: dask worker tcp"),
     ],
 )
@@ -130,8 +140,16 @@ def test_addresses_where_no_scheduler_can_be_used(
 ) -> None:
     monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), Hello) as hello,
+        ThreadPoolExecutor() as serving,
+        ExitStack() as stack,
+    ):
+        serving.submit(hello.serve_forever, 0.01)
+        stack.callback(hello.shutdown)
         special = {
+            "says hello": f"tcp://127.0.0.1:{hello.server_address[1]}",
             "silent": f"tcp://127.0.0.1:{silent.getsockname()[1]}",
             "tls as tcp": machines.tls.address.replace("tls", "tcp"),
             "no workers": machines.plain.address,
@@ -139,7 +157,9 @@ def test_addresses_where_no_scheduler_can_be_used(
         assert_refused(special.get(address, address), message)
 
 
-@pytest.mark.parametrize("content", ["{}", "[", '{"address": "tcp://h"}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "[", '{"address": "tcp://h"}', '{"address": "ws://127.0.0.1:8786"}']
+)
 def test_scheduler_files_that_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "s.json").write_text(content)
     assert_refused(str(tmp_path / "s.json"), r"s\.json: this is no scheduler file|is no address")
@@ -192,6 +212,34 @@ def test_certificates_that_are_wrong_beside_one_in_dasks_settings(
         assert_refused(machines.tls.address, message, **tls)
 
 
+@pytest.mark.parametrize(
+    ("inline", "change", "message"),
+    [
+        (
+            "key",
+            ("\n", "\\n"),
+            r"^distributed\.comm\.tls\.client\.key in dask's settings: the key has no line breaks",
+        ),
+        (
+            "ca-file",
+            ("-----BEGIN", "für uns\n-----BEGIN"),
+            "^in dask's settings: this is no certif",
+        ),
+        ("cert", ("-----BEGIN CERTIFICATE", "a\0b"), "these are no certificate and its key in PEM"),
+    ],
+)
+def test_certificates_in_dasks_settings_are_shown_to_nobody(
+    machines: Machines, certificates: Path, inline: str, change: tuple[str, str], message: str
+) -> None:
+    tls = files(certificates)
+    setting = inline if inline == "ca-file" else f"client.{inline}"
+    itself = Path(tls.pop(f"tls_{inline.replace('-', '_')}")).read_text()
+    with dask.config.set({f"distributed.comm.tls.{setting}": itself.replace(*change)}):
+        with pytest.raises(SchedulerError, match=message) as caught:
+            scheduler.check_reachable(machines.tls.address, **tls)
+        assert itself.splitlines()[1] not in str(caught.value)
+
+
 def test_a_worker_is_no_scheduler(tmp_path: Path) -> None:
     levels = [logging.getLogger(f"distributed.{name}").level for name in ("client", "batched")]
     with remote(tmp_path, 1) as (address, *_):
@@ -217,8 +265,13 @@ def test_connecting_where_a_loop_runs_as_in_a_notebook(digits: TileStore, tmp_pa
         expected = daskkm.fit_sweep(digits, **SWEEP).models[3].inertia_
     with remote(tmp_path, 1) as (address, *_):
         assert asyncio.run(cell(address)) == expected
-        with pytest.raises(SchedulerError, match="client is asynchronous; make one without"):
+        with pytest.raises(SchedulerError, match=r"an asynchronous .*; make a Client that is not"):
             asyncio.run(asynchronous(address))
+    with (
+        dask.config.set(scheduler="distributed"),
+        pytest.raises(SchedulerError, match=r"no Client active.*; make a Client that is not"),
+    ):
+        daskkm.fit_sweep(digits, **SWEEP)
 
 
 # Of the dashboard's socket, in distributed.
@@ -362,8 +415,7 @@ def held(block: NDArray[Any], folder: Path) -> NDArray[Any]:
         (folder / "armed").rename(folder / "begun")
     except FileNotFoundError:
         return block
-    while not (folder / "go").exists():
-        time.sleep(0.01)
+    until((folder / "go").exists)
     return block
 
 
@@ -376,8 +428,7 @@ def test_a_worker_with_another_daskkm_that_comes_in_the_middle_of_a_pass(
         client = stack.enter_context(scheduler.connect(address))
 
         def join() -> None:
-            while not (tmp_path / "begun").exists():
-                time.sleep(0.01)
+            until((tmp_path / "begun").exists)
             flags = address, tmp_path, "--no-nanny"
             worker = stack.enter_context(start_worker(*flags, env=another_version(tmp_path)))
             worker.wait_for("Registered to:")
@@ -398,6 +449,29 @@ def test_a_worker_with_another_daskkm_that_comes_in_the_middle_of_a_pass(
             daskkm.fit_sweep(digits, **SWEEP)
 
 
+def test_a_worker_with_another_daskkm_that_comes_to_the_address_of_another(
+    digits: TileStore, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = "--no-nanny", "--host", "127.0.0.1", "--worker-port", port
+    with (
+        remote(tmp_path, 1, worker_flags=flags) as (address, _, _, (worker,)),
+        ExitStack() as stack,
+    ):
+        client = stack.enter_context(scheduler.connect(address))
+        assert client is not None
+        daskkm.fit_sweep(digits, **SWEEP)
+        worker.send(signal.SIGTERM)
+        until(lambda: not client.scheduler_info(-1)["workers"])
+        env = another_version(tmp_path)
+        other = stack.enter_context(start_worker(address, tmp_path, *map(str, flags), env=env))
+        other.wait_for("Registered to:")
+        message = rf"but 9\.9 at tcp://127\.0\.0\.1:{port}; install the same"
+        with pytest.raises(SchedulerError, match=message):
+            daskkm.fit_sweep(digits, **SWEEP)
+
+
 def test_an_interrupt_in_ones_own_program_ends_the_pass_on_the_workers(tmp_path: Path) -> None:
     blocks = da.zeros((9, 1), chunks=(1, 1), dtype=np.uint8)
     lazy = blocks.map_blocks(held, tmp_path, dtype=np.uint8).sum()
@@ -408,8 +482,7 @@ def test_an_interrupt_in_ones_own_program_ends_the_pass_on_the_workers(tmp_path:
     ):
 
         def interrupt() -> None:
-            while not (tmp_path / "begun").exists():
-                time.sleep(0.01)
+            until((tmp_path / "begun").exists)
             os.kill(os.getpid(), signal.SIGINT)
 
         interrupting = Thread(target=interrupt)
@@ -417,18 +490,18 @@ def test_an_interrupt_in_ones_own_program_ends_the_pass_on_the_workers(tmp_path:
         with pytest.raises(KeyboardInterrupt):
             scheduler.compute(lazy)
         interrupting.join()
-        while cluster.scheduler.tasks:
-            time.sleep(0.01)
+        until(lambda: not cluster.scheduler.tasks)
         (tmp_path / "go").touch()
 
 
 def await_handlers(pid: int) -> None:
     """Wait until a command has its own handlers: before, Python itself is starting."""
-    while True:
+
+    def there() -> int:
         status = Path(f"/proc/{pid}/status").read_text()
-        caught = int(status.split("SigCgt:")[1].split()[0], 16)
-        if caught >> (signal.SIGTERM - 1) & 1:
-            return
+        return int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+    until(there)
 
 
 def endless(digits: TileStore, *flags: str) -> tuple[str, ...]:
@@ -488,8 +561,7 @@ def test_an_interrupt_while_a_worker_hangs_at_its_start(digits: TileStore, tmp_p
     )
     with Process("-c", code, *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
         main = psutil.Process(run.pid)
-        while not (found := [p for p in main.children() if "spawn_main" in " ".join(p.cmdline())]):
-            time.sleep(0.01)
+        found = until(lambda: [p for p in main.children() if "spawn_main" in " ".join(p.cmdline())])
         found[0].suspend()
         try:
             os.kill(run.pid, signal.SIGINT)
