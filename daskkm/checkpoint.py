@@ -229,10 +229,16 @@ def _clear(folder: Path) -> None:
 
 def _read(folder: Path) -> Arrays | None:
     """Return all arrays that are kept, if there are any."""
-    try:
-        data = memoryview((folder / _STATE).read_bytes())
-    except FileNotFoundError:
+    file = folder / _STATE
+    if not file.exists():
         return None
+    if not file.is_file():  # a pipe would be waited for
+        msg = (
+            f"{folder}: this is no checkpoint, its {_STATE} is no file; "
+            "choose another place (--checkpoint)"
+        )
+        raise CheckpointError(msg)
+    data = memoryview(file.read_bytes())
     packed = data[_DIGEST_BYTES:]
     if hashlib.sha256(packed).digest() != data[:_DIGEST_BYTES]:
         msg = (

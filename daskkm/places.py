@@ -160,7 +160,7 @@ def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
     while True:
         place = check_free(path, kind)  # again: much may have happened since
         try:
-            with groups.write_errors_named(place, kind), set_aside(place):
+            with groups.write_errors_named(place, kind), set_aside(place, kind):
                 partial.rename(place)
         except kind.error as error:
             # Another run has put its own there in between. The last one stays.
@@ -171,7 +171,7 @@ def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
 
 
 @contextmanager
-def set_aside(place: Path) -> Iterator[None]:
+def set_aside(place: Path, kind: Kind) -> Iterator[None]:
     """Move away what is at a place, if anything, and remove it, or else bring it back.
 
     It is removed when the body is done. When that fails it comes back, if the place is free.
@@ -182,11 +182,8 @@ def set_aside(place: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if place.exists():
-            _remove(old)
-        else:
-            with suppress(OSError):
-                old.rename(place)
+        with suppress(OSError):
+            _bring_back(old, place, kind)
         raise
     _remove(old)
 
@@ -248,6 +245,8 @@ def _foreign(path: Path, kind: Kind) -> str | None:
         try:
             return groups.unlike(path, kind)
         except FileNotFoundError:
+            if _is_debris(path, kind):
+                return None
             if path / "zarr.json" not in entries:
                 return "it is none of daskkm's"
             # It has just been moved: look again.
@@ -312,10 +311,35 @@ def _clear(place: Path, kind: Kind) -> None:
             continue
         if _stray(_entries(left), kind):
             continue
-        if left.suffix == ".old" and not place.exists():
-            left.rename(place)
+        if left.suffix == ".old":
+            _bring_back(left, place, kind)
         else:
             _remove(left)
+
+
+def _bring_back(old: Path, place: Path, kind: Kind) -> None:
+    """Move back what was moved away, or remove it if another whole node has come to its place."""
+    if (place / "zarr.json").exists():
+        _remove(old)
+        return
+    if _is_debris(place, kind):
+        debris = place.rename(_beside(place, "partial"))
+        shutil.rmtree(debris, ignore_errors=True)
+    old.rename(place)
+
+
+def _is_debris(folder: Path, kind: Kind) -> bool:
+    """Tell whether a folder holds only what is left of writers into a node that was there.
+
+    Such as a task that writes labels into a store that is replaced just then.
+    """
+    entries, names = _entries(folder), dict(kind.names)
+    return (
+        bool(entries)
+        and all(entry.name in names and not entry.is_symlink() for entry in entries)
+        and not _stray(entries, kind)
+        and all(_LEFT.search(left.name) for entry in entries for left in _entries(entry))
+    )
 
 
 def _remove(folder: Path) -> None:

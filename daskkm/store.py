@@ -273,7 +273,7 @@ class TileStore:
             for target in filter(None, (labels, own)):
                 target.complete(said)
             # Distances that are there belong to the labels, whenever this is cut short.
-            with groups.write_errors_named(stale, DISTANCES), places.set_aside(stale):
+            with groups.write_errors_named(stale, DISTANCES), places.set_aside(stale, DISTANCES):
                 labels.put()
             if own is not None:
                 own.put()

@@ -109,6 +109,7 @@ class StoreWriter:
             return None
         group, said = found
         array = groups.member(group, "tiles", STORE)
+        groups.refuse_links(partial, "tiles/c", STORE)
         if array.shape[1:] != self._shape[1:] or array.chunks[0] != self._rows:
             return None
         records: dict[str, File] = {

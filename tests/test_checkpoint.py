@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,12 @@ def test_tiles_of_a_store_are_known_wherever_it_lies(tmp_path: Path, digits: Any
     fit(digits, tmp_path / "c", 2)
     result = fit(daskkm.open_store(moved).features(), tmp_path / "c")
     assert_same_bits(result, daskkm.fit_sweep(digits, KS, **SETTINGS))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state")
+    with pytest.raises(daskkm.CheckpointError, match="no checkpoint, its state is no file"):
+        fit(make_tiles(), tmp_path)
 
 
 def test_whatever_is_damaged_is_said(tmp_path: Path) -> None:

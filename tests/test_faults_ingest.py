@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from daskkm.errors import StoreError
 from daskkm.fit import iter_passes
 from daskkm.sweep import command as sweep_command
 from daskkm.tiles import Sheet
-from daskkm.writer import create_store
+from daskkm.writer import StoreWriter, create_store
 from tests.processes import Process
 
 if TYPE_CHECKING:
@@ -290,6 +291,26 @@ def test_a_link_in_the_place_of_what_is_begun_is_not_followed(world: World, plac
     assert not list((place.parent / "mine").iterdir())
 
 
+def test_a_link_within_what_is_begun_is_not_written_through(
+    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is written yet, and so nothing is read again."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "append", fail)
+        with pytest.raises(MemoryError):
+            daskkm.ingest(world.sheets, place, 8)
+    (place.parent / "mine").mkdir()
+    chunks = place.with_name("t.zarr.partial") / "tiles" / "c"
+    chunks.symlink_to(place.parent / "mine")
+    daskkm.ingest(world.sheets, place, 8).check()
+    assert not list((place.parent / "mine").iterdir())
+    assert not daskkm.verify(place)
+
+
 def test_what_is_beside_and_no_ones_of_ours_is_not_touched(world: World, place: Path) -> None:
     partial = place.with_name("t.zarr.partial")
     partial.mkdir()
@@ -415,6 +436,38 @@ def collect(passes: Any) -> list[Any]:
             return [*found, end.value]
 
 
+def test_labels_that_are_written_in_the_middle_of_the_exchange(
+    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task makes a folder anew where the old store was, and the new one is not yet."""
+    shutil.copytree(world.other, place)
+    older = daskkm.open_store(place)
+    rename = Path.rename
+    gaps: list[Path] = []
+
+    with ExitStack() as stack:
+        target, _ = stack.enter_context(older.writing_labels({"k": 2}, distances=False))
+
+        def renamed(self: Path, to: Path) -> Path:
+            moved = rename(self, to)
+            if self == place and not gaps:
+                gaps.append(to)
+                target.array[:] = 0  # what a task does that found its folder just before
+                assert (place / "labels").exists()
+            return moved
+
+        monkeypatch.setattr(Path, "rename", renamed)
+        found = daskkm.ingest(world.sheets, place, 8)
+        assert gaps
+        with pytest.raises(StoreError, match="it is not there"):
+            stack.close()
+    assert [sheet.sha256 for sheet in found.sheets] == [
+        sheet.sha256 for sheet in daskkm.open_store(world.whole).sheets
+    ]
+    assert not daskkm.verify(place)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
 def test_labels_never_go_to_a_store_that_took_the_place(
     world: World, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +493,7 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
         from tests.test_faults_ingest import fitted
         kind, place = model._kind(), Path(sys.argv[1])
         fitted().save(place)
-        with places.beside(place, kind) as partial, places.set_aside(place):
+        with places.beside(place, kind) as partial, places.set_aside(place, kind):
             groups.create_group(partial, kind)
             os.kill(os.getpid(), signal.SIGKILL)
     """
