@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -230,9 +231,11 @@ def _clear(folder: Path) -> None:
 def _read(folder: Path) -> Arrays | None:
     """Return all arrays that are kept, if there are any."""
     file = folder / _STATE
-    if not file.exists():
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
         return None
-    if not file.is_file():  # a pipe would be waited for
+    if not stat.S_ISREG(mode):  # a pipe would be waited for
         msg = (
             f"{folder}: this is no checkpoint, its {_STATE} is no file; "
             "choose another place (--checkpoint)"
