@@ -298,6 +298,7 @@ def create_array(
     name: str | None,
     shape: tuple[int, ...],
     dtype: np.dtype[Any] | str,
+    kind: Kind,
     *,
     rows: int,
     dimensions: tuple[str, ...] | None = None,
@@ -312,6 +313,8 @@ def create_array(
         In the group.
     shape : tuple of int
     dtype : numpy.dtype or str
+    kind : Kind
+        Of the array, or of the group.
     rows : int
         Rows of a chunk, which is whole along the other axes; fewer, if these were too many bytes.
         Every write must cover whole chunks.
@@ -320,9 +323,21 @@ def create_array(
     Returns
     -------
     zarr.Array
+
+    Raises
+    ------
+    DaskkmError
+        The kind's, if it would be in more chunks than are read.
     """
     row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     rows = max(1, min(rows, shape[0], metadata.CHUNK_BYTES // max(1, row)))
+    if shape[0] > rows * metadata.MOST_CHUNKS:
+        where = place if isinstance(place, Path) else chunks.folder(place)
+        msg = (
+            f"{where}: {shape[0]} {kind.rows} are too many for one {kind.noun}, in more than "
+            f"{metadata.MOST_CHUNKS} chunks of {rows}; spread them over several"
+        )
+        raise kind.error(msg)
     return zarr.create_array(
         place if isinstance(place, Path) else place.store_path,
         name=name,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NODE_BYTES, ARRAY_BYTES = 256 << 20, 1 << 20
 # A tile of as many pixels as Pillow opens has half of it.
 CHUNK_BYTES = 1 << 30
-_MOST_CHUNKS = 1 << 21  # what lists them takes 256 MiB
+MOST_CHUNKS = 1 << 21  # what lists them takes 256 MiB
 
 _ITEM_BYTES = {"bool": 1, "float16": 2, "float32": 4, "float64": 8}
 _ITEM_BYTES |= {f"{kind}{8 * n}": n for kind in ("int", "uint") for n in (1, 2, 4, 8)}
@@ -119,8 +119,8 @@ def _check_array(document: Mapping[str, Any]) -> None:
     if (size := math.prod(shape[1:]) * rows * item) > CHUNK_BYTES:
         msg = f"its chunks have {size} bytes, more than {CHUNK_BYTES}"
         raise ValueError(msg)
-    if shape[0] > rows * _MOST_CHUNKS:
-        msg = f"its shape is {short(shape)}, in more than {_MOST_CHUNKS} chunks"
+    if shape[0] > rows * MOST_CHUNKS:
+        msg = f"its shape is {short(shape)}, in more than {MOST_CHUNKS} chunks"
         raise ValueError(msg)
 
 

@@ -166,7 +166,7 @@ class FittedModel:
             group = groups.create_group(partial, kind)
             for name, values in arrays.items():
                 array = groups.create_array(
-                    group, name, values.shape, values.dtype, rows=len(values)
+                    group, name, values.shape, values.dtype, kind, rows=len(values)
                 )
                 array[:] = values
             groups.complete(group, kind, said)

@@ -386,6 +386,7 @@ class TileStore:
                     None,
                     shape,
                     dtype,
+                    kind,
                     rows=rows,
                     dimensions=("tile", "cluster")[: len(shape)],
                 )

@@ -169,7 +169,7 @@ class StoreWriter:
     def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
         dimensions = ("tile", "y", "x", "band")[: len(shape)]
         return groups.create_array(
-            self._group, name, shape, dtype, rows=rows, dimensions=dimensions
+            self._group, name, shape, dtype, STORE, rows=rows, dimensions=dimensions
         )
 
     def _write(self, tiles: NDArray[np.uint8]) -> None:

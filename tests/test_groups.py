@@ -35,7 +35,7 @@ KIND = groups.Kind(
 def write(path: Path, values: list[int], kind: groups.Kind = KIND) -> None:
     with places.replacing(path, kind) as partial:
         group = groups.create_group(partial, kind)
-        array = groups.create_array(group, "odds", (len(values),), "int64", rows=2)
+        array = groups.create_array(group, "odds", (len(values),), "int64", kind, rows=2)
         array[:] = np.array(values)
         groups.complete(group, kind, {"n": len(values)})
 
@@ -133,7 +133,7 @@ def test_no_two_writers_have_the_same_place_beside_it(tmp_path: Path) -> None:
         assert one != other
         for partial, value in ((one, 1), (other, 2)):
             group = groups.create_group(partial, KIND)
-            groups.create_array(group, "odds", (1,), "int64", rows=1)[:] = np.array([value])
+            groups.create_array(group, "odds", (1,), "int64", KIND, rows=1)[:] = np.array([value])
             groups.complete(group, KIND, {"n": 1})
     assert read(path) == [1]  # the last to end
     assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
@@ -183,9 +183,20 @@ def test_what_cannot_be_put_in_its_place_leaves_what_was_there(
         assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
 
 
+def test_more_chunks_than_are_read_are_refused_before_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskkm.metadata.MOST_CHUNKS", 3)
+    write(tmp_path / "h.zarr", [1, 3, 5, 7, 9, 11])
+    assert len(read(tmp_path / "h.zarr")) == 6
+    with pytest.raises(OddError, match=r"7 odds are too many .* more than 3 chunks of 2; spread"):
+        groups.create_array(tmp_path / "a", None, (7,), "int64", KIND, rows=2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["h.zarr"]
+
+
 def test_zeros_are_written_also_through_a_pickle(tmp_path: Path) -> None:
     """A chunk left out reads as zeros, and could not be told from one that was lost."""
-    array = groups.create_array(tmp_path / "a", None, (3,), "uint8", rows=2)
+    array = groups.create_array(tmp_path / "a", None, (3,), "uint8", KIND, rows=2)
     with pytest.raises(OddError, match=r"a: odd of odds 0 to 1 cannot be read .*restore"):
         groups.check(array, KIND)
     there = pickle.loads(pickle.dumps(array))
