@@ -97,13 +97,13 @@ def _checked(path: Path) -> Iterator[_Found]:
     n_errors = 0
     with ThreadPoolExecutor() as pool:
         while some := list(islice(runs, _WAITING)):
-            for found in pool.map(lambda run: _check_run(*run), some):
-                yield found
-                n_errors += len(found.errors)
             if n_errors > _MOST:
                 msg = f"{path}: with {n_errors} errors it was left at that; {STORE.mend}"
                 yield _Found([StoreError(msg)])
                 return
+            for found in pool.map(lambda run: _check_run(*run), some):
+                yield found
+                n_errors += len(found.errors)
 
 
 class _Content(NamedTuple):

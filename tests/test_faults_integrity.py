@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -662,6 +663,19 @@ def test_all_that_is_wrong_is_reported_at_once(ruined: tuple[Path, list[str]]) -
     assert len(errors) == len(expected), errors
     for why in expected:
         assert sum(bool(re.search(why, error)) for error in errors) == 1, (why, errors)
+
+
+@pytest.mark.parametrize(("most", "left"), [(2, True), (3, False)])
+def test_it_is_left_at_many_errors_only_where_there_is_more_to_look_at(
+    ruined: tuple[Path, list[str]], most: int, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of four chunks that are damaged the last is one of labels, where verifying ends.
+    monkeypatch.setattr(import_module("daskkm.verify"), "_MOST", most)
+    monkeypatch.setattr(import_module("daskkm.verify"), "_WAITING", 1)
+    errors = [str(error) for error in daskkm.verify(ruined[0])]
+    assert len(errors) == len(ruined[1])
+    assert ("with 3 errors it was left at that" in errors[-1]) == left
+    assert ("labels of tiles 7 to 13" in errors[-1]) != left
 
 
 def test_verify_finds_what_no_checksum_can(path: Path) -> None:
