@@ -272,7 +272,7 @@ class TileStore:
             yield labels, own
             for target in filter(None, (labels, own)):
                 target.complete(said)
-            # Distances that are there belong to the labels, whenever this is cut short.
+            # Whenever this is cut short, a reader has distances of these labels or none.
             with groups.write_errors_named(stale, DISTANCES), places.set_aside(stale, DISTANCES):
                 labels.put()
             if own is not None:
