@@ -574,25 +574,26 @@ def test_an_interrupt_while_a_worker_hangs_at_its_start(digits: TileStore, tmp_p
 
 @pytest.mark.parametrize("pipe", ["closed", "full"])
 def test_an_interrupt_that_no_one_hears_of(digits: TileStore, tmp_path: Path, pipe: str) -> None:
-    reader, writer = os.pipe()
+    os.mkfifo(fifo := tmp_path / "stderr")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(fifo, os.O_WRONLY)
+    os.set_blocking(reader, True)
     command = sys.executable, "-m", "daskkm.sweep", *endless(digits)
     with subprocess.Popen(command, cwd=tmp_path, stderr=writer) as run, os.fdopen(reader) as lines:
+        os.close(writer)  # else what it says would have no end, if it ended
         next(line for line in lines if line.startswith("pass 2:"))
         run.send_signal(signal.SIGSTOP)
         if pipe == "closed":
-            os.close(writer)
             lines.close()
         else:
-            os.set_blocking(writer, False)
+            writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
             with suppress(BlockingIOError):
                 while True:
                     os.write(writer, b".")
-            os.set_blocking(writer, True)
+            os.close(writer)
         run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGCONT)
         assert run.wait(DEADLINE) == 130
-        if pipe == "full":
-            os.close(writer)
 
 
 def test_an_interrupt_at_the_very_end(tmp_path: Path) -> None:
