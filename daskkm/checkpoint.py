@@ -174,7 +174,8 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
     Parameters
     ----------
     folder : path-like
-        Its own: made if it is not there, and removed at the end if nothing is kept.
+        Its own: made if it is not there, with those that it is in, and removed at the end if
+        nothing is kept.
     fresh : bool, default False
         Whether what it holds is to be forgotten.
 
@@ -188,6 +189,7 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
         If it is damaged, held by another, or cannot be read or written.
     """
     folder = Path(folder)
+    missing = [path for path in folder.absolute().parents if not path.exists()]
 
     def opened() -> int:
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +211,8 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
             yield Checkpoint(folder, state)
         finally:
             with suppress(OSError):  # something is kept
-                folder.rmdir()
+                for path in (folder, *missing):
+                    path.rmdir()
 
 
 def _check_ours(folder: Path) -> None:

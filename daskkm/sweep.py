@@ -7,7 +7,9 @@ if __name__ == "__main__":
 
     interrupts.end_at_once()
 
+import itertools
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,15 +123,17 @@ def command(
     from daskkm.ingest import say_skipped
 
     started = time.perf_counter()
+    place = checkpoint or Path(f"{store_path}.checkpoint")
+    _check_apart({"--images": images, "--store": store_path, "--out": out, "--checkpoint": place})
     results.check_writable(out, ks)
     for k in ks:
         model.check_free(_place(out, k))
-    scheduler.check_reachable(scheduler_name, **local)  # an ingest may take hours
-    store = _open_or_ingest(images, store_path, on_bad)
-    tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
-    click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
-    place = checkpoint or f"{store_path}.checkpoint"
+    # Each of these before an ingest, which may take hours.
+    scheduler.check_reachable(scheduler_name, **local)
     with results.held(out), held(place, fresh=fresh) as kept:
+        store = _open_or_ingest(images, store_path, on_bad)
+        tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
+        click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
         if kept.said:
             click.echo(f"{place}: a sweep was cut short after pass {kept.said['number']}", err=True)
         with scheduler.connect(scheduler_name, **local) as client:
@@ -164,6 +168,14 @@ def command(
         f"{time.perf_counter() - started:.1f} s; look at {out / 'contact_sheet.png'}"
     )
     say_skipped(store)
+
+
+def _check_apart(given: Mapping[str, Path]) -> None:
+    """Refuse options that name one place."""
+    for (name, path), (other, its) in itertools.combinations(given.items(), 2):
+        if os.path.realpath(path) == os.path.realpath(its):
+            msg = f"{name} and {other} are the same place, {path}; choose one for each"
+            raise click.UsageError(msg)
 
 
 def _open_or_ingest(images: Path, store_path: Path, on_bad: str) -> TileStore:

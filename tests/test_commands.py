@@ -336,6 +336,10 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("--dashboard-address", "everywhere"),
         ("--dashboard-address", "127.0.0.1:99999"),
         ("--dashboard-address", "[::1]:0"),
+        ("--out", "centroids", "--checkpoint", "new/../centroids"),
+        ("--out", "here", "--store", "here"),
+        ("--out", "images"),
+        ("--store", "t.zarr", "--checkpoint", "t.zarr"),
         ("--scheduler", "tcp://127.0.0.1:9", "--workers", "3"),
         ("--scheduler", "threads", "--memory-limit", "2GB"),
         ("--k", "3-7000000000"),
@@ -395,7 +399,8 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     assert_fails(sweep("--k", "6000", cwd=home), "5610 tiles, too few for k = 6000")
     # A store is there by now, but not of what was asked for.
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
-    assert_fails(sweep("--images", "images", "--store", "images", cwd=home), "images", "no store")
+    (home / "empty" / "notes.txt").touch()
+    assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "no store")
     done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
     assert_fails(done, "images", "choose another place")
     (sheets / "s_3.png").write_text("text")

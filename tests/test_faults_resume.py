@@ -161,6 +161,23 @@ def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_pa
     assert forked.run(*SWEEP, cwd=place).status == 0
 
 
+def test_what_another_sweep_holds_is_said_before_sheets_are_ingested(
+    forked: Forks, tmp_path: Path
+) -> None:
+    (tmp_path / "centroids").mkdir()
+    args = ("sweep", "--images", ROOT / "images", "--store", "new/t.zarr")
+    with holding_results(tmp_path / "centroids"):
+        done = forked.run(*args, cwd=tmp_path)
+        assert done.status == 1
+        assert "centroids: another sweep that is running" in done.lines[-1]
+    with held(tmp_path / "new" / "t.zarr.checkpoint"):
+        done = forked.run(*args, cwd=tmp_path)
+        assert done.status == 1
+        assert "t.zarr.checkpoint: another fit that is running" in done.lines[-1]
+    # Nor is anything left of what was made to find out.
+    assert [entry.name for entry in tmp_path.iterdir()] == ["centroids"]
+
+
 @pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
 def test_no_room_for_results(
     expected: tuple[str, int, dict[str, bytes]], home: Path, forked: Forks, tmp_path: Path
