@@ -189,7 +189,7 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
         If it is damaged, held by another, or cannot be read or written.
     """
     folder = Path(folder)
-    missing = [path for path in folder.absolute().parents if not path.exists()]
+    missing: list[Path] = []
 
     def opened() -> int:
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +201,7 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
     )
     with ExitStack() as stack:
         with _errors_named(folder, "written"):
+            missing += (path for path in folder.absolute().parents if not path.exists())
             stack.enter_context(locks.held(folder, opened, CheckpointError(msg)))
             _check_ours(folder)
             if fresh:
@@ -244,7 +245,14 @@ def _read(folder: Path) -> Arrays | None:
             "choose another place (--checkpoint)"
         )
         raise CheckpointError(msg)
-    data = memoryview(file.read_bytes())
+    try:
+        data = memoryview(file.read_bytes())
+    except MemoryError as error:
+        msg = (
+            f"{folder}: the checkpoint is damaged, or of a larger machine (it takes more memory "
+            "than there is); start over (--fresh)"
+        )
+        raise CheckpointError(msg) from error
     packed = data[_DIGEST_BYTES:]
     if hashlib.sha256(packed).digest() != data[:_DIGEST_BYTES]:
         msg = (

@@ -179,9 +179,8 @@ def _announce(array: zarr.Array[Any], i: int) -> None:
     """Ask the system to read a chunk ahead. What is wrong with it is found when it is read."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    with suppress(OSError):
-        # Nor is a pipe waited for.
-        file = os.open(f"{folder(array)}/{key(array, i)}", os.O_RDONLY | os.O_NONBLOCK)
+    with suppress(ChunkError, OSError):
+        file = os.open(_found(array, i), os.O_RDONLY)
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:

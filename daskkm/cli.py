@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
@@ -31,6 +32,8 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     interrupts.unwind()
     atexit.register(_end_helper)  # before multiprocessing does: the last that registers goes first
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: no name costs a result
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = 0
     try:
         _main(command, args)
@@ -53,9 +56,8 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
 def _main(command: click.Command, args: list[str] | None) -> None:
     try:
         command.main(args, standalone_mode=False)
-    except BaseException:
+    finally:
         interrupts.end_if_interrupted()  # whatever the interrupt has become on its way
-        raise
 
 
 def _end_helper() -> None:
@@ -106,7 +108,7 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-_LEAST_MEMORY = 200_000_000
+_LEAST_MEMORY = 300_000_000
 # Which options a scheduler follows, and one that others started.
 _FOLLOWS = {
     "local": ("workers", "threads_per_worker", "memory_limit", "dashboard_address"),
@@ -141,7 +143,7 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         except (ValueError, OverflowError):
             enough = False
         if not enough:
-            msg = f"{value!r} is not a size like 2GB, of at least 200MB, which a worker needs"
+            msg = f"{value!r} is not a size like 2GB, of at least 300MB, which a worker needs"
             raise click.BadParameter(msg, ctx, param)
     _followed(ctx, param, value)
     return value
@@ -217,6 +219,7 @@ def scheduler_options(command: _Command) -> _Command:
 
 
 _MOST = 100_000
+_DIGITS = 9  # of any number in a list; Python refuses to read those of thousands
 
 
 class KList(click.ParamType[tuple[int, ...]]):
@@ -235,11 +238,11 @@ class KList(click.ParamType[tuple[int, ...]]):
             lo, dash, hi = part.strip().partition("-")
             if not (lo.isdecimal() and (hi.isdecimal() or not dash)):
                 self.fail(f"{part!r} is neither a number nor a range like 3-7", param, ctx)
+            if max(len(lo), len(hi)) > _DIGITS or max(int(lo), int(hi or lo)) > _MOST:
+                self.fail(f"{part!r} goes beyond the most that makes sense, {_MOST}", param, ctx)
             numbers = range(int(lo), int(hi or lo) + 1)
             if not numbers or not int(lo):
                 self.fail(f"{part!r} holds no k of 1 or more", param, ctx)
-            if numbers[-1] > _MOST:
-                self.fail(f"{part!r} goes beyond the most that makes sense, {_MOST}", param, ctx)
             ks.update(numbers)
         return tuple(sorted(ks))
 
@@ -275,6 +278,6 @@ class TileSize(click.ParamType[tuple[int, int]]):
             return (value[0], value[1])
         height, x, width = value.lower().partition("x")
         size = (height, width if x else height)
-        if not all(side.isdecimal() and int(side) for side in size):
+        if not all(side.isdecimal() and len(side) <= _DIGITS and int(side) for side in size):
             self.fail(f"{value!r} is not a size like 16 or 16x24", param, ctx)
         return (int(size[0]), int(size[1]))

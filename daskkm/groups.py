@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _OWN = {"format", "kind", "complete", "metadata"}
 
 
+class TooMuchError(Exception):
+    """More than a node may hold: what, and what to do. `write_errors_named` says where."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of node, and what is said when one is not as it should be.
@@ -326,18 +330,17 @@ def create_array(
 
     Raises
     ------
-    DaskkmError
-        The kind's, if it would be in more chunks than are read.
+    TooMuchError
+        If it would be in more chunks than are read.
     """
     row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     rows = max(1, min(rows, shape[0], metadata.CHUNK_BYTES // max(1, row)))
     if shape[0] > rows * metadata.MOST_CHUNKS:
-        where = place if isinstance(place, Path) else chunks.folder(place)
         msg = (
-            f"{where}: {shape[0]} {kind.rows} are too many for one {kind.noun}, in more than "
+            f"{shape[0]} {kind.rows} are too many for one {kind.noun}, in more than "
             f"{metadata.MOST_CHUNKS} chunks of {rows}; spread them over several"
         )
-        raise kind.error(msg)
+        raise TooMuchError(msg)
     return zarr.create_array(
         place if isinstance(place, Path) else place.store_path,
         name=name,
@@ -368,8 +371,8 @@ def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, 
 
     Raises
     ------
-    DaskkmError
-        The kind's, if that is too much.
+    TooMuchError
+        If that takes more than is read.
     """
     _seal(node, kind, said, complete=True)
 
@@ -393,15 +396,20 @@ def _seal(
     names = sorted(name for name, _ in below)  # they come in whatever order
     documents = {name: (place / name / "zarr.json").read_bytes() for name in names}
     data = metadata.sealed(document, documents)
-    if len(data) > metadata.NODE_BYTES:
-        msg = (
-            f"{place}: what there is to say of the {kind.noun} takes {len(data)} bytes, more than "
-            f"{metadata.NODE_BYTES}; make several"
-        )
-        raise kind.error(msg)
+    check_metadata_bytes(len(data), kind)
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
     partial.write_bytes(data)
     partial.replace(file)
+
+
+def check_metadata_bytes(n: int, kind: Kind) -> None:
+    """Raise TooMuchError if so many bytes are more than the metadata of a node may have."""
+    if n > metadata.NODE_BYTES:
+        msg = (
+            f"what there is to say of the {kind.noun} takes {n} bytes, more than "
+            f"{metadata.NODE_BYTES}; make several"
+        )
+        raise TooMuchError(msg)
 
 
 def _of(kind: Kind, *, complete: bool) -> dict[str, Any]:
@@ -410,9 +418,15 @@ def _of(kind: Kind, *, complete: bool) -> dict[str, Any]:
 
 @contextmanager
 def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
-    """Turn an OSError of the system into the kind's error, which says what could not be written."""
+    """Turn an OSError of the system into the kind's error, which says what could not be written.
+
+    TooMuchError too.
+    """
     try:
         yield
+    except TooMuchError as error:
+        msg = f"{path}: {error}"
+        raise kind.error(msg) from error
     except OSError as error:
         advice = "choose another place" if kind.placed else "see that the folder can be written"
         what = f"the {kind.noun} cannot be written{on_worker()} ({error})"

@@ -8,6 +8,7 @@ if __name__ == "__main__":
     interrupts.end_at_once()
 
 import math
+import operator
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -19,11 +20,11 @@ import numpy as np
 from daskkm import cli, tiles
 from daskkm.errors import SheetError, StoreError, printable
 from daskkm.store import TileStore, clear, open_store
-from daskkm.writer import create_store
+from daskkm.writer import check_sheets, create_store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from daskkm.tiles import Sheet, Skipped
     from daskkm.writer import StoreWriter
@@ -83,33 +84,51 @@ def ingest(
     >>> store.provenance()["row"].tolist()
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
-    height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
-    tile = (int(height), int(width))
-    if min(tile) < 1:
-        msg = f"a tile of {tile[0]} x {tile[1]} pixels holds nothing; give at least 1 x 1"
-        raise SheetError(msg)
+    tile = _tile_size(tile)
     if on_bad not in {"fail", "skip"}:
         msg = f"on_bad is {on_bad!r}, not 'fail' or 'skip'"
         raise ValueError(msg)
     paths = tiles.find_sheets(Path(images))
     present = _if_up_to_date(paths, store, tile)
     if present is None:
-        shapes, bad = _look_at(paths, tile, on_bad)
+        before = {path: tiles.state(path) for path in paths}
+
+        def leave_out(path: Path, error: SheetError) -> Skipped:
+            if on_bad == "fail":
+                raise error
+            return tiles.Skipped.of(path, error, before[path])
+
+        shapes, bad = _look_at(paths, tile, leave_out)
         bands = next(iter(shapes.values()))[2:]
+        check_sheets(store, (path.name for path in shapes))
         n_tiles = sum(math.prod(tiles.grid(shape, tile)) for shape in shapes.values())
         with create_store(store, n_tiles, tile, bands, paths) as writer:
             _refuse(writer.skipped, paths, on_bad)
             for path in paths[writer.done :]:
                 if path in bad:
-                    writer.skip(tiles.Skipped.of(path, bad[path]))
+                    writer.skip(bad[path])
                 else:
-                    _append(writer, path, shapes[path], tile, on_bad)
+                    _append(writer, path, shapes[path], tile, leave_out)
             if not writer.sheets:
                 _refuse(writer.skipped, paths, "fail")
         present = open_store(store)
         _warn_of_cropping(present.sheets)
     _refuse(present.skipped, paths, on_bad)
     return present
+
+
+def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a tile that holds something."""
+    try:
+        height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
+        size = operator.index(height), operator.index(width)
+    except (TypeError, ValueError) as error:
+        msg = f"a tile is {tile!r}; give its height and width in pixels, or one number for both"
+        raise SheetError(msg) from error
+    if min(size) < 1:
+        msg = f"a tile of {size[0]} x {size[1]} pixels holds nothing; give at least 1 x 1"
+        raise SheetError(msg)
+    return size
 
 
 def _if_up_to_date(
@@ -132,29 +151,31 @@ def _if_up_to_date(
 
 
 def _look_at(
-    paths: Sequence[Path], tile: tuple[int, int], on_bad: str
-) -> tuple[dict[Path, tuple[int, ...]], dict[Path, SheetError]]:
-    """Return the shapes of the sheets, from their headers, and what is wrong with the other files.
+    paths: Sequence[Path],
+    tile: tuple[int, int],
+    leave_out: Callable[[Path, SheetError], Skipped],
+) -> tuple[dict[Path, tuple[int, ...]], dict[Path, Skipped]]:
+    """Return the shapes of the sheets, from their headers, and the other files.
 
     Raises
     ------
     SheetError
-        If one does not fit, unless these are skipped, and there are others.
+        As `leave_out` raises it, or if there are no sheets besides.
     """
-    shapes, bad = {}, {}
+    shapes: dict[Path, tuple[int, ...]] = {}
+    bad: dict[Path, Skipped] = {}  # not the errors, which hold on to what was read of the files
     for path in paths:
         try:
             shapes[path] = tiles.sheet_shape(path)
         except SheetError as error:
-            bad[path] = error
+            bad[path] = leave_out(path, error)
     usual = Counter(shape[2:] for shape in shapes.values()).most_common(1)
     for path, shape in list(shapes.items()):
         if found := _misfit(path, shape, usual[0][0], tile):
-            bad[path] = found
+            bad[path] = leave_out(path, found)
             del shapes[path]
-    first = next((bad[path] for path in paths if path in bad), None)
-    if first is not None and (on_bad == "fail" or not shapes):
-        raise first
+    if not shapes:
+        _refuse([bad[path] for path in paths], paths, "fail")
     return shapes, bad
 
 
@@ -179,15 +200,17 @@ def _misfit(
 
 
 def _append(
-    writer: StoreWriter, path: Path, shape: tuple[int, ...], tile: tuple[int, int], on_bad: str
+    writer: StoreWriter,
+    path: Path,
+    shape: tuple[int, ...],
+    tile: tuple[int, int],
+    leave_out: Callable[[Path, SheetError], Skipped],
 ) -> None:
     """Add a sheet's tiles to the store, or leave it out."""
     try:
         sheet, pixels = tiles.read_sheet(path, tile)
     except SheetError as error:
-        if on_bad == "fail":
-            raise
-        writer.skip(tiles.Skipped.of(path, error))
+        writer.skip(leave_out(path, error))
         return
     if sheet.shape != shape:
         msg = f"{path}: the file changed while it was being ingested; ingest again"

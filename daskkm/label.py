@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
-from daskkm.errors import FitError, StoreError
+from daskkm.errors import FitError, StoreError, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,11 +155,11 @@ def command(
         if client is not None:
             click.echo(f"dashboard: {client.dashboard_link}", err=True)
         sizes = _write(store, model, distances=distances)
-    also = f" and {store_path / 'distances' / str(k)}" if distances else ""
+    places = [store_path / name / str(k) for name in ("labels", "distances")[: 1 + distances]]
     click.echo(
         f"{cli.count(len(store), 'tile')} in clusters of {' '.join(map(str, sizes))}, "
-        f"{time.perf_counter() - started:.1f} s; labels are in {store_path / 'labels' / str(k)}"
-        f"{also}"
+        f"{time.perf_counter() - started:.1f} s; labels are in "
+        f"{' and '.join(printable(str(place)) for place in places)}"
     )
 
 

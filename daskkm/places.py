@@ -129,11 +129,16 @@ def resuming(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
 
 
 def clear(path: str | os.PathLike[str], kind: Kind) -> None:
-    """Remove what runs that were killed left beside a place, if no one writes there now."""
+    """Remove what runs that were killed left beside a place, if no one writes there now.
+
+    Also what `resuming` has kept.
+    """
     place = Path(os.path.realpath(path))
-    if place.with_name(f"{place.name}.lock").exists():
+    partial = begun(place)
+    if place.with_name(f"{place.name}.lock").exists() or partial.exists():
         with suppress(kind.error), held(place, kind, alone=True):
-            pass
+            _check_ours(partial, kind)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def begun(path: str | os.PathLike[str]) -> Path:

@@ -2,7 +2,8 @@
 
 Chunks are about 4 MiB, whole tiles; every write covers whole chunks. Labels and distances lie in
 ``labels/K``, in chunks of as many tiles, and ``distances/K``, in chunks of about 4 MiB of which a
-whole number goes into as many tiles: so whoever has a chunk of tiles writes all that is of them.
+whole number goes into as many tiles, if there are more: so whoever has a chunk of tiles writes all
+that is of them.
 Metadata is checked when a store is opened, a chunk whenever it is read.
 """
 
@@ -178,7 +179,7 @@ class TileStore:
             chunks=normalize_chunks((rows, d), (n, d)),
             dtype=self.tiles.dtype,
             meta=np.empty((0, 0), self.tiles.dtype),
-            name=f"chunks-{tokenize(str(self.path), self.sheets, self.tile, rows)}",
+            name=f"chunks-{tokenize(str(self.path), self._version.digest, rows)}",
         )
 
     def labels(self, k: int) -> da.Array:
@@ -267,7 +268,7 @@ class TileStore:
             labels = stack.enter_context(self._new(LABELS, k, (n,), "int32", rows))
             own = None
             if distances:
-                part = _part(rows, 8 * k)
+                part = _part(rows, 8 * k, alone=n == rows)
                 own = stack.enter_context(self._new(DISTANCES, k, (n, k), "float64", part))
             yield labels, own
             for target in filter(None, (labels, own)):
@@ -356,7 +357,7 @@ class TileStore:
     ) -> da.Array:
         """Return an array lazily, one block a chunk, each of its items in the shape of a row."""
         shape = (len(self), *row)
-        token = tokenize(str(self.path), self.sheets, identity)
+        token = tokenize(str(self.path), self._version.digest, identity)
         return da.map_blocks(
             _read_rows,
             array=array,
@@ -531,9 +532,14 @@ def chunk_rows(tile_bytes: int) -> int:
     return rows - rows % (1 << max(0, rows.bit_length() - 5))
 
 
-def _part(rows: int, row_bytes: int) -> int:
-    """Return the divisor of a number of rows that comes nearest to a chunk of these, in ratio."""
+def _part(rows: int, row_bytes: int, *, alone: bool) -> int:
+    """Return into how many rows to cut those that one task writes, for chunks of the usual size.
+
+    If it is not the only task they must divide: it is the divisor that comes nearest, in ratio.
+    """
     wanted = max(1, _CHUNK_BYTES // row_bytes)
+    if alone:
+        return min(rows, wanted)
     divisors = [d for d in range(1, math.isqrt(rows) + 1) if rows % d == 0]
     divisors += [rows // d for d in divisors]
     return min(divisors, key=lambda d: abs(math.log(d / wanted)))

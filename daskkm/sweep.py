@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
+from daskkm.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,18 +125,21 @@ def command(
 
     started = time.perf_counter()
     place = checkpoint or Path(f"{store_path}.checkpoint")
-    _check_apart({"--images": images, "--store": store_path, "--out": out, "--checkpoint": place})
+    given = {"--images": images, "--store": store_path, "--out": out, "--checkpoint": place}
+    _check_apart(given, {f"--out for k = {k}": out / str(k) for k in ks})
     results.check_writable(out, ks)
     for k in ks:
         model.check_free(_place(out, k))
     # Each of these before an ingest, which may take hours.
-    scheduler.check_reachable(scheduler_name, **local)
+    tls = {name: file for name, file in local.items() if name.startswith("tls_")}
+    scheduler.check_reachable(scheduler_name, **tls)
     with results.held(out), held(place, fresh=fresh) as kept:
         store = _open_or_ingest(images, store_path, on_bad)
         tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
-        click.echo(f"{store_path}: {tiles} from {sheets}", err=True)
+        click.echo(f"{printable(str(store_path))}: {tiles} from {sheets}", err=True)
         if kept.said:
-            click.echo(f"{place}: a sweep was cut short after pass {kept.said['number']}", err=True)
+            said = f"a sweep was cut short after pass {kept.said['number']}"
+            click.echo(f"{printable(str(place))}: {said}", err=True)
         with scheduler.connect(scheduler_name, **local) as client:
             if client is not None:
                 click.echo(f"dashboard: {client.dashboard_link}", err=True)
@@ -165,16 +169,22 @@ def command(
     click.echo(
         f"{result.passes + found.passes} passes, "
         f"{(result.bytes_read + found.bytes_read) / 1e6:.1f} MB read, "
-        f"{time.perf_counter() - started:.1f} s; look at {out / 'contact_sheet.png'}"
+        f"{time.perf_counter() - started:.1f} s; "
+        f"look at {printable(str(out / 'contact_sheet.png'))}"
     )
     say_skipped(store)
 
 
-def _check_apart(given: Mapping[str, Path]) -> None:
-    """Refuse options that name one place."""
+def _check_apart(given: Mapping[str, Path], more: Mapping[str, Path]) -> None:
+    """Refuse options that name one place, or one where nothing else may be."""
     for (name, path), (other, its) in itertools.combinations(given.items(), 2):
         if os.path.realpath(path) == os.path.realpath(its):
             msg = f"{name} and {other} are the same place, {path}; choose one for each"
+            raise click.UsageError(msg)
+    closed = {name: given[name] for name in ("--store", "--checkpoint")} | dict(more)
+    for (name, path), (other, its) in itertools.product(given.items(), closed.items()):
+        if name != other and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(its)):
+            msg = f"{name}, {path}, is in {other}, {its}; choose another place for it"
             raise click.UsageError(msg)
 
 
@@ -191,8 +201,9 @@ def _open_or_ingest(images: Path, store_path: Path, on_bad: str) -> TileStore:
     present = store_path.exists() and not empty
     if (present or is_begun(store_path)) and alone and not cli.given("images"):
         return open_store(store_path)
-    tile = open_store(store_path).tile[:2] if present else tile_of_begun(store_path) or (16, 16)
-    return ingest(images, store_path, tile, on_bad=on_bad)
+    begun = tile_of_begun(store_path)  # what was begun is newer than what is there
+    there = open_store(store_path).tile[:2] if present and begun is None else (16, 16)
+    return ingest(images, store_path, begun or there, on_bad=on_bad)
 
 
 def _place(out: Path, k: int) -> Path:

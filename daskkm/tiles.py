@@ -104,12 +104,31 @@ class Skipped(File):
     reason: str
 
     @classmethod
-    def of(cls, path: Path, error: SheetError) -> Skipped:
-        """Return what is to be remembered of a file with which something is wrong."""
+    def of(cls, path: Path, error: SheetError, before: tuple[int, ...]) -> Skipped:
+        """Return what is to be remembered of a file with which something is wrong.
+
+        Parameters
+        ----------
+        path : Path
+        error : SheetError
+        before : tuple of int
+            What `state` said of it before it was looked at.
+        """
         reason = str(error).removeprefix(f"{printable(str(path))}: ")
-        # What may go better the next time is tried again.
-        size, sha256 = _UNREAD if _is_passing(error.__cause__) else _identity(path)
+        size, sha256 = _identity(path)
+        # What may go better the next time is tried again, and what was still being written.
+        if _is_passing(error.__cause__) or state(path) != before:
+            size, sha256 = _UNREAD
         return cls(path.name, size, sha256, reason)
+
+
+def state(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written to, or another takes its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def find_sheets(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
     interrupts.end_at_once()
 
+import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
+from dask.system import CPU_COUNT
 
 from daskkm import chunks, cli, groups
-from daskkm.errors import StoreError
+from daskkm.errors import StoreError, printable
 from daskkm.store import DISTANCES, LABELS, PROVENANCE, STORE, TileStore, Version, provenance
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ _RUN = 16
 # Tasks that wait at a time, and errors after which no more are looked for, however many chunks a
 # store says it has.
 _WAITING, _MOST = 256, 1000
+# Threads at most, and what their chunks may take together.
+_THREADS, _BUFFERS_BYTES = 8, 1 << 30
 
 
 def verify(path: str | os.PathLike[str]) -> list[StoreError]:
@@ -57,7 +61,8 @@ def verify(path: str | os.PathLike[str]) -> list[StoreError]:
     Raises
     ------
     StoreError
-        If nothing of it can be known: there is no store, or its own metadata is damaged.
+        If nothing of it can be known: there is no store, or its own metadata is damaged; or if it,
+        or labels in it, were replaced meanwhile.
 
     Examples
     --------
@@ -94,8 +99,11 @@ def _checked(path: Path) -> Iterator[_Found]:
         for content in contents
         for first in range(0, content.array.shape[0], _RUN * content.array.chunks[0])
     )
+    # Each thread has memory for a chunk.
+    most = max((math.prod(c.array.chunks) * c.array.dtype.itemsize for c in contents), default=1)
+    threads = max(1, min(_THREADS, CPU_COUNT, _BUFFERS_BYTES // most))
     n_errors = 0
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(runs, _WAITING)):
             if n_errors > _MOST:
                 msg = f"{path}: with {n_errors} errors it was left at that; {STORE.mend}"
@@ -104,6 +112,8 @@ def _checked(path: Path) -> Iterator[_Found]:
             for found in pool.map(lambda run: _check_run(*run), some):
                 yield found
                 n_errors += len(found.errors)
+    for content in contents:
+        content.version.check()
 
 
 class _Content(NamedTuple):
@@ -113,12 +123,15 @@ class _Content(NamedTuple):
     ----------
     array : zarr.Array of shape (n, ...)
     kind : Kind
+    version : Version
+        Of the node that it is, or is in.
     problem : callable of (rows, first)
         Says what is wrong with its rows from the first on, if anything.
     """
 
     array: zarr.Array[Any]
     kind: Kind
+    version: Version
     problem: Callable[[NDArray[Any], int], str | None]
 
 
@@ -139,7 +152,8 @@ def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
     Raises
     ------
     StoreError
-        If nothing can be known: there is no store, or its own metadata is damaged.
+        If nothing can be known: there is no store, or its own metadata is damaged; or if something
+        was replaced meanwhile.
     """
     found: list[_Content] = []
     errors: dict[str, StoreError] = {}
@@ -151,22 +165,27 @@ def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
             errors.setdefault(str(error), error)
             return None
 
+    version = Version.of(path)
     group, said = groups.open_node(path, STORE)
-    store = attempt(TileStore, path, group, said, Version.of(path))
+    store = attempt(TileStore, path, group, said, version)
     for name in ("tiles", *PROVENANCE):
         array = attempt(groups.member, group, name, STORE)
         if array is not None:
             unlike = store is not None and name in PROVENANCE
             problem = partial(_unlike_sheets, store, name) if unlike else _no_problem
-            found.append(_Content(array, STORE, problem))
+            found.append(_Content(array, STORE, version, problem))
     for kind in (LABELS, DISTANCES):
         attempt(groups.check_group, path, kind.name, STORE)
         for k in _ks(path / kind.name):
-            opened = attempt(groups.open_node, path / kind.name / str(k), kind, path)
+            place = path / kind.name / str(k)
+            own = Version.of(place, version)
+            opened = attempt(groups.open_node, place, kind, path)
             if store is not None:
                 attempt(getattr(store, kind.name), k)
+            own.check()  # what is wrong may only be that
             if opened is not None:
-                found.append(_Content(opened[0], kind, partial(_out_of_range, kind, k)))
+                found.append(_Content(opened[0], kind, own, partial(_out_of_range, kind, k)))
+    version.check()
     return found, list(errors.values())
 
 
@@ -192,7 +211,7 @@ def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | 
 
 def _check_run(content: _Content, first: int) -> _Found:
     """Check some chunks of an array: those from a row on."""
-    array, kind, problem = content
+    array, kind, version, problem = content
     rows, n = array.chunks[0], array.shape[0]
     errors: list[StoreError] = []
     whole = 0
@@ -212,6 +231,8 @@ def _check_run(content: _Content, first: int) -> _Found:
             # To be read, not raised: what led to each would take more memory than a chunk.
             error.__cause__ = error.__context__ = None
             errors.append(error.with_traceback(None))
+    if errors:
+        version.check()  # what is wrong may only be that
     return _Found(errors, len(starts), whole)
 
 
@@ -237,7 +258,7 @@ def command(store: Path) -> None:
     if n_errors:
         msg = f"{store}: {cli.count(n_errors, 'error')} in {read}; do what is said above"
         raise StoreError(msg)
-    click.echo(f"{store}: {read}; all of it is as it was written")
+    click.echo(f"{printable(str(store))}: {read}; all of it is as it was written")
 
 
 if __name__ == "__main__":

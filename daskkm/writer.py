@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from daskkm import groups, places, store
+from daskkm import groups, metadata, places, store
 from daskkm.errors import StoreError
 from daskkm.store import PROVENANCE, STORE
 from daskkm.tiles import File, Sheet, Skipped, grid
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,12 +56,14 @@ class StoreWriter:
         self.sheets: list[Sheet] = []
         self.skipped: list[Skipped] = []
         self._waiting: list[NDArray[np.uint8]] = []
+        self._n_waiting = 0
         self._written = 0
         # Of the next file, as an earlier writer read it, so many tiles are written already.
         self._begun: tuple[Sheet, int] | None = None
         with groups.write_errors_named(path, STORE):
             if not self._resume(partial, files):
                 self._group = groups.create_group(partial, STORE)
+                self._note()  # how large tiles are, as a sweep wants to know
                 self._tiles = self._create("tiles", self._shape, "uint8", self._rows)
                 self._note()
 
@@ -140,13 +142,15 @@ class StoreWriter:
         StoreError
             If they cannot be written, or the sheet is not the one of which some are.
         """
-        self._waiting.append(tiles[self._begun_of(sheet) :])
+        new = tiles[self._begun_of(sheet) :]
+        self._waiting.append(new)
+        self._n_waiting += len(new)
         self.sheets.append(sheet)
-        if sum(map(len, self._waiting)) >= self._rows:
+        if self._n_waiting >= self._rows:
             joined = np.concatenate(self._waiting)
             whole = len(joined) - len(joined) % self._rows
             self._write(joined[:whole])
-            self._waiting = [joined[whole:]]
+            self._waiting, self._n_waiting = [joined[whole:]], len(joined) - whole
 
     def skip(self, file: Skipped) -> None:
         """Leave the next file out."""
@@ -195,7 +199,7 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Write what is left: the last tiles, where each came from, and that the store is whole."""
-        if any(map(len, self._waiting)):
+        if self._n_waiting:
             self._write(np.concatenate(self._waiting))
         n = self._written
         with groups.write_errors_named(self._path, STORE):
@@ -209,6 +213,18 @@ class StoreWriter:
                 for name, values in store.provenance(self.sheets, self._tile, first, last).items():
                     arrays[name][first:last] = values
             groups.complete(self._group, STORE, self._said())
+
+
+def check_sheets(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Raise StoreError if sheets of these names are more than a store can say something of."""
+    sheet = asdict(Sheet("", 0, "0" * 64, (1, 1), (0, 0)))
+    one, two = (
+        len(metadata.sealed({"attributes": {"daskkm": {"sheets": [sheet] * n}}}, {}))
+        for n in (1, 2)
+    )
+    with groups.write_errors_named(Path(path), STORE):
+        least = sum(two - one + len(ascii(name)) - len("''") for name in names)
+        groups.check_metadata_bytes(least, STORE)
 
 
 @contextmanager
@@ -253,7 +269,22 @@ def create_store(
 
 
 def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return height and width of the tiles of such a store, if they are known."""
-    found = groups.reopen(places.begun(path), STORE)
-    tile = found[1].get("tile") if found else None
-    return (tile[0], tile[1]) if tile else None
+    """Return height and width of the tiles of a store that is not complete, if there is one.
+
+    Raises
+    ------
+    StoreError
+        If they are not known.
+    """
+    begun = places.begun(path)
+    if not begun.exists():
+        return None
+    found = groups.reopen(begun, STORE)
+    if found is None:
+        msg = (
+            f"{begun}: an ingest was cut short, and how large its tiles are is not known; run it "
+            "again, or remove what it left"
+        )
+        raise StoreError(msg)
+    tile = found[1]["tile"]
+    return tile[0], tile[1]

@@ -302,6 +302,19 @@ def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     assert "fresh" not in str(error.value)
 
 
+def test_one_that_is_far_too_large_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "state").touch()
+    os.truncate(tmp_path / "c" / "state", 1 << 42)
+    with pytest.raises(daskkm.CheckpointError, match=r"takes more memory than there is\); start"):
+        fit(make_tiles(), tmp_path / "c")
+
+
+def test_a_place_of_which_nothing_can_be_known(tmp_path: Path) -> None:
+    with pytest.raises(daskkm.CheckpointError, match=r"cannot be written .*File name too long"):
+        fit(make_tiles(), tmp_path / ("x" * 300) / "c")
+
+
 def test_it_is_held_until_the_results_are_kept(tmp_path: Path) -> None:
     """Else a second fit might begin, and lose its own when the first removes it."""
     X, folder = make_tiles(), tmp_path / "c"

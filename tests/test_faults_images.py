@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import warnings
 import zlib
 from collections import Counter
@@ -368,6 +369,43 @@ def test_what_may_go_better_the_next_time_is_tried_again(
     store = daskkm.ingest(tmp_path / "sheets", tmp_path / "t.zarr", tile=8, on_bad="skip")
     assert len(store.sheets) == 2
     assert not store.skipped
+
+
+def test_a_file_that_becomes_whole_meanwhile_is_looked_at_again(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where sheets are still being copied: what is wrong is not said of what came later."""
+    whole = (sheets / "s_2.png").read_bytes()
+    (sheets / "s_2.png").write_bytes(b"")
+    read_sheet = tiles.read_sheet
+
+    def copied(path: Path, tile: tuple[int, int]) -> Any:
+        (sheets / "s_2.png").write_bytes(whole)
+        return read_sheet(path, tile)
+
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "read_sheet", copied)
+        first = daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    # The verdict, if it is one of the empty file, does not stand for the whole one.
+    again = daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    assert [file.name for file in first.skipped] == ["s_2.png"]
+    assert "s_2.png" in {sheet.name for sheet in again.sheets}
+    assert not again.skipped
+
+
+def test_many_bad_files_take_no_memory(tmp_path: Path) -> None:
+    profile = bytes(500_000)
+    for i in range(20):
+        saved(tmp_path / f"{i}.jpg", Image.new("CMYK", (16, 16)), icc_profile=profile)
+    saved(tmp_path / "good.png", GREY)
+    tracemalloc.start()
+    try:
+        store = daskkm.ingest(tmp_path, tmp_path / "t.zarr", tile=8, on_bad="skip")
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(store.skipped) == 20
 
 
 def test_warnings_of_others_stay_warnings(tmp_path: Path) -> None:

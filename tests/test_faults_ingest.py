@@ -21,6 +21,7 @@ import daskkm
 from daskkm import model, places
 from daskkm.errors import StoreError
 from daskkm.fit import iter_passes
+from daskkm.store import LABELS
 from daskkm.sweep import command as sweep_command
 from daskkm.tiles import Sheet
 from daskkm.writer import StoreWriter, create_store
@@ -359,6 +360,59 @@ def test_a_sweep_goes_on_with_an_ingest_that_was_killed(world: World, place: Pat
     assert not place.with_name("t.zarr.partial").exists()
 
 
+def test_a_sweep_never_cuts_anew_what_was_begun(world: World, place: Path) -> None:
+    """Whenever the ingest was killed, a sweep keeps its size of tiles or says that it cannot."""
+    events = world.ingest(place).events
+    refused = 0
+    for at in [*range(1, 25), events // 2]:
+        shutil.rmtree(place, ignore_errors=True)
+        assert world.ingest(place, at=at, number=signal.SIGKILL).status == -9
+        begun = place.with_name("t.zarr.partial").exists()
+        flags = ("--images", world.sheets, "--k", "2", "--n-init", "1", "--scheduler", "threads")
+        done = world.run("sweep", "--store", place, *flags, cwd=place.parent)
+        if done.status:
+            assert "how large its tiles are is not known; run it again" in done.lines[-1]
+            refused += 1
+            assert world.ingest(place).status == 0
+        assert daskkm.open_store(place).tile == ((8, 8) if begun else (16, 16))
+    assert 0 < refused < 12
+
+
+def test_a_sweep_goes_on_with_what_was_begun_beside_an_older_store(
+    world: World, place: Path
+) -> None:
+    daskkm.ingest(world.sheets, place, tile=4)
+    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+    daskkm.ingest(world.sheets, place.with_name("u.zarr"), tile=4)
+    place.with_name("u.zarr").rename(place)
+    sweep("--store", place, "--images", world.sheets, out=place.with_name("out"))
+    assert daskkm.open_store(place).tile == (8, 8)
+
+
+def test_what_was_begun_goes_when_the_older_store_is_what_is_asked_for(
+    world: World, place: Path
+) -> None:
+    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+    shutil.copytree(world.whole, place)
+    assert world.ingest(place).status == 0
+    assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
+    assert tree(place) == tree(world.whole)
+
+
+def test_more_sheets_than_a_store_speaks_of_are_refused_before_any_is_read(
+    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (world.whole / "zarr.json").stat().st_size
+    for most, said in ((300, "takes [0-9]+ bytes, more than 300; make several"), (whole, "")):
+        monkeypatch.setattr("daskkm.metadata.NODE_BYTES", most)
+        if said:
+            with pytest.raises(StoreError, match=rf"t\.zarr: what there is to say .*{said}"):
+                daskkm.ingest(world.sheets, place, tile=8)
+            assert not list(place.parent.iterdir())
+        else:
+            assert len(daskkm.ingest(world.sheets, place, tile=8)) == 30
+
+
 def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, place: Path) -> None:
     shutil.copytree(world.whole, place)
     store = daskkm.open_store(place)
@@ -521,17 +575,22 @@ def test_what_a_killed_run_left_of_labels_goes_with_the_next(
     shutil.copytree(world.whole, place)
     model = daskkm.fit_sweep(daskkm.open_store(place), [2], n_init=1, random_state=0).models[2]
     model.save(place.with_name("m.zarr"))
+    expected = model.predict(daskkm.open_store(place)).compute()
     daskkm.label(daskkm.open_store(place), model, distances=True)
     args: Any = ("label", "m.zarr", "--store", place, "--scheduler", "threads")
     flags = ("--distances",) if distances else ()
     events = world.run(*args, *flags, cwd=place.parent).events
+    ends = []
     for part in range(8):
         at = random.Random(part).randrange(events * part // 8, events * (part + 1) // 8) + 1
         daskkm.label(daskkm.open_store(place), model, distances=True)
-        world.run(*args, *flags, cwd=place.parent, at=at, number=signal.SIGKILL)
+        ends.append(world.run(*args, *flags, cwd=place.parent, at=at, number=signal.SIGKILL).status)
+        with places.held(place / "labels" / "2", LABELS):  # what was moved away comes back
+            np.testing.assert_array_equal(daskkm.open_store(place).labels(2).compute(), expected)
         daskkm.label(daskkm.open_store(place), model)
         assert [entry.name for entry in (place / "labels").glob("2*")] == ["2"]
         assert not list((place / "distances").glob("2*"))
+    assert ends.count(-signal.SIGKILL) >= 7
     assert daskkm.verify(place) == []
 
 

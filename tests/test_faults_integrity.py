@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -55,7 +57,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
         patch.setattr("daskkm.writer._PROVENANCE_CHUNK", 7)
-        patch.setattr("daskkm.store._part", lambda rows, _: rows)
+        patch.setattr("daskkm.store._part", lambda rows, _, alone: rows)
         made = daskkm.ingest(folder / "sheets", folder / "t.zarr", tile=8)
         fitted = daskkm.KMeans(n_clusters=3, random_state=0).fit(made)
         daskkm.label(made, fitted, distances=True)
@@ -479,6 +481,10 @@ def bomb_of_long_blocks(path: Path) -> None:
 
 
 def bomb_of_errors(path: Path) -> None:
+    # Of whose threads the stacks alone would be too much.
+    os.cpu_count = lambda: 64
+    module: Any = import_module("daskkm.verify")
+    module.CPU_COUNT = 64
     _huge(path)
     raise daskkm.verify(path)[-1]
 
@@ -570,6 +576,22 @@ def test_metadata_that_is_a_pipe_is_not_waited_for(path: Path, node: str) -> Non
     _to_pipe(path / node / "zarr.json")
     with pytest.raises(StoreError, match=r"the metadata.* cannot be read .*is not a file"):
         open_all(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is read ahead")
+def test_what_is_read_ahead_is_not_reached_by_a_link(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = path / "tiles" / "c" / "2" / "0" / "0"
+    chunk.rename(tmp_path / "outside")
+    chunk.symlink_to(tmp_path / "outside")
+    ahead = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda file, *_: ahead.append(Path(f"/proc/self/fd/{file}").readlink())
+    )
+    with pytest.raises(CorruptChunkError, match=r"chunk tiles/c/2/0/0 .*is a link"):
+        list(groups.stream(daskkm.open_store(path).tiles, 0, 30, store.STORE))
+    assert ahead == [path / "tiles" / "c" / str(i) / "0" / "0" for i in (1, 3)]
 
 
 @pytest.mark.parametrize("key", ["labels", "labels/3", "distances", "distances/3"])
@@ -685,6 +707,62 @@ def test_verify_finds_what_no_checksum_can(path: Path) -> None:
     one, other = map(str, daskkm.verify(path))
     assert "t.zarr: col of tiles 14 to 20 cannot be right (not what the sheets say)" in one
     assert "labels/3: labels of tiles 7 to 13 cannot be right (not all within 0 and 2)" in other
+
+
+def test_a_store_that_is_replaced_meanwhile_is_not_called_damaged(
+    path: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever moment, and so are labels."""
+    (tmp_path / "sheets").mkdir()
+    shutil.copy(sound / "sheets" / "s_10.png", tmp_path / "sheets")
+    here = daskkm.open_store(path)
+    fitted = daskkm.KMeans(n_clusters=3, random_state=1).fit(here)
+    moments = {
+        "labels": lambda: daskkm.label(here, fitted),
+        "store": lambda: daskkm.ingest(tmp_path / "sheets", path, tile=4),
+    }
+    for what, change in moments.items():
+        for name, moment in (("_contents", -1), ("_check_run", 0), ("_check_run", 5)):
+            shutil.rmtree(path)
+            shutil.copytree(sound / "t.zarr", path)
+            with monkeypatch.context() as patched:
+                replaced_at(patched, name, moment, change)
+                with pytest.raises(StoreError, match=rf"{'/3' * (what == 'labels')}: it was repl"):
+                    daskkm.verify(path)
+            assert daskkm.verify(path) == []
+
+
+def replaced_at(
+    patched: pytest.MonkeyPatch, name: str, moment: int, change: Callable[[], object]
+) -> None:
+    """Have something done before the n-th call of a function of `verify`, or at its end."""
+    module = import_module("daskkm.verify")
+    function, calls, lock = getattr(module, name), itertools.count(), threading.Lock()
+
+    def called(*args: Any) -> Any:
+        with lock:
+            if next(calls) == moment:
+                change()
+        found = function(*args)
+        if moment < 0:
+            change()
+        return found
+
+    patched.setattr(module, name, called)
+
+
+def test_places_that_cannot_be_printed(sound: Path, tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n"))
+    place.mkdir()
+    shutil.copytree(sound / "t.zarr", place / "t.zarr")
+    shutil.copytree(sound / "model.zarr", place / "model.zarr")
+    store = ("--store", place / "t.zarr", "--scheduler", "threads")
+    sweep = ("sweep", *store, "--out", place / "out", "--k", "2", "--n-init", "1")
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    for args in (("verify", place / "t.zarr"), ("label", place / "model.zarr", *store), sweep):
+        with Process("-m", "daskkm", *args, cwd=tmp_path, env=strict) as run:
+            assert run.wait() == 0, run.lines
+        assert str(tmp_path) + r"/\udcff\n/" in run.output[-1]
 
 
 def test_the_command(ruined: tuple[Path, list[str]], sound: Path) -> None:

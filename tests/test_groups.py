@@ -189,7 +189,10 @@ def test_more_chunks_than_are_read_are_refused_before_one_is_written(
     monkeypatch.setattr("daskkm.metadata.MOST_CHUNKS", 3)
     write(tmp_path / "h.zarr", [1, 3, 5, 7, 9, 11])
     assert len(read(tmp_path / "h.zarr")) == 6
-    with pytest.raises(OddError, match=r"7 odds are too many .* more than 3 chunks of 2; spread"):
+    with (
+        pytest.raises(OddError, match=r"a: 7 odds are too many .* more than 3 chunks of 2; spread"),
+        groups.write_errors_named(tmp_path / "a", KIND),
+    ):
         groups.create_array(tmp_path / "a", None, (7,), "int64", KIND, rows=2)
     assert [entry.name for entry in tmp_path.iterdir()] == ["h.zarr"]
 

@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "estimator": {"dask", "numpy", "sklearn"},
     "progress": {"click"},
     "ingest": {"click", "numpy"},
-    "verify": {"click", "numpy", "zarr"},
+    "verify": {"click", "dask", "numpy", "zarr"},
     "label": {"click", "numpy"},
     "sweep": {"click"},
     "__init__": set(),

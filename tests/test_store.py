@@ -62,10 +62,12 @@ def test_chunks_of_many_rows_can_be_cut_evenly() -> None:
         rows = store_module.chunk_rows(tile_bytes)
         assert max(1, 0.93 * (4 << 20) / tile_bytes - 1) <= rows <= max(1, (4 << 20) / tile_bytes)
         for k in (1, 5, 256, 3000):
-            part = store_module._part(rows, 8 * k)
+            part = store_module._part(rows, 8 * k, alone=False)
             assert rows % part == 0
             assert part * 8 * k <= 6 << 20
             assert part == rows or part * 8 * k >= 1 << 20
+    # What one task writes need not: a number of tiles may be prime.
+    assert [store_module._part(16_381, 8 * k, alone=True) for k in (5, 1000)] == [16_381, 524]
 
 
 def test_rgb_sheets(tmp_path: Path) -> None:
