@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import ssl
+import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,9 +110,7 @@ def find(
     address = _address_in(name) if name.endswith(".json") else name
     tls = {"tls_ca_file": tls_ca_file, "tls_client_cert": tls_cert, "tls_client_key": tls_key}
     security = _security(address, {key: file for key, file in tls.items() if file is not None})
-    host, port = _host_and_port(address)
     with reaching(address, security):
-        socket.getaddrinfo(host, port)
         # distributed bounds the connection but not what it then waits to hear: ask first, and in
         # a loop of another thread, as a notebook has one in this.
         kind = LoopRunner().run_sync(_identify, address, security)
@@ -171,7 +170,7 @@ def _address_in(file: str) -> str:
     """Return the address that a scheduler file holds."""
     try:
         address = str(json.loads(Path(file).read_text())["address"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         msg = (
             f"{file}: this is no scheduler file ({error}); "
             f"make one with: dask scheduler --scheduler-file {file}"
@@ -185,6 +184,7 @@ async def _identify(address: str, security: Security) -> str:
     """Return what it is that answers."""
     from distributed import rpc
 
+    await asyncio.get_running_loop().getaddrinfo(*_host_and_port(address))
     arguments = security.get_connection_args("client")
     async with rpc(address, timeout=CONNECT_SECONDS, connection_args=arguments) as scheduler:
         asking = asyncio.wait_for(scheduler.identity(), 1.5 * CONNECT_SECONDS)
@@ -271,6 +271,9 @@ def _security(address: str, given: dict[str, str]) -> Security:
                 raise SchedulerError(msg)
             continue
         try:
+            if not stat.S_ISREG(Path(file).stat().st_mode):  # a pipe would be waited for
+                msg = "it is no file"
+                raise ValueError(msg)  # noqa: TRY301
             Path(file).read_bytes()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error

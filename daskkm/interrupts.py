@@ -62,7 +62,9 @@ def postponed() -> Iterator[None]:
             _begin(number)
 
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in _ENDINGS}
+        # One that is not Python's, as where R has started it, cannot be put back.
+        found = {number: signal.getsignal(number) for number in _ENDINGS}
+        handlers |= {number: handler for number, handler in found.items() if handler is not None}
         for number in handlers:
             signal.signal(number, later)
     try:

@@ -92,6 +92,7 @@ def connect(
     # First of all: its defaults would go with a setting that was made before them.
     import distributed  # noqa: F401
 
+    _patience()  # a setting that is none is said before anything is started
     with ExitStack() as stack:
         # The stack of centroids travels in the graph; dask would warn of it at 10 MB.
         warn = {"distributed.admin.large-graph-warning-threshold": "1GB"}
@@ -115,7 +116,6 @@ def check_reachable(
     tls_ca_file: str | None = None,
     tls_cert: str | None = None,
     tls_key: str | None = None,
-    **_: Any,
 ) -> None:
     """See, before long work, that a scheduler that others started can be connected to after it.
 
@@ -123,7 +123,7 @@ def check_reachable(
     ----------
     name : str
     tls_ca_file, tls_cert, tls_key : str, optional
-        As for `connect`, of whose other parameters none matters here.
+        As for `connect`.
 
     Raises
     ------
@@ -245,6 +245,7 @@ def workers(scheduler: Any = None) -> list[Worker]:
 
 def _client(scheduler: Any) -> Any:
     """Return the client that would do the work, if it is one, and is still there."""
+    import dask
     from dask.base import get_scheduler
 
     try:
@@ -253,9 +254,10 @@ def _client(scheduler: Any) -> Any:
         msg = f"no scheduler can be used ({error}); make a Client that is not asynchronous"
         raise SchedulerError(msg) from error
     client: Any = found if hasattr(found, "scheduler_info") else None
-    # One that has closed itself is not dask's choice any more: nobody takes its place.
-    connected = [] if scheduler else _CONNECTED
-    for each in connected if client is None else [client]:
+    # One that has closed itself is not dask's choice any more: nobody takes its place, unless it is
+    # another's by name.
+    named = scheduler or dask.config.get("scheduler", None)
+    for each in [client] if client is not None else [] if named else _CONNECTED[-1:]:
         _name(each)  # while it is known
         if each.status in ("closing", "closed"):
             raise _lost(each)
@@ -364,8 +366,13 @@ def _patience() -> float:
     import dask
     from dask.utils import parse_timedelta
 
-    setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
-    return _WORKERS_SECONDS if setting is None else float(parse_timedelta(setting))
+    name = "distributed.scheduler.no-workers-timeout"
+    setting = dask.config.get(name, None)
+    try:
+        return _WORKERS_SECONDS if setting is None else float(parse_timedelta(setting))
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"{name} is {setting!r} in dask's settings, which is no time; give one like 60s"
+        raise SchedulerError(msg) from error
 
 
 def _lost(client: Client) -> SchedulerError:
@@ -384,7 +391,7 @@ def _silent(client: Client) -> SchedulerError:
 def _idle(client: Client, workers: Mapping[str, Any], patience: float) -> SchedulerError:
     if workers:
         what = f"for {patience:g} s all workers have paused, their memory full: {_some(workers)}"
-        do = "give them more memory, or choose --cache never"
+        do = "give them more memory"
     else:
         what = f"for {patience:g} s there have been no workers"
         do = f"start some with: dask worker {client.scheduler.address}"
@@ -512,7 +519,7 @@ def _compare(
         theirs = "missing" if missing else next(iter(others.values()))
         where = _some(missing or others)
         said = f"{package} is {ours} here, but {theirs} at {where}"
-        if package == "daskkm":
+        if package == "daskkm" or missing:
             msg = f"{_name(client)}: {said}; install the same everywhere, and start them again"
             raise SchedulerError(msg)
         warnings.warn(f"{_name(client)}: {said}", stacklevel=2)
@@ -553,15 +560,18 @@ def _errors_named(client: Client) -> Iterator[None]:
     except DaskkmError:
         raise
     except (CancelledError, CommClosedError) as error:
-        raise _lost(client) from error
+        if isinstance(error, CommClosedError) or client.status != "running":
+            raise _lost(client) from error
+        msg = f"{name}: the scheduler has called the work off ({error}); see its log, and run again"
+        raise SchedulerError(msg) from error
     except (NoWorkerError, NoValidWorkerError) as error:
         raise _idle(client, _workers_of(client), _patience()) from error
     except KilledWorker as error:
         msg = (
             f"{name}: {error.allowed_failures + 1} workers died of the same task, the last "
-            f"{error.last_worker.address}; give them more memory"
+            f"{error.last_worker.address}; see its log, and if memory ran out give them more"
         )
         raise SchedulerError(msg) from error
     except ImportError as error:
-        msg = f"{name}: a worker cannot import what it needs ({error}); install daskkm there again"
+        msg = f"{name}: a worker cannot import what it needs ({error}); install it there"
         raise SchedulerError(msg) from error

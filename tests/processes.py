@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
+# Of a sweep that goes on until it is stopped.
+ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+# Of a LocalCluster.
+QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
 
 
 def until(condition: Callable[[], Any]) -> Any:

@@ -331,7 +331,7 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("--seed", "-1"),
         ("--workers", "0"),
         ("--memory-limit", "plenty"),
-        ("--memory-limit", "50MB"),
+        ("--memory-limit", "250MB"),
         ("--memory-limit=-5GB",),
         ("--dashboard-address", "everywhere"),
         ("--dashboard-address", "127.0.0.1:99999"),
@@ -340,9 +340,14 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("--out", "here", "--store", "here"),
         ("--out", "images"),
         ("--store", "t.zarr", "--checkpoint", "t.zarr"),
+        ("--out", "store/tiles.zarr/out"),
+        ("--checkpoint", "store/tiles.zarr/new/../kept"),
+        ("--checkpoint", "kept", "--store", "kept/t.zarr"),
+        ("--checkpoint", "centroids/3/kept"),
         ("--scheduler", "tcp://127.0.0.1:9", "--workers", "3"),
         ("--scheduler", "threads", "--memory-limit", "2GB"),
         ("--k", "3-7000000000"),
+        ("--k", "9" * 5000),
         ("--no-such-flag",),
         ("argument",),
     ],
@@ -376,7 +381,7 @@ def test_wrong_usage_of_label_ends_with_2(tmp_path: Path, flags: tuple[str, ...]
     assert "Error: " in done.stderr
 
 
-@pytest.mark.parametrize("tile", ["0", "x", "8x", "-8", "8x8x8"])
+@pytest.mark.parametrize("tile", ["0", "x", "8x", "-8", "8x8x8", "9" * 5000])
 def test_wrong_tiles(sheets: Path, tmp_path: Path, tile: str) -> None:
     done = run("daskkm.ingest", sheets, "--store", "s.zarr", f"--tile={tile}", cwd=tmp_path)
     assert done.returncode == 2, done.stderr

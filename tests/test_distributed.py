@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm import scheduler
-from tests.processes import DEADLINE, Process, remote
+from tests.processes import DEADLINE, ENDLESS, Process, remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,10 +163,9 @@ def test_a_remote_scheduler_by_address_and_by_file(
 def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
     digits: TileStore, tmp_path: Path
 ) -> None:
-    endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
     with remote(tmp_path, workers=1) as (address, _, main, _):
         flags = ("--scheduler", address, "--store", digits.path, "--checkpoint", "checkpoint")
-        with sweep(*flags, *endless, cwd=tmp_path) as run:
+        with sweep(*flags, *ENDLESS, cwd=tmp_path) as run:
             run.wait_for("pass 3:")
             main.send(signal.SIGKILL)
             assert run.wait() == 1
@@ -193,8 +192,7 @@ def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
     said: str,
     status: int,
 ) -> None:
-    # Port 0: whichever is free. Far more work than the test waits for; it is interrupted.
-    endless = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+    # Port 0: whichever is free.
     flags: tuple[str | Path, ...] = (
         "--store",
         digits.path,
@@ -203,7 +201,7 @@ def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
         "--dashboard-address",
         "127.0.0.1:0",
         *workers,
-        *endless,
+        *ENDLESS,
     )
     with sweep(*flags, cwd=tmp_path) as run:
         link = run.wait_for(r"dashboard: (http://127\.0\.0\.1:\d+/status)")[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
@@ -21,7 +20,7 @@ import daskkm
 from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError, StoreError
 from daskkm.fit import iter_passes
-from tests.processes import DEADLINE, Process, Remote, remote, start_worker, until
+from tests.processes import DEADLINE, ENDLESS, QUIET, Process, Remote, remote, start_worker, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,8 +39,6 @@ SWEEP: dict[str, Any] = {
 }  # fmt: skip
 # Scheduler and workers with settings under which a test need not wait for minutes.
 QUICK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"}
-
-QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
 
 
 def assert_same_bits(result: SweepResult, expected: SweepResult) -> None:
@@ -176,20 +173,24 @@ def test_all_workers_lost_and_replaced_or_gone_for_good(
 def test_a_scheduler_that_freezes(
     digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 5)
+    frozen = False
     connecting = Client if when == "at the first use" else connected
     with remote(tmp_path, 1) as (address, _, main, _), connecting(address):
 
-        def freeze(done: Pass) -> None:
-            if done.number == 4:
+        def freeze(done: Pass | None = None) -> None:
+            nonlocal frozen
+            if done is None or done.number == 4:
+                frozen = True
                 os.kill(main.pid, signal.SIGSTOP)
 
         try:
             if when == "at the first use":
-                os.kill(main.pid, signal.SIGSTOP)
+                freeze()
             for _ in range(2):
-                with pytest.raises(SchedulerError, match="has not answered for 2 s; see"):
+                with pytest.raises(SchedulerError, match="has not answered for 5 s; see"):
                     swept(digits, freeze)
+                assert frozen
         finally:
             os.kill(main.pid, signal.SIGCONT)
 
@@ -197,14 +198,14 @@ def test_a_scheduler_that_freezes(
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGSTOP, "the scheduler has not answered for 2 s; see"),
+        (signal.SIGSTOP, "the scheduler has not answered for 5 s; see"),
         (signal.SIGKILL, "the connection to the scheduler was lost; start it"),
     ],
 )
 def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 2)
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 5)
     before = list(scheduler._ASKED)
     with remote(tmp_path, 0) as (address, _, main, _):
 
@@ -227,10 +228,10 @@ def test_a_scheduler_that_is_gone_for_long_between_two_passes(
     digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connecting: str
 ) -> None:
     """Its client closes itself, and dask would go on in this process without a word."""
-    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 5)
     with remote(tmp_path, 1) as (address, _, main, _), ExitStack() as stack:
         ours = connecting == "by daskkm"
-        made = scheduler.connect(address) if ours else Client(address, timeout=1)
+        made = scheduler.connect(address) if ours else Client(address, timeout=5)
         client = stack.enter_context(made)
         assert client is not None
         passes = iter_passes(digits, **SWEEP)
@@ -243,6 +244,9 @@ def test_a_scheduler_that_is_gone_for_long_between_two_passes(
         if ours:
             with pytest.raises(SchedulerError, match=message):
                 daskkm.fit_sweep(digits, **SWEEP)
+        # Unless that is what is asked for.
+        with dask.config.set(scheduler="sync"):
+            daskkm.fit_sweep(digits, **SWEEP)
     with dask.config.set(scheduler="sync"):
         daskkm.fit_sweep(digits, **SWEEP)
 
@@ -347,8 +351,7 @@ def test_workers_of_a_command_that_is_killed_end_too(digits: TileStore, tmp_path
         "--dashboard-address",
         "127.0.0.1:0",
     )
-    endless = ("--k", "3-9", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
-    with Process("-m", "daskkm.sweep", *flags, *endless, cwd=tmp_path) as run:
+    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
         run.wait_for("pass 3:")
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) >= 2

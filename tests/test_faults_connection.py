@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import socketserver
@@ -16,6 +17,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,10 +38,20 @@ from cryptography.hazmat.primitives.serialization import (
 from distributed import LocalCluster
 
 import daskkm
-from daskkm import addresses, scheduler
+from daskkm import addresses, interrupts, scheduler
 from daskkm.errors import SchedulerError
 from daskkm.fit import iter_passes
-from tests.processes import DEADLINE, Process, Remote, remote, start_worker, until
+from tests.processes import (
+    DEADLINE,
+    ENDLESS,
+    QUIET,
+    ROOT,
+    Process,
+    Remote,
+    remote,
+    start_worker,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +63,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.faults
 
 SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 2, "max_iter": 3, "random_state": 0}
-QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
-ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
 
 
 class Machines(NamedTuple):
@@ -138,7 +148,8 @@ class Hello(socketserver.BaseRequestHandler):
 def test_addresses_where_no_scheduler_can_be_used(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, address: str, message: str
 ) -> None:
-    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
+    if "in 1 s" in message:
+        monkeypatch.setattr(addresses, "CONNECT_SECONDS", 1)
     monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -158,7 +169,9 @@ def test_addresses_where_no_scheduler_can_be_used(
 
 
 @pytest.mark.parametrize(
-    "content", ["{}", "[", '{"address": "tcp://h"}', '{"address": "ws://127.0.0.1:8786"}']
+    "content",
+    ["{}", "[", "[" * 100_000, '{"address": "tcp://h"}', '{"address": "ws://127.0.0.1:8786"}'],
+    ids=range(5),
 )
 def test_scheduler_files_that_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "s.json").write_text(content)
@@ -238,6 +251,23 @@ def test_certificates_in_dasks_settings_are_shown_to_nobody(
         with pytest.raises(SchedulerError, match=message) as caught:
             scheduler.check_reachable(machines.tls.address, **tls)
         assert itself.splitlines()[1] not in str(caught.value)
+
+
+def test_a_certificate_that_is_a_pipe_is_not_waited_for(
+    machines: Machines, certificates: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("ca_file", "cert", "key"):
+        given = files(certificates, **{name: str(tmp_path / "pipe")})
+        assert_refused(
+            machines.tls.address, r"pipe: the .* cannot be read \(it is no file\)", **given
+        )
+
+
+def test_a_setting_that_is_no_time() -> None:
+    name = "distributed.scheduler.no-workers-timeout"
+    with dask.config.set({name: "soon"}):
+        assert_refused("local", f"^{name} is 'soon' in dask's settings, which is no time; give")
 
 
 def test_a_worker_is_no_scheduler(tmp_path: Path) -> None:
@@ -371,15 +401,15 @@ def test_a_scheduler_that_is_not_there_is_said_before_sheets_are_ingested(
     assert not (tmp_path / "store").exists()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Variables with which Python finds all that it finds here, but for daskkm."""
+def environment(folder: Path, but: str) -> dict[str, str]:
+    """Variables with which Python finds all that it finds here, but for a package."""
     folder.mkdir()
     for place in map(Path, sys.path):
         if place.name == "site-packages":
             for path in place.iterdir():
-                if "daskkm" not in path.name and path.suffix != ".pth":
+                if but not in path.name and path.suffix != ".pth":
                     (folder / path.name).symlink_to(path)
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": str(folder) if but == "daskkm" else f"{folder}{os.pathsep}{ROOT}"}
 
 
 def another_version(folder: Path) -> dict[str, str]:
@@ -391,18 +421,21 @@ def another_version(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-@pytest.mark.parametrize("theirs", ["missing", "9.9"])
+@pytest.mark.parametrize(
+    ("package", "theirs"), [("daskkm", "missing"), ("daskkm", "9.9"), ("zarr", "missing")]
+)
 def test_workers_with_another_daskkm_or_none(
-    machines: Machines, digits: TileStore, tmp_path: Path, theirs: str
+    machines: Machines, digits: TileStore, tmp_path: Path, package: str, theirs: str
 ) -> None:
     address = machines.plain.address
     if theirs == "missing":
-        env, python = environment(tmp_path / "site"), ["-S"]
+        env, python = environment(tmp_path / "site", package), ["-S"]
     else:
         env, python = another_version(tmp_path), list[str]()
     with start_worker(address, tmp_path, "--no-nanny", env=env, python=python) as worker:
         worker.wait_for("Registered to:")
-        said = rf"daskkm is {daskkm.__version__} here, but {theirs} at tcp://.*; install the same"
+        here = rf"{package} is {re.escape(version(package))} here"
+        said = rf"{here}, but {theirs} at tcp://.*; install the same"
         assert_refused(address, said)
         if theirs == "missing":  # a client that was not connected by us is not asked before
             with distributed.Client(address), pytest.raises(SchedulerError, match=said):
@@ -472,6 +505,28 @@ def test_a_worker_with_another_daskkm_that_comes_to_the_address_of_another(
             daskkm.fit_sweep(digits, **SWEEP)
 
 
+def test_work_that_another_client_calls_off(digits: TileStore, tmp_path: Path) -> None:
+    X = digits.features().rechunk((701, -1)).map_blocks(held, tmp_path, dtype=np.uint8)
+    with remote(tmp_path, 1) as (address, *_), scheduler.connect(address):
+
+        def restart() -> None:
+            until((tmp_path / "begun").exists)
+            with distributed.Client(address, set_as_default=False) as other:
+                other.restart(timeout=DEADLINE)
+
+        restarting = Thread(target=restart)
+        passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
+        next(passes)
+        (tmp_path / "armed").touch()
+        restarting.start()
+        with pytest.raises(
+            SchedulerError, match=r"the scheduler has called the work off \(.*; see"
+        ):
+            next(passes)
+        restarting.join()
+        daskkm.fit_sweep(digits, **SWEEP)  # the connection is there
+
+
 def test_an_interrupt_in_ones_own_program_ends_the_pass_on_the_workers(tmp_path: Path) -> None:
     blocks = da.zeros((9, 1), chunks=(1, 1), dtype=np.uint8)
     lazy = blocks.map_blocks(held, tmp_path, dtype=np.uint8).sum()
@@ -535,18 +590,26 @@ def test_interrupts_at_any_moment(digits: TileStore, tmp_path: Path, seed: int) 
         assert others == [said]
 
 
+def workers_of(main: psutil.Process) -> list[psutil.Process]:
+    return [
+        child
+        for child in main.children()
+        if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
 def test_a_terminals_interrupt_does_not_reach_a_worker_that_was_restarted(
     digits: TileStore, tmp_path: Path
 ) -> None:
     with Process("-m", "daskkm.sweep", *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
         run.wait_for("pass 2:")
         main = psutil.Process(run.pid)
-        (first,) = (p for p in main.children() if "spawn_main" in " ".join(p.cmdline()))
+        (first,) = workers_of(main)
         first.kill()
-        run.wait_for("pass ")
-        run.wait_for("pass ")
+        until(lambda: [worker for worker in workers_of(main) if worker != first])
+        shown = len(run.lines)
+        until(lambda: any(line.startswith("pass ") for line in run.lines[shown:]))
         family = main.children(recursive=True)
-        assert first not in family
         run.send(signal.SIGINT)
         assert run.wait() == 130
         assert not psutil.wait_procs(family, DEADLINE)[1]
@@ -561,7 +624,7 @@ def test_an_interrupt_while_a_worker_hangs_at_its_start(digits: TileStore, tmp_p
     )
     with Process("-c", code, *endless(digits, "--workers", "1"), cwd=tmp_path) as run:
         main = psutil.Process(run.pid)
-        found = until(lambda: [p for p in main.children() if "spawn_main" in " ".join(p.cmdline())])
+        found = until(lambda: workers_of(main))
         found[0].suspend()
         try:
             os.kill(run.pid, signal.SIGINT)
@@ -594,6 +657,46 @@ def test_an_interrupt_that_no_one_hears_of(digits: TileStore, tmp_path: Path, pi
         run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGCONT)
         assert run.wait(DEADLINE) == 130
+
+
+def test_an_interrupt_while_a_name_is_looked_up(tmp_path: Path) -> None:
+    """A resolver returns when it will, so it is not the main thread that waits."""
+    code = (
+        "import runpy, socket, sys, threading; from daskkm import interrupts\n"
+        "def never(*_, **__):\n"
+        "    print('in', threading.current_thread().name, flush=True); threading.Event().wait()\n"
+        "socket.getaddrinfo = never; interrupts._UNWINDING_SECONDS = 1\n"
+        "runpy.run_module('daskkm.sweep', run_name='__main__')"
+    )
+    with Process("-c", code, "--scheduler", "tcp://host:8786", cwd=tmp_path) as run:
+        assert run.wait_for("^in (.*)")[1] != "MainThread"
+        run.send(signal.SIGINT)
+        assert run.wait() == 130
+        assert run.lines == ["interrupted"]
+
+
+def test_an_interrupt_that_is_swallowed(tmp_path: Path) -> None:
+    """As by the `except:` of another's code."""
+    code = (
+        "import click, os, signal; from daskkm import cli\n"
+        "@click.command()\n"
+        "def deaf():\n"
+        "    try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "    except: pass\n"
+        "cli.run(deaf)"
+    )
+    with Process("-c", code, cwd=tmp_path) as run:
+        assert run.wait() == 143
+        assert run.lines == ["terminated"]
+
+
+def test_handlers_that_are_not_pythons_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another program has started Python."""
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "signal", None)
+        with interrupts.postponed():
+            pass
 
 
 def test_an_interrupt_at_the_very_end(tmp_path: Path) -> None:
