@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from daskkm import groups, locks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from daskkm.groups import Kind
 
@@ -37,10 +37,16 @@ _LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock)$")
 
 
 @contextmanager
-def held(place: Path, kind: Kind, *, alone: bool = False) -> Iterator[None]:
+def held(
+    place: Path,
+    kind: Kind,
+    *,
+    alone: bool = False,
+    clear: Callable[[Path, Kind], None] | None = None,
+) -> Iterator[None]:
     """Be one of those who write to a place, or the only one.
 
-    The first one removes what runs that were killed have left beside it.
+    The first one removes what runs that were killed have left beside it, as `clear` has it.
 
     Raises
     ------
@@ -62,7 +68,7 @@ def held(place: Path, kind: Kind, *, alone: bool = False) -> Iterator[None]:
                     opened,
                     kind.error(msg),
                     alone=alone,
-                    first=lambda: _clear(place, kind),
+                    first=lambda: (clear or _clear)(place, kind),
                 )
             )
         yield
@@ -134,11 +140,9 @@ def clear(path: str | os.PathLike[str], kind: Kind) -> None:
     Also what `resuming` has kept.
     """
     place = Path(os.path.realpath(path))
-    partial = begun(place)
-    if place.with_name(f"{place.name}.lock").exists() or partial.exists():
-        with suppress(kind.error), held(place, kind, alone=True):
-            _check_ours(partial, kind)
-            shutil.rmtree(partial, ignore_errors=True)
+    if place.with_name(f"{place.name}.lock").exists() or begun(place).exists():
+        with suppress(kind.error), held(place, kind, alone=True, clear=_clear_all):
+            pass
 
 
 def begun(path: str | os.PathLike[str]) -> Path:
@@ -320,6 +324,13 @@ def _clear(place: Path, kind: Kind) -> None:
             _bring_back(left, place, kind)
         else:
             _remove(left)
+
+
+def _clear_all(place: Path, kind: Kind) -> None:
+    """Remove what a run left that could go on with it, too."""
+    _clear(place, kind)
+    if not _foreign(begun(place), kind):
+        shutil.rmtree(begun(place), ignore_errors=True)
 
 
 def _bring_back(old: Path, place: Path, kind: Kind) -> None:

@@ -279,6 +279,7 @@ def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     begun = places.begun(path)
     if not begun.exists():
         return None
+    places.check_free(begun, STORE)  # it may be anything else
     found = groups.reopen(begun, STORE)
     if found is None:
         msg = (

@@ -325,6 +325,13 @@ def test_what_is_beside_and_no_ones_of_ours_is_not_touched(world: World, place: 
     lock.write_text("precious")
     assert world.ingest(place).status == 0
     assert lock.read_text() == "precious"
+    # Nor where the store is up to date, or a sweep asks how large the tiles are to be.
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("precious")
+    assert world.ingest(place).status == 0
+    with pytest.raises(StoreError, match="this is not a store of daskkm's to be replaced"):
+        sweep("--store", place, "--images", world.sheets, out=place.with_name("out"))
+    assert tree(partial) == {"thesis.tex": b"precious"}
 
 
 def test_where_there_are_no_locks_one_writer_is_enough(
@@ -336,6 +343,10 @@ def test_where_there_are_no_locks_one_writer_is_enough(
     monkeypatch.setattr(fcntl, "flock", without)
     assert len(daskkm.ingest(world.sheets, place, tile=8)) == 30
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
+    # What another may be writing just now is left.
+    shutil.copytree(place, place.with_name("t.zarr.partial"))
+    daskkm.ingest(world.sheets, place, tile=8)
+    assert place.with_name("t.zarr.partial").exists()
 
 
 def sweep(*flags: str | Path, out: Path) -> None:
