@@ -246,13 +246,17 @@ def _read(folder: Path) -> Arrays | None:
         )
         raise CheckpointError(msg)
     try:
-        data = memoryview(file.read_bytes())
+        return _unpacked(folder, memoryview(file.read_bytes()))
     except MemoryError as error:
         msg = (
             f"{folder}: the checkpoint is damaged, or of a larger machine (it takes more memory "
             "than there is); start over (--fresh)"
         )
         raise CheckpointError(msg) from error
+
+
+def _unpacked(folder: Path, data: memoryview) -> Arrays:
+    """Return the arrays that a file holds."""
     packed = data[_DIGEST_BYTES:]
     if hashlib.sha256(packed).digest() != data[:_DIGEST_BYTES]:
         msg = (

@@ -91,12 +91,11 @@ def ingest(
     paths = tiles.find_sheets(Path(images))
     present = _if_up_to_date(paths, store, tile)
     if present is None:
-        before = {path: tiles.state(path) for path in paths}
 
-        def leave_out(path: Path, error: SheetError) -> Skipped:
+        def leave_out(path: Path, error: SheetError, before: tuple[int, ...]) -> Skipped:
             if on_bad == "fail":
                 raise error
-            return tiles.Skipped.of(path, error, before[path])
+            return tiles.Skipped.of(path, error, before)
 
         shapes, bad = _look_at(paths, tile, leave_out)
         bands = next(iter(shapes.values()))[2:]
@@ -153,7 +152,7 @@ def _if_up_to_date(
 def _look_at(
     paths: Sequence[Path],
     tile: tuple[int, int],
-    leave_out: Callable[[Path, SheetError], Skipped],
+    leave_out: Callable[[Path, SheetError, tuple[int, ...]], Skipped],
 ) -> tuple[dict[Path, tuple[int, ...]], dict[Path, Skipped]]:
     """Return the shapes of the sheets, from their headers, and the other files.
 
@@ -164,18 +163,23 @@ def _look_at(
     """
     shapes: dict[Path, tuple[int, ...]] = {}
     bad: dict[Path, Skipped] = {}  # not the errors, which hold on to what was read of the files
+    before: dict[Path, tuple[int, ...]] = {}
+    first: SheetError | None = None
     for path in paths:
+        before[path] = tiles.state(path)
         try:
             shapes[path] = tiles.sheet_shape(path)
         except SheetError as error:
-            bad[path] = leave_out(path, error)
+            bad[path] = leave_out(path, error, before[path])
+            first = first or error
     usual = Counter(shape[2:] for shape in shapes.values()).most_common(1)
     for path, shape in list(shapes.items()):
         if found := _misfit(path, shape, usual[0][0], tile):
-            bad[path] = leave_out(path, found)
+            bad[path] = leave_out(path, found, before[path])
+            first = first or found
             del shapes[path]
-    if not shapes:
-        _refuse([bad[path] for path in paths], paths, "fail")
+    if not shapes and first is not None:
+        raise first
     return shapes, bad
 
 
@@ -204,13 +208,14 @@ def _append(
     path: Path,
     shape: tuple[int, ...],
     tile: tuple[int, int],
-    leave_out: Callable[[Path, SheetError], Skipped],
+    leave_out: Callable[[Path, SheetError, tuple[int, ...]], Skipped],
 ) -> None:
     """Add a sheet's tiles to the store, or leave it out."""
+    before = tiles.state(path)
     try:
         sheet, pixels = tiles.read_sheet(path, tile)
     except SheetError as error:
-        writer.skip(leave_out(path, error))
+        writer.skip(leave_out(path, error, before))
         return
     if sheet.shape != shape:
         msg = f"{path}: the file changed while it was being ingested; ingest again"

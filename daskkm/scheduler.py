@@ -128,8 +128,9 @@ def check_reachable(
     Raises
     ------
     SchedulerError
-        If it cannot be reached, or a certificate is missing or refused.
+        If it cannot be reached, a certificate is missing or refused, or a setting is none.
     """
+    _patience()
     if name not in ("local", "threads"):
         addresses.find(name, tls_ca_file, tls_cert, tls_key)
 
@@ -370,7 +371,7 @@ def _patience() -> float:
     setting = dask.config.get(name, None)
     try:
         return _WORKERS_SECONDS if setting is None else float(parse_timedelta(setting))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         msg = f"{name} is {setting!r} in dask's settings, which is no time; give one like 60s"
         raise SchedulerError(msg) from error
 

@@ -464,9 +464,16 @@ class Version:
         """Raise StoreError if it is another now."""
         if self.store is not None:
             self.store.check()
-        if _digest(self.path) != self.digest:
-            msg = f"{self.path}: it was replaced while it was being read; run this again"
-            raise StoreError(msg)
+        if not self.is_there():
+            raise self.replaced()
+
+    def is_there(self) -> bool:
+        """Tell whether it is the same still."""
+        return _digest(self.path) == self.digest
+
+    def replaced(self) -> StoreError:
+        """Return the error that it is not."""
+        return StoreError(f"{self.path}: it was replaced while it was being read; run this again")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -604,7 +611,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
 
 
 def clear(path: str | os.PathLike[str]) -> None:
-    """Remove the store that another had replaced when it was killed, if there is one."""
+    """Remove what ingests that were killed left beside a store that is the one asked for."""
     places.clear(path, STORE)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daskkm import cli, scheduler
-from daskkm.errors import printable
+from daskkm.errors import StoreError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,7 +126,7 @@ def command(
     started = time.perf_counter()
     place = checkpoint or Path(f"{store_path}.checkpoint")
     given = {"--images": images, "--store": store_path, "--out": out, "--checkpoint": place}
-    _check_apart(given, {f"--out for k = {k}": out / str(k) for k in ks})
+    _check_apart(given, {f"the model of k = {k}": _place(out, k) for k in ks})
     results.check_writable(out, ks)
     for k in ks:
         model.check_free(_place(out, k))
@@ -175,14 +175,15 @@ def command(
     say_skipped(store)
 
 
-def _check_apart(given: Mapping[str, Path], more: Mapping[str, Path]) -> None:
-    """Refuse options that name one place, or one where nothing else may be."""
+def _check_apart(given: Mapping[str, Path], models: Mapping[str, Path]) -> None:
+    """Refuse options that name one place, or one where nothing else may be written."""
     for (name, path), (other, its) in itertools.combinations(given.items(), 2):
         if os.path.realpath(path) == os.path.realpath(its):
             msg = f"{name} and {other} are the same place, {path}; choose one for each"
             raise click.UsageError(msg)
-    closed = {name: given[name] for name in ("--store", "--checkpoint")} | dict(more)
-    for (name, path), (other, its) in itertools.product(given.items(), closed.items()):
+    written = {name: path for name, path in given.items() if name != "--images"}
+    closed = {name: given[name] for name in ("--store", "--checkpoint")} | dict(models)
+    for (name, path), (other, its) in itertools.product(written.items(), closed.items()):
         if name != other and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(its)):
             msg = f"{name}, {path}, is in {other}, {its}; choose another place for it"
             raise click.UsageError(msg)
@@ -195,15 +196,21 @@ def _open_or_ingest(images: Path, store_path: Path, on_bad: str) -> TileStore:
     from daskkm.store import is_begun, open_store
     from daskkm.writer import tile_of_begun
 
+    begun = tile_of_begun(store_path)  # first: it may take its place just now
     # A store named on its own must not be replaced by whatever lies in ./images.
     alone = cli.given("store_path") or not images.exists()
     empty = store_path.is_dir() and places.is_empty(store_path)
     present = store_path.exists() and not empty
     if (present or is_begun(store_path)) and alone and not cli.given("images"):
         return open_store(store_path)
-    begun = tile_of_begun(store_path)  # what was begun is newer than what is there
-    there = open_store(store_path).tile[:2] if present and begun is None else (16, 16)
-    return ingest(images, store_path, begun or there, on_bad=on_bad)
+    there = open_store(store_path).tile[:2] if present else None
+    if begun and there and begun != there:
+        msg = (
+            f"{store_path}: its tiles are {there[0]} x {there[1]}, but an ingest of {begun[0]} x "
+            f"{begun[1]} was cut short beside it; ingest with the --tile that you mean"
+        )
+        raise StoreError(msg)
+    return ingest(images, store_path, begun or there or (16, 16), on_bad=on_bad)
 
 
 def _place(out: Path, k: int) -> Path:

@@ -53,7 +53,7 @@ class File:
     size : int
         Bytes of the file.
     sha256 : str
-        Hexadecimal digest of the file, or "" if it could not be read.
+        Hexadecimal digest of the file, or "" if it could not be read, or was being written to.
     """
 
     name: str

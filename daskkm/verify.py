@@ -56,13 +56,14 @@ def verify(path: str | os.PathLike[str]) -> list[StoreError]:
     -------
     list of StoreError
         All that is wrong, a `CorruptChunkError` for each bad chunk; empty if the store is whole.
+        Labels and distances that were replaced meanwhile are not looked at, as is said.
         After 1,000 it may be left at that, as the last then says.
 
     Raises
     ------
     StoreError
-        If nothing of it can be known: there is no store, or its own metadata is damaged; or if it,
-        or labels in it, were replaced meanwhile.
+        If nothing of it can be known: there is no store, or its own metadata is damaged; or if it
+        was replaced meanwhile.
 
     Examples
     --------
@@ -101,19 +102,27 @@ def _checked(path: Path) -> Iterator[_Found]:
     )
     # Each thread has memory for a chunk.
     most = max((math.prod(c.array.chunks) * c.array.dtype.itemsize for c in contents), default=1)
-    threads = max(1, min(_THREADS, CPU_COUNT, _BUFFERS_BYTES // most))
+    threads = max(1, min(_THREADS, CPU_COUNT, _BUFFERS_BYTES // max(1, most)))
     n_errors = 0
+    said = set(map(str, errors))
+
+    def new(found: _Found) -> _Found:
+        """Leave out what was said: that labels were replaced, of each run of their chunks."""
+        nonlocal n_errors
+        errors = [error for error in found.errors if str(error) not in said]
+        said.update(map(str, errors))
+        n_errors += len(errors)
+        return found._replace(errors=errors)
+
     with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(runs, _WAITING)):
             if n_errors > _MOST:
                 msg = f"{path}: with {n_errors} errors it was left at that; {STORE.mend}"
                 yield _Found([StoreError(msg)])
                 return
-            for found in pool.map(lambda run: _check_run(*run), some):
-                yield found
-                n_errors += len(found.errors)
-    for content in contents:
-        content.version.check()
+            yield from map(new, pool.map(lambda run: _check_run(*run), some))
+    for version in dict.fromkeys(content.version for content in contents):
+        yield new(_Found(_replaced(version)))
 
 
 class _Content(NamedTuple):
@@ -152,8 +161,8 @@ def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
     Raises
     ------
     StoreError
-        If nothing can be known: there is no store, or its own metadata is damaged; or if something
-        was replaced meanwhile.
+        If nothing can be known: there is no store, or its own metadata is damaged; or if it was
+        replaced meanwhile.
     """
     found: list[_Content] = []
     errors: dict[str, StoreError] = {}
@@ -179,11 +188,13 @@ def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
         for k in _ks(path / kind.name):
             place = path / kind.name / str(k)
             own = Version.of(place, version)
+            before = dict(errors)
             opened = attempt(groups.open_node, place, kind, path)
             if store is not None:
                 attempt(getattr(store, kind.name), k)
-            own.check()  # what is wrong may only be that
-            if opened is not None:
+            if changed := _replaced(own):  # what is wrong may only be that
+                errors = before | {str(error): error for error in changed}
+            elif opened is not None:
                 found.append(_Content(opened[0], kind, own, partial(_out_of_range, kind, k)))
     version.check()
     return found, list(errors.values())
@@ -193,6 +204,23 @@ def _ks(folder: Path) -> list[int]:
     """Return each k of which there are labels, or distances, in a folder."""
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
+
+
+def _replaced(version: Version) -> list[StoreError]:
+    """Return that labels, or distances, were replaced, if so.
+
+    Raises
+    ------
+    StoreError
+        If the store was.
+    """
+    if version.store is None:
+        version.check()
+        return []
+    version.store.check()
+    if version.path.exists() and version.is_there():
+        return []
+    return [version.replaced()]
 
 
 def _no_problem(_rows: NDArray[Any], _first: int) -> None:
@@ -231,8 +259,8 @@ def _check_run(content: _Content, first: int) -> _Found:
             # To be read, not raised: what led to each would take more memory than a chunk.
             error.__cause__ = error.__context__ = None
             errors.append(error.with_traceback(None))
-    if errors:
-        version.check()  # what is wrong may only be that
+    if errors:  # what is wrong may only be that
+        errors = _replaced(version) or errors
     return _Found(errors, len(starts), whole)
 
 

@@ -281,10 +281,12 @@ def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
         return None
     places.check_free(begun, STORE)  # it may be anything else
     found = groups.reopen(begun, STORE)
+    if found is None and not begun.exists():  # it has just been completed
+        return None
     if found is None:
         msg = (
-            f"{begun}: an ingest was cut short, and how large its tiles are is not known; run it "
-            "again, or remove what it left"
+            f"{begun}: an ingest was cut short, or has just begun, and how large its tiles are is "
+            "not known; run it again"
         )
         raise StoreError(msg)
     tile = found[1]["tile"]

@@ -343,7 +343,7 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("--out", "store/tiles.zarr/out"),
         ("--checkpoint", "store/tiles.zarr/new/../kept"),
         ("--checkpoint", "kept", "--store", "kept/t.zarr"),
-        ("--checkpoint", "centroids/3/kept"),
+        ("--checkpoint", "centroids/3/model.zarr/kept"),
         ("--scheduler", "tcp://127.0.0.1:9", "--workers", "3"),
         ("--scheduler", "threads", "--memory-limit", "2GB"),
         ("--k", "3-7000000000"),

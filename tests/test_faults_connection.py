@@ -264,10 +264,14 @@ def test_a_certificate_that_is_a_pipe_is_not_waited_for(
         )
 
 
-def test_a_setting_that_is_no_time() -> None:
+@pytest.mark.parametrize("setting", ["soon", "", [60], {}])
+def test_a_setting_that_is_no_time(setting: Any) -> None:
     name = "distributed.scheduler.no-workers-timeout"
-    with dask.config.set({name: "soon"}):
-        assert_refused("local", f"^{name} is 'soon' in dask's settings, which is no time; give")
+    said = rf"^{name} is {re.escape(repr(setting))} in dask's settings, which is no time; give"
+    with dask.config.set({name: setting}):
+        assert_refused("local", said)
+        with pytest.raises(SchedulerError, match=said):  # before sheets are ingested
+            scheduler.check_reachable("local")
 
 
 def test_a_worker_is_no_scheduler(tmp_path: Path) -> None:

@@ -389,15 +389,25 @@ def test_a_sweep_never_cuts_anew_what_was_begun(world: World, place: Path) -> No
     assert 0 < refused < 12
 
 
-def test_a_sweep_goes_on_with_what_was_begun_beside_an_older_store(
+def test_a_sweep_does_not_choose_between_a_store_and_one_of_other_tiles(
     world: World, place: Path
 ) -> None:
-    daskkm.ingest(world.sheets, place, tile=4)
     assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
     daskkm.ingest(world.sheets, place.with_name("u.zarr"), tile=4)
     place.with_name("u.zarr").rename(place)
-    sweep("--store", place, "--images", world.sheets, out=place.with_name("out"))
-    assert daskkm.open_store(place).tile == (8, 8)
+    flags = ("--store", place, "--images", world.sheets)
+    with pytest.raises(StoreError, match=r"tiles are 4 x 4, but an ingest of 8 x 8 was cut short"):
+        sweep(*flags, out=place.with_name("out"))
+    assert daskkm.open_store(place).tile == (4, 4)
+    assert noted_chunks(place)
+    # Of the same size it goes on with what was begun, of the sheets that are there now.
+    shutil.rmtree(place)
+    shutil.copytree(world.other, place)
+    sweep(*flags, out=place.with_name("out"))
+    assert [sheet.sha256 for sheet in daskkm.open_store(place).sheets] == [
+        sheet.sha256 for sheet in daskkm.open_store(world.whole).sheets
+    ]
+    assert not place.with_name("t.zarr.partial").exists()
 
 
 def test_what_was_begun_goes_when_the_older_store_is_what_is_asked_for(

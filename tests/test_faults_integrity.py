@@ -722,29 +722,45 @@ def test_a_store_that_is_replaced_meanwhile_is_not_called_damaged(
         "store": lambda: daskkm.ingest(tmp_path / "sheets", path, tile=4),
     }
     for what, change in moments.items():
-        for name, moment in (("_contents", -1), ("_check_run", 0), ("_check_run", 5)):
+        for name, moment in (
+            *(("_contents", -1), ("_ks", 0), ("_ks", -1), ("_ks", -2)),
+            *(("_check_run", 0), ("_check_run", 5)),
+        ):
             shutil.rmtree(path)
             shutil.copytree(sound / "t.zarr", path)
+            flip(path / "col" / "c" / "2", 5)
             with monkeypatch.context() as patched:
                 replaced_at(patched, name, moment, change)
-                with pytest.raises(StoreError, match=rf"{'/3' * (what == 'labels')}: it was repl"):
-                    daskkm.verify(path)
-            assert daskkm.verify(path) == []
+                if what == "store":
+                    with pytest.raises(StoreError, match=r"t\.zarr: it was replaced while"):
+                        daskkm.verify(path)
+                    assert daskkm.verify(path) == []
+                    continue
+                # What else was found is not lost.
+                said = list(map(str, daskkm.verify(path)))
+            (damaged,) = (line for line in said if "cannot be read" in line)
+            assert "col of tiles 14 to 20" in damaged
+            others = [line for line in said if line != damaged]
+            # Those that were there when their names were read, and are not at the end.
+            replaced = {re.sub(r".*/(\w+/3): it was replaced .*", r"\1", line) for line in others}
+            assert len(replaced) == len(others)
+            assert replaced <= {"labels/3", "distances/3"}
+            assert replaced or (name, moment) in {("_ks", 0), ("_ks", -1)}
 
 
 def replaced_at(
     patched: pytest.MonkeyPatch, name: str, moment: int, change: Callable[[], object]
 ) -> None:
-    """Have something done before the n-th call of a function of `verify`, or at its end."""
+    """Have something done before call 0, 1, … of a function of `verify`, or after call -1, -2, …"""
     module = import_module("daskkm.verify")
     function, calls, lock = getattr(module, name), itertools.count(), threading.Lock()
 
     def called(*args: Any) -> Any:
         with lock:
-            if next(calls) == moment:
+            if (call := next(calls)) == moment:
                 change()
         found = function(*args)
-        if moment < 0:
+        if call == -moment - 1:
             change()
         return found
 
