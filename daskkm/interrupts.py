@@ -24,7 +24,9 @@ _ENDINGS: dict[int, tuple[str, int]] = {
     signal.SIGTERM: ("terminated", 143),
 }
 _UNWINDING_SECONDS = 30
+_AGAIN_SECONDS = 1
 _ending: SystemExit | None = None
+_postponements = 0
 
 
 def end_at_once() -> None:
@@ -42,7 +44,11 @@ def unwind() -> None:
 
 
 def end_if_interrupted() -> None:
-    """Exit as interrupted if that is so, whatever the interrupt has become on its way."""
+    """Exit as interrupted if that is so, whatever the interrupt has become on its way.
+
+    For where all is unwound: it is not done again after this.
+    """
+    signal.setitimer(signal.ITIMER_REAL, 0)
     if _ending is not None:
         raise _ending
 
@@ -53,6 +59,7 @@ def postponed() -> Iterator[None]:
 
     That a command ends, if one comes, is said at once, and the half minute begins.
     """
+    global _postponements  # noqa: PLW0603
     came: list[int] = []
     handlers: dict[int, Any] = {}
 
@@ -67,9 +74,11 @@ def postponed() -> Iterator[None]:
         handlers |= {number: handler for number, handler in found.items() if handler is not None}
         for number in handlers:
             signal.signal(number, later)
+    _postponements += 1
     try:
         yield
     finally:
+        _postponements -= 1
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for number in came[:1]:
@@ -111,7 +120,34 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 def _unwind(number: int, _frame: FrameType | None) -> None:
     _begin(number)
-    end_if_interrupted()
+    _exit()
+
+
+def _exit() -> None:
+    """Raise what unwinds, and look in a moment whether it does.
+
+    It may be lost on the way: Python goes on after finalizers and callbacks, whatever they raise,
+    and some modules written in C clear whatever is raised while they are imported.
+    """
+    assert _ending is not None  # noqa: S101  # as `_begin` has it
+    signal.signal(signal.SIGALRM, _again)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+    raise _ending
+
+
+def _again(_number: int, _frame: FrameType | None) -> None:
+    """Unwind once more, unless that is going on, or must wait."""
+    if not _is_unwinding() and not _postponements:
+        _exit()
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+
+
+def _is_unwinding() -> bool:
+    """Tell whether what this thread does undoes something, and must not be cut short."""
+    error = sys.exc_info()[1]
+    while error is not None and error is not _ending:
+        error = error.__context__
+    return error is not None
 
 
 def _begin(number: int) -> None:
@@ -130,7 +166,7 @@ def _begin(number: int) -> None:
 
     logging.disable()
     threading.excepthook = lambda _: None
-    sys.unraisablehook = _again
+    sys.unraisablehook = _of_finalizer
 
 
 def _give_up(status: int) -> None:
@@ -138,11 +174,7 @@ def _give_up(status: int) -> None:
     os._exit(status)
 
 
-def _again(lost: Any) -> None:
-    """Unwind once more, a moment later, if a finalizer or a callback was what was interrupted.
-
-    Python goes on after these, whatever they raise.
-    """
+def _of_finalizer(lost: Any) -> None:
+    """Do not wait as long where it is known that it was lost."""
     if lost.exc_value is _ending:
-        signal.signal(signal.SIGALRM, lambda *_: end_if_interrupted())
         signal.setitimer(signal.ITIMER_REAL, 0.01)

@@ -679,19 +679,48 @@ def test_an_interrupt_while_a_name_is_looked_up(tmp_path: Path) -> None:
         assert run.lines == ["interrupted"]
 
 
-def test_an_interrupt_that_is_swallowed(tmp_path: Path) -> None:
-    """As by the `except:` of another's code."""
+@pytest.mark.parametrize("then", ["pass", "threading.Event().wait()"])
+def test_an_interrupt_that_is_swallowed(tmp_path: Path, then: str) -> None:
+    """As by another's `except:`, or modules in C that clear whatever is raised at their import."""
     code = (
-        "import click, os, signal; from daskkm import cli\n"
+        "import click, os, signal, threading; from daskkm import cli, interrupts\n"
         "@click.command()\n"
         "def deaf():\n"
-        "    try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
-        "    except: pass\n"
+        "    try:\n"
+        "        try: os.kill(os.getpid(), signal.SIGTERM); signal.pause()\n"
+        "        except: pass\n"
+        f"        {then}\n"
+        "    finally: print('undone')\n"
         "cli.run(deaf)"
     )
     with Process("-c", code, cwd=tmp_path) as run:
         assert run.wait() == 143
-        assert run.lines == ["terminated"]
+        assert (run.output, run.lines) == (["undone"], ["terminated"])
+
+
+def test_what_an_interrupt_undoes_is_not_cut_short(tmp_path: Path) -> None:
+    """Though it is looked, now and then, whether it is undone."""
+    code = (
+        "import click, contextlib, os, signal; from daskkm import cli, interrupts\n"
+        "interrupts._AGAIN_SECONDS = 0.001\n"
+        "looks = []\n"
+        "look = interrupts._is_unwinding\n"
+        "interrupts._is_unwinding = lambda: looks.append(0) or look()\n"
+        "@contextlib.contextmanager\n"
+        "def held():\n"
+        "    try: yield\n"
+        "    finally:\n"
+        "        while len(looks) < 20: pass\n"
+        "        print('undone')\n"
+        "@click.command()\n"
+        "def command():\n"
+        "    with held():\n"
+        "        os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
+        "cli.run(command)"
+    )
+    with Process("-c", code, cwd=tmp_path) as run:
+        assert run.wait() == 130
+        assert (run.output, run.lines) == (["undone"], ["interrupted"])
 
 
 def test_handlers_that_are_not_pythons_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
