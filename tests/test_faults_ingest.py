@@ -375,7 +375,7 @@ def test_a_sweep_never_cuts_anew_what_was_begun(world: World, place: Path) -> No
     """Whenever the ingest was killed, a sweep keeps its size of tiles or says that it cannot."""
     events = world.ingest(place).events
     refused = 0
-    for at in [*range(1, 25), events // 2]:
+    for at in [*range(1, 25, 2), events // 2]:
         shutil.rmtree(place, ignore_errors=True)
         assert world.ingest(place, at=at, number=signal.SIGKILL).status == -9
         begun = place.with_name("t.zarr.partial").exists()
@@ -386,7 +386,7 @@ def test_a_sweep_never_cuts_anew_what_was_begun(world: World, place: Path) -> No
             refused += 1
             assert world.ingest(place).status == 0
         assert daskkm.open_store(place).tile == ((8, 8) if begun else (16, 16))
-    assert 0 < refused < 12
+    assert 0 < refused < 6
 
 
 def test_a_sweep_does_not_choose_between_a_store_and_one_of_other_tiles(
