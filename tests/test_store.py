@@ -183,13 +183,15 @@ def test_features_are_indexed_as_numpy_does(sheets: Path, tmp_path: Path, key: A
 def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path: Path) -> None:
     store = tmp_path / "t.zarr"
 
-    def refused(match: str, tile: tuple[int, int] = (8, 8)) -> None:
+    def refused(match: str, tile: Any = (8, 8)) -> None:
         with pytest.raises(SheetError, match=match):
             daskkm.ingest(sheets, store, tile)
         assert not store.exists()
 
     refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
     refused("0 x 8 pixels holds nothing", (0, 8))
+    for tile in ("16", (8.5, 8), (8, 8, 3)):
+        refused("give its height and width in pixels, or one number for both", tile)
     Image.new("RGB", (8, 8)).save(sheets / "s_3.png")
     refused(r"s_3\.png: it is RGB while the other sheets are greyscale")
     (sheets / "s_3.png").write_text("text")
