@@ -48,8 +48,8 @@ def end_if_interrupted() -> None:
 
     For where all is unwound: it is not done again after this.
     """
-    signal.setitimer(signal.ITIMER_REAL, 0)
     if _ending is not None:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # not the timer: `_again` may set it just now
         raise _ending
 
 
