@@ -40,6 +40,8 @@ T = TypeVar("T")
 _FORMAT = 2
 _STATE, _PARTIAL = "state", "state.partial"
 _DIGEST_BYTES = 32
+# Parameters by which errors can be resolved.
+_ANOTHER, _START_OVER = ("checkpoint",), ("fresh=True",)
 
 
 class Checkpoint:
@@ -62,9 +64,9 @@ class Checkpoint:
             if (found := self.said["format"]) != _FORMAT:
                 msg = (
                     f"{folder}: the checkpoint's format is {found}, not {_FORMAT}; go on with "
-                    "the version of daskkm that wrote it, or start over (--fresh)"
+                    "the version of daskkm that wrote it, or start over"
                 )
-                raise CheckpointError(msg)
+                raise CheckpointError(msg, options=_START_OVER)
 
     def begin(self, of: Mapping[str, Any]) -> Pass | None:
         """Begin a fit, or go on with it.
@@ -139,9 +141,9 @@ class Checkpoint:
             )
             msg = (
                 f"{self.folder}: the checkpoint is of a fit with {others}; go on with the same, "
-                "choose another place (--checkpoint), or start over (--fresh)"
+                "choose another folder, or start over"
             )
-            raise CheckpointError(msg)
+            raise CheckpointError(msg, options=(*_ANOTHER, *_START_OVER))
 
     def _save(self, done: Pass) -> None:
         said: dict[str, Any] = {"format": _FORMAT, "of": self._of}
@@ -197,12 +199,13 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
 
     msg = (
         f"{folder}: another fit that is running keeps its checkpoint there; "
-        "wait for it, or choose another place (--checkpoint)"
+        "wait for it, or choose another folder"
     )
+    busy = CheckpointError(msg, options=_ANOTHER)
     with ExitStack() as stack:
         with _errors_named(folder, "written"):
             missing += (path for path in folder.absolute().parents if not path.exists())
-            stack.enter_context(locks.held(folder, opened, CheckpointError(msg)))
+            stack.enter_context(locks.held(folder, opened, busy))
             _check_ours(folder)
             if fresh:
                 _clear(folder)
@@ -220,11 +223,8 @@ def _check_ours(folder: Path) -> None:
     """Raise CheckpointError if anything else lies there, but for what systems leave anywhere."""
     others = {entry.name for entry in folder.iterdir()} - {_STATE, _PARTIAL}
     if others := {name for name in others if not name.startswith(".")}:
-        msg = (
-            f"{folder}: this is no checkpoint, it holds {min(others)}; "
-            "choose another place (--checkpoint)"
-        )
-        raise CheckpointError(msg)
+        msg = f"{folder}: this is no checkpoint, it holds {min(others)}; choose another folder"
+        raise CheckpointError(msg, options=_ANOTHER)
 
 
 def _clear(folder: Path) -> None:
@@ -240,19 +240,16 @@ def _read(folder: Path) -> Arrays | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(mode):  # a pipe would be waited for
-        msg = (
-            f"{folder}: this is no checkpoint, its {_STATE} is no file; "
-            "choose another place (--checkpoint)"
-        )
-        raise CheckpointError(msg)
+        msg = f"{folder}: this is no checkpoint, its {_STATE} is no file; choose another folder"
+        raise CheckpointError(msg, options=_ANOTHER)
     try:
         return _unpacked(folder, memoryview(file.read_bytes()))
     except MemoryError as error:
         msg = (
             f"{folder}: the checkpoint is damaged, or of a larger machine (it takes more memory "
-            "than there is); start over (--fresh)"
+            "than there is); start over"
         )
-        raise CheckpointError(msg) from error
+        raise CheckpointError(msg, options=_START_OVER) from error
 
 
 def _unpacked(folder: Path, data: memoryview) -> Arrays:
@@ -261,9 +258,9 @@ def _unpacked(folder: Path, data: memoryview) -> Arrays:
     if hashlib.sha256(packed).digest() != data[:_DIGEST_BYTES]:
         msg = (
             f"{folder}: the checkpoint is damaged (its checksum is not that of its bytes); "
-            "start over (--fresh)"
+            "start over"
         )
-        raise CheckpointError(msg)
+        raise CheckpointError(msg, options=_START_OVER)
     with np.load(io.BytesIO(packed)) as arrays:
         return dict(arrays)
 
@@ -275,9 +272,9 @@ def _errors_named(folder: Path, what: str) -> Iterator[None]:
     except OSError as error:
         msg = (
             f"{folder}: the checkpoint cannot be {what} ({error}); make room, or choose "
-            "another place (--checkpoint)"
+            "another folder"
         )
-        raise CheckpointError(msg) from error
+        raise CheckpointError(msg, options=_ANOTHER) from error
 
 
 _SCALARS = ("iteration", "inertia", "shift", "converged", "last")

@@ -40,9 +40,6 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except DaskkmError as error:
-        click.echo(f"error: {error}", err=True)
-        status = 1
     except OSError as error:  # such as of a folder that may not be entered, asked for what it holds
         what = f"{error.filename}: " if error.filename else ""
         click.echo(f"error: {what}{error.strerror or error}; see to that, and run again", err=True)
@@ -76,6 +73,24 @@ def _show_warning(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     click.echo(f"warning: {message}", err=True)
+
+
+class Command(click.Command):
+    """A command whose errors name its own flags where they name parameters."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raise ClickException, exit status 1, for a DaskkmError."""
+        try:
+            return super().invoke(ctx)
+        except DaskkmError as error:
+            names = {option.partition("=")[0] for option in error.options}
+            flags = [param.opts[0] for param in self.params if param.name in names]
+            raise _Failed(error.with_options(flags)) from error
+
+
+class _Failed(click.ClickException):
+    def show(self, file: Any = None) -> None:  # noqa: ARG002
+        click.echo(f"error: {self.message}", err=True)
 
 
 class _Lazy(click.Group):

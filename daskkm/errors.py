@@ -6,6 +6,10 @@ The sentence says what is wrong, where, and what to do.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def on_worker() -> str:
@@ -23,6 +27,12 @@ def on_worker() -> str:
 class DaskkmError(Exception):
     """Any error that daskkm raises on purpose.
 
+    Attributes
+    ----------
+    options : tuple of str
+        Parameters that resolve the error, as Python spells them ("fresh=True"). The message ends
+        with them; a command names its own flags instead.
+
     Examples
     --------
     >>> import daskkm
@@ -33,8 +43,17 @@ class DaskkmError(Exception):
     StoreError
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, options: tuple[str, ...] = ()) -> None:
         super().__init__(printable(message))
+        self.options = options
+
+    def __str__(self) -> str:
+        return self.with_options(self.options)
+
+    def with_options(self, spellings: Sequence[str]) -> str:
+        """Return the message, ending with the options as a caller spells them."""
+        message = super().__str__()
+        return f"{message} ({', '.join(spellings)})" if spellings else message
 
 
 def printable(text: str) -> str:

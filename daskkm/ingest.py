@@ -251,7 +251,7 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
         warnings.warn(msg, stacklevel=3)
 
 
-@click.command("ingest", context_settings={"show_default": True})
+@click.command("ingest", cls=cli.Command, context_settings={"show_default": True})
 @click.argument("images", type=click.Path(path_type=Path), default=Path("images"))
 @click.option(
     "--store",

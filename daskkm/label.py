@@ -126,7 +126,7 @@ def _check_fits(store: TileStore, model: FittedModel) -> None:
         raise FitError(msg)
 
 
-@click.command("label", context_settings={"show_default": True})
+@click.command("label", cls=cli.Command, context_settings={"show_default": True})
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
     "--store",

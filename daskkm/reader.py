@@ -54,6 +54,8 @@ class Pass:
         What the variance of weighted tiles is known by.
     total : ndarray of shape (d + 2,), int64, or None
         Statistics of all tiles, by which others are told from them, where sums are exact.
+    stage : str
+        Part of the fit that ended: "pass" for a pass over all tiles.
     """
 
     number: int
@@ -63,6 +65,7 @@ class Pass:
     bytes_read: int = 0
     totals: Sequence[tuple[NDArray[Any], NDArray[np.float64]]] = ()
     total: NDArray[np.int64] | None = None
+    stage: str = "pass"
 
 
 class Reader:
@@ -257,9 +260,9 @@ class Reader:
         if self._total is not None and not np.array_equal(total, self._total):
             msg = (
                 "the tiles are not those of the passes before: they were written to meanwhile; "
-                "start over (--fresh, if there is a checkpoint)"
+                "start over, with a checkpoint afresh"
             )
-            raise FitError(msg)
+            raise FitError(msg, options=("fresh=True",))
         self._total = total
 
     def _about(self, stack: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -58,12 +58,13 @@ def held(out: Path) -> Iterator[None]:
     """
     msg = (
         f"{out}: another sweep that is running has its results there; "
-        "wait for it, or choose another place (--out)"
+        "wait for it, or choose another folder"
     )
+    busy = ResultsError(msg, options=("out",))
     opened = partial(os.open, out, os.O_RDONLY | os.O_DIRECTORY)
     with ExitStack() as stack:
         with _errors_named(out):
-            stack.enter_context(locks.held(out, opened, ResultsError(msg)))
+            stack.enter_context(locks.held(out, opened, busy))
         yield
 
 

@@ -462,17 +462,18 @@ def _local(
                 client: Client = stack.enter_context(Client(cluster))
         except (OSError, RuntimeError) as error:
             cause = addresses.causes(error)[-1]
+            options: tuple[str, ...] = ()
             if isinstance(cause, socket.gaierror) or (
                 isinstance(cause, OSError)
                 and cause.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
                 and cause.filename is None
             ):
                 what = f"a local scheduler with its dashboard at {dashboard_address}"
-                do = "choose another address with --dashboard-address"
+                do, options = "choose another address", ("dashboard_address",)
             else:
                 what, do = "a local scheduler", "see to that, and run again"
             msg = f"{what} cannot start ({cause}); {do}"
-            raise SchedulerError(msg) from error
+            raise SchedulerError(msg, options=options) from error
         try:
             yield client
         finally:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from daskkm.store import TileStore
 
 
-@click.command("sweep", context_settings={"show_default": True})
+@click.command("sweep", cls=cli.Command, context_settings={"show_default": True})
 @click.option(
     "--images",
     type=click.Path(path_type=Path),

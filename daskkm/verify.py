@@ -264,7 +264,7 @@ def _check_run(content: _Content, first: int) -> _Found:
     return _Found(errors, len(starts), whole)
 
 
-@click.command("verify")
+@click.command("verify", cls=cli.Command)
 @click.argument("store", type=click.Path(path_type=Path), default=Path("store/tiles.zarr"))
 def command(store: Path) -> None:
     """Check all of a STORE: its metadata, and every chunk of tiles, provenance and labels.

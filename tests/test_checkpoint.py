@@ -183,7 +183,7 @@ def test_whatever_is_damaged_is_said(tmp_path: Path) -> None:
     flips += [(byte, 4) for byte in range(300)]  # the digest, and names and shapes of arrays
     for byte, bit in flips:
         state.write_bytes(good[:byte] + bytes([good[byte] ^ bit]) + good[byte + 1 :])
-        with pytest.raises(daskkm.CheckpointError, match=r"damaged .*; start over \(--fresh\)"):
+        with pytest.raises(daskkm.CheckpointError, match=r"damaged .*; start over \(fresh=True\)"):
             fit(X, folder)
     for size in (0, 1, 31, 32, 33, len(good) - 1):
         state.write_bytes(good[:size])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import pty
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import daskkm
@@ -446,3 +448,30 @@ def test_lists_of_k(text: str) -> None:
 def test_what_is_no_list_of_k(text: str) -> None:
     with pytest.raises(click.BadParameter):
         cli.KList().convert(text, None, None)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("options", "in_python", "in_command"),
+    [
+        (("checkpoint", "fresh=True"), "is damaged (checkpoint, fresh=True)", "(--place, --fresh)"),
+        (("overwrite=True",), "is damaged (overwrite=True)", "is damaged\n"),
+        ((), "is damaged", "is damaged\n"),
+    ],
+)
+def test_error_names_parameters_in_python_and_flags_in_a_command(
+    options: tuple[str, ...], in_python: str, in_command: str
+) -> None:
+    error = daskkm.CheckpointError("it is damaged", options=options)
+
+    @click.command(cls=cli.Command)
+    @click.option("--place", "checkpoint")
+    @click.option("--fresh", is_flag=True)
+    def command(checkpoint: str, fresh: bool) -> None:
+        raise error
+
+    done = CliRunner().invoke(command, [])
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert in_command in done.stderr
+    assert str(error).endswith(in_python)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -156,7 +156,7 @@ def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_pa
     assert second.status == 1
     assert re.fullmatch(
         r"error: centroids: another sweep that is running has its results there; wait for it, or "
-        r"choose another place \(--out\)",
+        r"choose another folder \(--out\)",
         second.lines[-1],
     )
     assert forked.run(*SWEEP, cwd=place).status == 0
