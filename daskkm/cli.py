@@ -233,6 +233,12 @@ def scheduler_options(command: _Command) -> _Command:
     return command
 
 
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a store that does not hold what is asked for, and its labels.",
+)
+
 _MOST = 100_000
 _DIGITS = 9  # of any number in a list; Python refuses to read those of thousands
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,8 @@ def open_node(path: Path, kind: Kind, root: Path | None = None) -> tuple[Any, di
         what = "what is there is" if path.exists() else "there is"
         old = [name for name in (".zgroup", ".zarray") if (path / name).exists()]
         why = f" (it is of Zarr format 2, as its {old[0]} says, and not 3)" if old else ""
-        msg = f"{path}: {what} no {kind.noun}{why}; {kind.make}"
+        near = "" if path.exists() else similar_names(path)
+        msg = f"{path}: {what} no {kind.noun}{why}{near}; {kind.make}"
         raise kind.error(msg) from None
     said = metadata.ours(document)
     if found := _other(said, kind):
@@ -126,6 +128,16 @@ def open_node(path: Path, kind: Kind, root: Path | None = None) -> tuple[Any, di
         raise kind.error(msg)
     node = _checked(path, "", data, document, said, kind)
     return node, {name: value for name, value in said.items() if name not in _OWN}
+
+
+def similar_names(path: Path) -> str:
+    """Return " (did you mean NAME?)" if there are Zarr groups of similar names, else ""."""
+    with suppress(OSError):
+        names = [entry.parent.name for entry in path.parent.glob("*/zarr.json")]
+        near = get_close_matches(path.name, names)
+        if near:
+            return f" (did you mean {' or '.join(str(path.with_name(name)) for name in near)}?)"
+    return ""
 
 
 def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:

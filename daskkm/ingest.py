@@ -11,16 +11,17 @@ import math
 import operator
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
-from daskkm import cli, tiles
+from daskkm import cli, places, tiles
 from daskkm.errors import SheetError, StoreError, printable
-from daskkm.store import TileStore, clear, open_store
-from daskkm.writer import check_sheets, create_store
+from daskkm.store import STORE, TileStore, clear, is_there, learnt, open_store
+from daskkm.writer import OVERWRITE, check_sheets, create_store, describe_tiles, tile_of_begun
 
 if TYPE_CHECKING:
     import os
@@ -29,20 +30,23 @@ if TYPE_CHECKING:
     from daskkm.tiles import Sheet, Skipped
     from daskkm.writer import StoreWriter
 
+_DEFAULT_SIZE = (16, 16)
+
 
 def ingest(
     images: str | os.PathLike[str],
     store: str | os.PathLike[str],
-    tile: int | Sequence[int] = (16, 16),
+    tile: int | Sequence[int] | None = None,
     *,
     on_bad: str = "fail",
+    overwrite: bool = False,
 ) -> TileStore:
     """Cut the sheets of a folder into tiles and write them to a store.
 
     Sheets are taken in natural order and cut row by row. Ragged edges fall off, with one
     warning, and are recorded in the store. A store that already holds these very sheets is
-    left as it is; another of daskkm's is replaced. An ingest that was cut short is gone on with,
-    if the sheets that it has read are the same still.
+    returned as it is; any other is replaced only if `overwrite` says so. An ingest that was cut
+    short is resumed if the sheets that it has read are the same still.
 
     Parameters
     ----------
@@ -50,11 +54,15 @@ def ingest(
         Folder of sheets that show 8 bits a band, all greyscale or all RGB.
     store : path-like
         Where the Zarr group goes.
-    tile : int or (int, int), default (16, 16)
-        Height and width of a tile in pixels; a number stands for both.
+    tile : int or (int, int), optional
+        Height and width of a tile in pixels; a number stands for both. If not given, those of the
+        store that is there, complete or cut short; else 16 x 16.
     on_bad : {"fail", "skip"}, default "fail"
         What to do where a file is no sheet, or none that fits: raise, or leave it out, which the
         store's ``skipped`` then says.
+    overwrite : bool, default False
+        Whether to replace a store, or an ingest that was cut short, that does not hold what is
+        asked for. Labels and distances of a store that is replaced are deleted.
 
     Returns
     -------
@@ -68,7 +76,8 @@ def ingest(
         ``on_bad="skip"``, if that leaves none.
     StoreError
         If the store cannot be written, something else is in its place, or another run is writing
-        it.
+        it. Without `overwrite`, before any sheet is decoded, if a store is there that is damaged
+        or holds something else: the message says what differs and which labels would be lost.
 
     Examples
     --------
@@ -84,36 +93,51 @@ def ingest(
     >>> store.provenance()["row"].tolist()
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
-    tile = _tile_size(tile)
+    size = None if tile is None else _tile_size(tile)
     if on_bad not in {"fail", "skip"}:
         msg = f"on_bad is {on_bad!r}, not 'fail' or 'skip'"
         raise ValueError(msg)
     paths = tiles.find_sheets(Path(images))
-    present = _if_up_to_date(paths, store, tile)
-    if present is None:
-
-        def leave_out(path: Path, error: SheetError, before: tuple[int, ...]) -> Skipped:
-            if on_bad == "fail":
-                raise error
-            return tiles.Skipped.of(path, error, before)
-
-        shapes, bad = _look_at(paths, tile, leave_out)
-        bands = next(iter(shapes.values()))[2:]
-        check_sheets(store, (path.name for path in shapes))
-        n_tiles = sum(math.prod(tiles.grid(shape, tile)) for shape in shapes.values())
-        with create_store(store, n_tiles, tile, bands, paths) as writer:
-            _refuse(writer.skipped, paths, on_bad)
-            for path in paths[writer.done :]:
-                if path in bad:
-                    writer.skip(bad[path])
-                else:
-                    _append(writer, path, shapes[path], tile, leave_out)
-            if not writer.sheets:
-                _refuse(writer.skipped, paths, "fail")
-        present = open_store(store)
-        _warn_of_cropping(present.sheets)
+    begun = _size_of_begun(store)  # first: it may take its place just now
+    present = _open_present(Path(store), overwrite=overwrite)
+    size = size or _default_size(Path(store), present, begun)
+    if present is None or not _is_as_asked(present, paths, size, overwrite=overwrite):
+        present = _write(paths, store, size, on_bad, overwrite=overwrite)
     _refuse(present.skipped, paths, on_bad)
     return present
+
+
+def _write(
+    paths: Sequence[Path],
+    store: str | os.PathLike[str],
+    tile: tuple[int, int],
+    on_bad: str,
+    *,
+    overwrite: bool,
+) -> TileStore:
+    """Write a store, from the start or from where an ingest was cut short."""
+
+    def leave_out(path: Path, error: SheetError, before: tuple[int, ...]) -> Skipped:
+        if on_bad == "fail":
+            raise error
+        return tiles.Skipped.of(path, error, before)
+
+    shapes, bad = _look_at(paths, tile, leave_out)
+    bands = next(iter(shapes.values()))[2:]
+    check_sheets(store, (path.name for path in shapes))
+    n_tiles = sum(math.prod(tiles.grid(shape, tile)) for shape in shapes.values())
+    with create_store(store, n_tiles, tile, bands, paths, overwrite=overwrite) as writer:
+        _refuse(writer.skipped, paths, on_bad)
+        for path in paths[writer.done :]:
+            if path in bad:
+                writer.skip(bad[path])
+            else:
+                _append(writer, path, shapes[path], tile, leave_out)
+        if not writer.sheets:
+            _refuse(writer.skipped, paths, "fail")
+    written = open_store(store)
+    _warn_of_cropping(written.sheets)
+    return written
 
 
 def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
@@ -130,23 +154,82 @@ def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
     return size
 
 
-def _if_up_to_date(
-    paths: Sequence[Path], store: str | os.PathLike[str], tile: tuple[int, int]
-) -> TileStore | None:
-    """Return the store if it was made of these files, cut into such tiles; else None."""
+def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
+    """Return the store at a path, or None if there is none.
+
+    Raises
+    ------
+    StoreError
+        If something else is there; a damaged store unless `overwrite`.
+    """
+    places.check_free(path, STORE)
+    if not is_there(path):
+        return None
     try:
-        present = open_store(store)
+        return open_store(path)
+    except StoreError as error:
+        if not overwrite:
+            raise _resolved_by_overwrite(error) from error
+        return None
+
+
+def _size_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    with suppress(StoreError):  # it is not known: nothing is written yet
+        return tile_of_begun(path)
+    return None
+
+
+def _default_size(
+    path: Path, present: TileStore | None, begun: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return the size of tiles of the store at a path, complete or cut short; else 16 x 16."""
+    there = present.tile[:2] if present else None
+    if begun and there and begun != there:
+        msg = (
+            f"{path}: its tiles are {there[0]} x {there[1]}, but an ingest of {begun[0]} x "
+            f"{begun[1]} was cut short beside it. Ingest with the size of tile that you mean"
+        )
+        raise StoreError(msg, options=("tile",))
+    if not begun and not there and is_there(path):
+        msg = f"{path}: the store is damaged, and the size of its tiles not known. Give the size"
+        raise StoreError(msg, options=("tile",))
+    height, width = begun or there or _DEFAULT_SIZE
+    return height, width
+
+
+def _is_as_asked(
+    present: TileStore, paths: Sequence[Path], tile: tuple[int, int], *, overwrite: bool
+) -> bool:
+    """Return True if a store was made of these files, cut into such tiles.
+
+    Raises
+    ------
+    StoreError
+        If not, or if chunks are missing, unless `overwrite`.
+    """
+    try:
         present.check()
-    except StoreError:
-        return None
-    files = {file.name: file for file in (*present.sheets, *present.skipped)}
-    same = len(paths) == len(files) and all(
-        path.name in files and files[path.name].is_file(path) for path in paths
-    )
-    if not same or present.tile[:2] != tile:
-        return None
-    clear(store)
-    return present
+    except StoreError as error:
+        if not overwrite:
+            raise _resolved_by_overwrite(error) from error
+        return False
+    differences = tiles.differences((*present.sheets, *present.skipped), paths)
+    texts = [*tiles.describe(differences), *describe_tiles(present.tile[:2], tile)]
+    if texts and not overwrite:
+        lost = learnt(present.path)
+        losing = f", which deletes its {', '.join(lost)}" if lost else ""
+        msg = (
+            f"{present.path}: the store differs from what is asked for: {', '.join(texts)}. "
+            f"Choose another store, or overwrite this one{losing}"
+        )
+        raise StoreError(msg, options=OVERWRITE)
+    if not texts:
+        clear(present.path)
+    return not texts
+
+
+def _resolved_by_overwrite(error: StoreError) -> StoreError:
+    return type(error)(str(error), options=OVERWRITE)
 
 
 def _look_at(
@@ -262,8 +345,8 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
 @click.option(
     "--tile",
     type=cli.TileSize(),
-    default="16",
-    help="Pixels of a tile: 16 or 16x24 (height x width).",
+    help="Pixels of a tile: 16 or 16x24 (height x width).  "
+    "[default: those of the store that is there, else 16]",
 )
 @click.option(
     "--on-bad",
@@ -271,14 +354,18 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     default="fail",
     help="What to do where a file is no sheet, or none that fits.",
 )
-def command(images: Path, store: Path, tile: tuple[int, int], on_bad: str) -> None:
+@cli.overwrite_option
+def command(
+    images: Path, store: Path, tile: tuple[int, int] | None, on_bad: str, overwrite: bool
+) -> None:
     """Cut the sheets in the folder IMAGES into tiles and write them to a store.
 
     One that was cut short goes on where it stopped.
     """
-    written = ingest(images, store, tile, on_bad=on_bad)
+    written = ingest(images, store, tile, on_bad=on_bad, overwrite=overwrite)
+    height, width = written.tile[:2]
     click.echo(
-        f"{printable(str(store))}: {cli.count(len(written), 'tile')} of {tile[0]} x {tile[1]} "
+        f"{printable(str(store))}: {cli.count(len(written), 'tile')} of {height} x {width} "
         f"from {cli.count(len(written.sheets), 'sheet')}"
     )
     say_skipped(written)

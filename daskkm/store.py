@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import stat
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -610,9 +611,26 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     return store
 
 
+def learnt(path: Path) -> list[str]:
+    """Return the names of all labels and distances in a store's folder: labels/5, distances/5."""
+    return [f"{kind.name}/{k}" for kind in (LABELS, DISTANCES) for k in known_ks(path / kind.name)]
+
+
+def known_ks(folder: Path) -> list[int]:
+    """Return each k of which there are labels, or distances, in a folder."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
+
+
 def clear(path: str | os.PathLike[str]) -> None:
     """Remove what ingests that were killed left beside a store that is the one asked for."""
     places.clear(path, STORE)
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Return True if there is anything at a path but an empty folder."""
+    place = Path(path)
+    return place.exists() and not (place.is_dir() and places.is_empty(place))
 
 
 def is_begun(path: str | os.PathLike[str]) -> bool:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     "--images",
     type=click.Path(path_type=Path),
     default=Path("images"),
-    help="Folder of sheets; ingested first where the store is missing or they have changed. "
-    "With --store alone, a store that exists is used as it is.",
+    help="Folder of sheets; ingested first where the store is missing. With --store alone, the "
+    "store must exist and is used as it is.",
 )
 @click.option(
     "--store",
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     default="fail",
     help="What to do, where sheets are ingested, with a file that is none, or none that fits.",
 )
+@cli.overwrite_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -98,6 +99,7 @@ def command(
     images: Path,
     store_path: Path,
     on_bad: str,
+    overwrite: bool,
     out: Path,
     ks: tuple[int, ...],
     init: str,
@@ -127,6 +129,7 @@ def command(
     place = checkpoint or Path(f"{store_path}.checkpoint")
     given = {"--images": images, "--store": store_path, "--out": out, "--checkpoint": place}
     _check_apart(given, {f"the model of k = {k}": _place(out, k) for k in ks})
+    alone = _open_alone(images, store_path)
     results.check_writable(out, ks)
     for k in ks:
         model.check_free(_place(out, k))
@@ -134,7 +137,7 @@ def command(
     tls = {name: file for name, file in local.items() if name.startswith("tls_")}
     scheduler.check_reachable(scheduler_name, **tls)
     with results.held(out), held(place, fresh=fresh) as kept:
-        store = _open_or_ingest(images, store_path, on_bad)
+        store = alone or _ingest(images, store_path, on_bad, overwrite=overwrite)
         tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
         click.echo(f"{printable(str(store_path))}: {tiles} from {sheets}", err=True)
         if kept.said:
@@ -189,28 +192,37 @@ def _check_apart(given: Mapping[str, Path], models: Mapping[str, Path]) -> None:
             raise click.UsageError(msg)
 
 
-def _open_or_ingest(images: Path, store_path: Path, on_bad: str) -> TileStore:
-    """Return the store, ingested anew where it is missing or its sheets have changed."""
-    from daskkm import places
+def _open_alone(images: Path, store_path: Path) -> TileStore | None:
+    """Return the store if it is to be used as it is; None if it is to be of the images.
+
+    Raises
+    ------
+    StoreError
+        If it was named alone, so that it is not to be made of whatever lies in ./images, and is
+        missing or not complete.
+    """
+    from daskkm.groups import similar_names
+    from daskkm.store import is_begun, is_there, open_store
+
+    if cli.given("images"):
+        return None
+    if cli.given("store_path") and not is_there(store_path) and not is_begun(store_path):
+        msg = f"{store_path}: there is no store{similar_names(store_path)}. Name one, or its images"
+        raise StoreError(msg, options=("images",))
+    if cli.given("store_path") or (
+        not images.exists() and (is_there(store_path) or is_begun(store_path))
+    ):
+        return open_store(store_path)
+    return None
+
+
+def _ingest(images: Path, store_path: Path, on_bad: str, *, overwrite: bool) -> TileStore:
+    """Return the store of the images, ingested if it is not there."""
     from daskkm.ingest import ingest
-    from daskkm.store import is_begun, open_store
     from daskkm.writer import tile_of_begun
 
-    begun = tile_of_begun(store_path)  # first: it may take its place just now
-    # A store named on its own must not be replaced by whatever lies in ./images.
-    alone = cli.given("store_path") or not images.exists()
-    empty = store_path.is_dir() and places.is_empty(store_path)
-    present = store_path.exists() and not empty
-    if (present or is_begun(store_path)) and alone and not cli.given("images"):
-        return open_store(store_path)
-    there = open_store(store_path).tile[:2] if present else None
-    if begun and there and begun != there:
-        msg = (
-            f"{store_path}: its tiles are {there[0]} x {there[1]}, but an ingest of {begun[0]} x "
-            f"{begun[1]} was cut short beside it; ingest with the --tile that you mean"
-        )
-        raise StoreError(msg)
-    return ingest(images, store_path, begun or there or (16, 16), on_bad=on_bad)
+    tile_of_begun(store_path)  # what was begun is not cut anew in tiles of another size
+    return ingest(images, store_path, on_bad=on_bad, overwrite=overwrite)
 
 
 def _place(out: Path, k: int) -> Path:

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, Unidentif
 from daskkm.errors import SheetError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -120,6 +120,42 @@ class Skipped(File):
         if _is_passing(error.__cause__) or state(path) != before:
             size, sha256 = _UNREAD
         return cls(path.name, size, sha256, reason)
+
+
+def differences(files: Iterable[File], paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Return the names of files that differ from those recorded, by what happened to them.
+
+    Parameters
+    ----------
+    files : iterable of File
+        As they were recorded.
+    paths : iterable of Path
+        The files of today.
+
+    Returns
+    -------
+    dict of str to list of str
+        ``added``, ``removed`` and ``changed``.
+    """
+    known = {file.name: file for file in files}
+    today = {path.name: path for path in paths}
+    return {
+        "added": [name for name in today if name not in known],
+        "removed": [name for name in known if name not in today],
+        "changed": [
+            name for name, path in today.items() if name in known and not known[name].is_file(path)
+        ],
+    }
+
+
+def describe(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what `differences` found as counts and first names: 1 image added (a.png)."""
+    texts = []
+    for what, names in found.items():
+        if names:
+            first = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
+            texts.append(f"{len(names)} image{'s' * (len(names) != 1)} {what} ({first})")
+    return texts
 
 
 def state(path: Path) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ if __name__ == "__main__":
     interrupts.end_at_once()
 
 import math
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +21,16 @@ from dask.system import CPU_COUNT
 
 from daskkm import chunks, cli, groups
 from daskkm.errors import StoreError, printable
-from daskkm.store import DISTANCES, LABELS, PROVENANCE, STORE, TileStore, Version, provenance
+from daskkm.store import (
+    DISTANCES,
+    LABELS,
+    PROVENANCE,
+    STORE,
+    TileStore,
+    Version,
+    known_ks,
+    provenance,
+)
 
 if TYPE_CHECKING:
     import os
@@ -185,7 +193,7 @@ def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
             found.append(_Content(array, STORE, version, problem))
     for kind in (LABELS, DISTANCES):
         attempt(groups.check_group, path, kind.name, STORE)
-        for k in _ks(path / kind.name):
+        for k in known_ks(path / kind.name):
             place = path / kind.name / str(k)
             own = Version.of(place, version)
             before = dict(errors)
@@ -198,12 +206,6 @@ def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
                 found.append(_Content(opened[0], kind, own, partial(_out_of_range, kind, k)))
     version.check()
     return found, list(errors.values())
-
-
-def _ks(folder: Path) -> list[int]:
-    """Return each k of which there are labels, or distances, in a folder."""
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
 
 
 def _replaced(version: Version) -> list[StoreError]:

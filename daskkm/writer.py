@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import zarr
 
-from daskkm import groups, metadata, places, store
+from daskkm import groups, metadata, places, store, tiles
 from daskkm.errors import StoreError
 from daskkm.store import PROVENANCE, STORE
 from daskkm.tiles import File, Sheet, Skipped, grid
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+OVERWRITE = ("overwrite=True",)
 # Provenance is 4 bytes a tile: far more tiles a chunk.
 _PROVENANCE_CHUNK = 1 << 20
 # How often at most a writer notes how far it has come. What it says is of every sheet so far.
@@ -48,6 +50,8 @@ class StoreWriter:
         tile: tuple[int, int],
         bands: tuple[int, ...],
         files: Sequence[Path],
+        *,
+        overwrite: bool,
     ) -> None:
         self._path = path
         self._tile = tile
@@ -61,7 +65,7 @@ class StoreWriter:
         # Of the next file, as an earlier writer read it, so many tiles are written already.
         self._begun: tuple[Sheet, int] | None = None
         with groups.write_errors_named(path, STORE):
-            if not self._resume(partial, files):
+            if not self._resume(partial, files, overwrite=overwrite):
                 self._group = groups.create_group(partial, STORE)
                 self._note()  # how large tiles are, as a sweep wants to know
                 self._tiles = self._create("tiles", self._shape, "uint8", self._rows)
@@ -72,22 +76,53 @@ class StoreWriter:
         """How many files are behind: in the store, or left out."""
         return len(self.sheets) + len(self.skipped)
 
-    def _resume(self, partial: Path, files: Sequence[Path]) -> bool:
-        """Go on with what an earlier writer left, if it is of these files and such tiles."""
+    def _resume(self, partial: Path, files: Sequence[Path], *, overwrite: bool) -> bool:
+        """Resume an ingest that was cut short; return False if there is nothing to resume.
+
+        Raises
+        ------
+        StoreError
+            If it is of other images or tiles, some of which are written, unless `overwrite`.
+        """
         try:
-            kept = self._kept(partial, files)
-        except StoreError:  # it is damaged
-            kept = None
-        if kept is None:
+            found = _read_partial(partial)
+            if found is None:
+                return False
+            if differences := self._differences(found, files):
+                if found.written and not overwrite:
+                    raise _of_others(partial, differences)
+                return False
+            if found.tiles.chunks[0] != self._rows:  # of a store of less than a chunk
+                return False
+            for _ in groups.stream(found.tiles, 0, found.written, STORE):
+                pass
+        except _OtherIngestError:
+            raise
+        except StoreError as error:
+            msg = f"{partial}: the ingest that was cut short is damaged and begins anew ({error})"
+            warnings.warn(msg, stacklevel=2)
             return False
-        self._group, said, known, written = kept
-        tiles = zarr.open_array(partial / "tiles", mode="r+", zarr_format=3)
-        self._tiles = tiles.with_config({"write_empty_chunks": True})
-        self._written = written
-        if self._tiles.shape != self._shape and not said["complete"]:
-            self._resize(self._shape[0], said)
-        left = written
-        for record in known:
+        self._go_on(partial, found, files)
+        return True
+
+    def _differences(self, found: _Partial, files: Sequence[Path]) -> list[str]:
+        """Return how what was written differs from these files, cut into such tiles."""
+        differences = tiles.differences(found.records.values(), files)
+        if not found.complete:  # the next files are not recorded yet
+            first = {path.name for path in files[: len(found.records)]}
+            differences["added"] = [name for name in differences["added"] if name in first]
+        shapes = found.tiles.shape[1:], self._shape[1:]
+        return [*tiles.describe(differences), *describe_tiles(*shapes)]
+
+    def _go_on(self, partial: Path, found: _Partial, files: Sequence[Path]) -> None:
+        """Take over what was written, and the records of its files."""
+        self._group = found.group
+        array = zarr.open_array(partial / "tiles", mode="r+", zarr_format=3)
+        self._tiles = array.with_config({"write_empty_chunks": True})
+        self._written = left = found.written
+        if self._tiles.shape != self._shape and not found.complete:
+            self._resize(self._shape[0], found.said)
+        for record in (found.records[path.name] for path in files[: len(found.records)]):
             if isinstance(record, Skipped):
                 self.skipped.append(record)
             elif isinstance(record, Sheet):
@@ -97,37 +132,6 @@ class StoreWriter:
                     break
                 self.sheets.append(record)
                 left -= count
-        return True
-
-    def _kept(
-        self, partial: Path, files: Sequence[Path]
-    ) -> tuple[zarr.Group, dict[str, Any], list[File], int] | None:
-        """Return what an earlier writer left, said, and read, and how many tiles it wrote.
-
-        None if it is not of these files and such tiles. Every chunk is read.
-        """
-        found = groups.reopen(partial, STORE)
-        if found is None:
-            return None
-        group, said = found
-        array = groups.member(group, "tiles", STORE)
-        groups.refuse_links(partial, "tiles/c", STORE)
-        if array.shape[1:] != self._shape[1:] or array.chunks[0] != self._rows:
-            return None
-        records: dict[str, File] = {
-            **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
-            **{record["name"]: Skipped(**record) for record in said["skipped"]},
-        }
-        first = files[: len(records)]
-        same = len(first) == len(records) and all(
-            path.name in records and records[path.name].is_file(path) for path in first
-        )
-        if not same or (said["complete"] and len(first) < len(files)):
-            return None
-        written = said.get("written", array.shape[0])  # or it is complete
-        for _ in groups.stream(array, 0, written, STORE):
-            pass
-        return group, said, [records[path.name] for path in first], written
 
     def append(self, sheet: Sheet, tiles: NDArray[np.uint8]) -> None:
         """Add the tiles of the next sheet.
@@ -215,6 +219,51 @@ class StoreWriter:
             groups.complete(self._group, STORE, self._said())
 
 
+class _Partial(NamedTuple):
+    """What an ingest that was cut short left: its group and tiles, and what it says of itself."""
+
+    group: zarr.Group
+    tiles: zarr.Array[Any]
+    said: dict[str, Any]
+    records: dict[str, File]
+    complete: bool
+    written: int
+
+
+def _read_partial(partial: Path) -> _Partial | None:
+    """Return what an ingest left in a folder, if anything; read no chunk.
+
+    Raises
+    ------
+    StoreError
+        If it is damaged.
+    """
+    opened = groups.reopen(partial, STORE)
+    if opened is None:
+        return None
+    group, said = opened
+    array = groups.member(group, "tiles", STORE)
+    groups.refuse_links(partial, "tiles/c", STORE)
+    records: dict[str, File] = {
+        **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
+        **{record["name"]: Skipped(**record) for record in said["skipped"]},
+    }
+    written = said.get("written", array.shape[0])  # or it is complete
+    return _Partial(group, array, said, records, said["complete"], written)
+
+
+class _OtherIngestError(StoreError):
+    pass
+
+
+def _of_others(partial: Path, differences: Sequence[str]) -> StoreError:
+    msg = (
+        f"{partial}: an ingest of something else was cut short there: {', '.join(differences)}. "
+        "Go on with the same, choose another store, or begin anew"
+    )
+    return _OtherIngestError(msg, options=OVERWRITE)
+
+
 def check_sheets(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Raise StoreError if sheets of these names are more than a store can say something of."""
     sheet = asdict(Sheet("", 0, "0" * 64, (1, 1), (0, 0)))
@@ -234,8 +283,10 @@ def create_store(
     tile: tuple[int, int],
     bands: tuple[int, ...],
     files: Sequence[Path] = (),
+    *,
+    overwrite: bool = False,
 ) -> Iterator[StoreWriter]:
-    """Begin a store, to take the place of one that may be there, or go on with one.
+    """Begin a store, or go on with one.
 
     A context manager: leaving it without an error completes the store. Else what was written stays
     beside the place, for the next writer.
@@ -252,6 +303,8 @@ def create_store(
     files : sequence of Path
         In the order in which their tiles will be appended, or they be skipped. An earlier writer is
         followed if what it knew of the first of these is still true.
+    overwrite : bool, default False
+        Whether to take the place of a store that is there, or of an ingest of other files.
 
     Yields
     ------
@@ -260,12 +313,23 @@ def create_store(
     Raises
     ------
     StoreError
-        If something is there that is not a store, it cannot be written, or another run is writing.
+        If something is there that is not to be replaced, it cannot be written, or another run is
+        writing.
     """
     with places.resuming(path, STORE) as partial:
-        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files)
+        if not overwrite and store.is_there(path):  # since the caller looked
+            msg = f"{path}: another run has just put a store there. Run this again"
+            raise StoreError(msg, options=OVERWRITE)
+        writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files, overwrite=overwrite)
         yield writer
         writer.finish()
+
+
+def describe_tiles(is_: Sequence[int], asked: Sequence[int]) -> list[str]:
+    """Return how a tile's shape differs from the one that is asked for, if it does."""
+    if tuple(is_) == tuple(asked):
+        return []
+    return [f"tiles of {' x '.join(map(str, is_))}, not {' x '.join(map(str, asked))}"]
 
 
 def tile_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:

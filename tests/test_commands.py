@@ -215,15 +215,17 @@ def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
     assert all(line.endswith("done") for line in end[1:3])
 
 
-def test_a_changed_sheet_is_ingested_anew(sheets: Path, tmp_path: Path) -> None:
-    tile = ("--tile", "8")
-    assert run("daskkm.ingest", sheets, "--store", "s.zarr", *tile, cwd=tmp_path).returncode == 0
-    flags = ("--images", sheets, "--store", "s.zarr", "--k", "2")
+def test_sweep_of_changed_images_is_refused_until_overwritten(sheets: Path, tmp_path: Path) -> None:
+    daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
+    flags = ("--images", sheets, "--store", "s.zarr", "--k", "2", "--scheduler", "threads")
     done = sweep(*flags, cwd=tmp_path)
     assert "s.zarr: 30 tiles from 3 sheets" in done.stderr
     (sheets / "s_10.png").unlink()
+    said = "s.zarr: the store differs from what is asked for: 1 image removed (s_10.png). "
+    assert_fails(sweep(*flags, cwd=tmp_path), said, "(--overwrite)")
+    assert_fails(run("daskkm.ingest", sheets, "--store", "s.zarr", cwd=tmp_path), said)
     # The tiles stay as large as the store's were.
-    assert "s.zarr: 18 tiles from 2 sheets" in sweep(*flags, cwd=tmp_path).stderr
+    assert "s.zarr: 18 tiles from 2 sheets" in sweep(*flags, "--overwrite", cwd=tmp_path).stderr
     assert daskkm.open_store(tmp_path / "s.zarr").tile == (8, 8)
 
 
@@ -232,6 +234,27 @@ def test_a_store_named_alone_is_never_replaced(digits: TileStore, sheets: Path) 
     done = sweep("--store", digits.path, "--k", "2", cwd=sheets.parent)
     assert done.returncode == 0
     assert "5610 tiles from 5 sheets" in done.stderr
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_sweep_with_a_mistyped_store_is_refused(sheets: Path, tmp_path: Path, empty: bool) -> None:
+    sheets.rename(tmp_path / "images")
+    daskkm.ingest(tmp_path / "images", tmp_path / "photos.zarr", tile=8)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    if empty:
+        (tmp_path / "photoz.zarr").mkdir()
+    done = sweep("--store", "photoz.zarr", cwd=tmp_path)
+    assert_fails(done, "photoz.zarr: there is no store (did you mean photos.zarr?). ", "(--images)")
+    assert_fails(sweep("--store", "none/t.zarr", cwd=tmp_path), "none/t.zarr: there is no store. ")
+    if not empty:
+        near = "photoz.zarr: there is no store (did you mean "
+        assert_fails(run("daskkm.verify", "photoz.zarr", cwd=tmp_path), near)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert {path for path in after if "photoz" not in path.name} == set(before)
+    # With the images named, it is a new one.
+    flags = ("--images", "images", "--k", "2", "--scheduler", "threads")
+    assert sweep("--store", "photoz.zarr", *flags, cwd=tmp_path).returncode == 0
+    assert len(daskkm.open_store(tmp_path / "photoz.zarr")) == 5
 
 
 def test_ingest_says_what_it_did_and_what_it_cropped(sheets: Path, tmp_path: Path) -> None:
@@ -407,7 +430,7 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     # A store is there by now, but not of what was asked for.
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
     (home / "empty" / "notes.txt").touch()
-    assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "no store")
+    assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "not a store")
     done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
     assert_fails(done, "images", "choose another place")
     (sheets / "s_3.png").write_text("text")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click import ClickException
 from PIL import Image, ImageFile
 
 import daskkm
@@ -333,7 +334,8 @@ def test_a_file_that_may_not_be_read_is_skipped_once(forked: Forks) -> None:
         (folder / "sheets" / "s_2.png").chmod(0o000)
         for entry in (folder, folder / "sheets"):
             entry.chmod(0o777)
-        args = ("ingest", "sheets", "--store", "t.zarr", "--tile", "8", "--on-bad", "skip")
+        flags = ("--store", "t.zarr", "--tile", "8", "--on-bad", "skip", "--overwrite")
+        args = ("ingest", "sheets", *flags)
         nobody = {"user": 65534} if os.getuid() == 0 else {}  # to root nothing is closed
         written = []
         for mode in (0o000, 0o000, 0o644):
@@ -366,7 +368,8 @@ def test_what_may_go_better_the_next_time_is_tried_again(
         patch.setattr(tiles, "_pixels", fail)
         store = daskkm.ingest(tmp_path / "sheets", tmp_path / "t.zarr", tile=8, on_bad="skip")
         assert [file.name for file in store.skipped] == ["s_2.png"]
-    store = daskkm.ingest(tmp_path / "sheets", tmp_path / "t.zarr", tile=8, on_bad="skip")
+    settings: Any = {"tile": 8, "on_bad": "skip", "overwrite": True}
+    store = daskkm.ingest(tmp_path / "sheets", tmp_path / "t.zarr", **settings)
     assert len(store.sheets) == 2
     assert not store.skipped
 
@@ -388,7 +391,9 @@ def test_a_file_that_becomes_whole_meanwhile_is_looked_at_again(
         patched.setattr(tiles, "read_sheet", copied)
         first = daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
     # The verdict, if it is one of the empty file, does not stand for the whole one.
-    again = daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
+        daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    again = daskkm.ingest(sheets, tmp_path / "t.zarr", **settings, overwrite=True)
     assert [file.name for file in first.skipped] == ["s_2.png"]
     assert "s_2.png" in {sheet.name for sheet in again.sheets}
     assert not again.skipped
@@ -463,7 +468,10 @@ def test_whatever_a_file_is_called_it_is_a_sheet(tmp_path: Path) -> None:
     assert (folder / "t.zarr" / "zarr.json").stat().st_mtime_ns == before
     for name in NAMES:
         (folder / name).write_text("not an image")
-        with pytest.raises(SheetError, match="this is not an image") as found:
+        with pytest.raises(SheetError, match="this is not an image") as bad:
+            daskkm.ingest(folder, folder / "t.zarr", tile=8, overwrite=True)
+        assert str(bad.value).isprintable()
+        with pytest.raises(StoreError, match=r"images? changed") as found:
             daskkm.ingest(folder, folder / "t.zarr", tile=8)
         assert str(found.value).isprintable()
         (folder / name).unlink()
@@ -532,7 +540,7 @@ def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
     out = tmp_path / "out"
     settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]
     sweeping = ["--images", str(sheets), "--store", str(path), *settings]
-    with pytest.raises(SheetError, match=r"folder\.png"):
+    with pytest.raises(ClickException, match=r"folder\.png"):
         sweep_command.main(sweeping, standalone_mode=False)
     sweep_command.main([*sweeping, "--on-bad", "skip"], standalone_mode=False)
     said = capsys.readouterr().out.splitlines()
@@ -541,7 +549,7 @@ def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
     # A file that is mended is a sheet.
     (sheets / "folder.png").rmdir()
     saved(sheets / "folder.png", GREY)
-    store = daskkm.ingest(sheets, path, tile=8, on_bad="skip")
+    store = daskkm.ingest(sheets, path, tile=8, on_bad="skip", overwrite=True)
     assert len(store) == 30 + 15
     assert [file.name for file in store.skipped] == ["text.jpg", "truncated.png"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click import ClickException
 from PIL import Image
 
 import daskkm
@@ -70,7 +71,7 @@ class World:
 
     def ingest(self, store: Path, sheets: Path | None = None, **stop: Any) -> Done:
         """Run the command, with seven tiles a chunk; events are counted where the store is."""
-        flags = (sheets or self.sheets, "--store", store, "--tile", "8")
+        flags = (sheets or self.sheets, "--store", store, "--tile", "8", "--overwrite")
         return self._forked.run("ingest", *flags, cwd=store.parent, chunk=7 * 64, **stop)
 
 
@@ -223,9 +224,17 @@ def test_of_two_at_once_the_second_is_refused(world: World, place: Path) -> None
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
 
 
-@pytest.mark.parametrize("change", ["edited", "added", "removed", "tile"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("edited", r"t\.zarr\.partial: .* 1 image changed \(s_1\.png\)\. Go on with the same"),
+        ("added", r"1 image added \(s_0\.png\)\. Go on"),
+        ("removed", r"1 image removed \(s_1\.png\)\. Go on"),
+        ("tile", r"there: tiles of 8 x 8, not 4 x 4\. Go on"),
+    ],
+)
 def test_other_sheets_are_not_mixed_with_those_before(
-    world: World, place: Path, change: str
+    world: World, place: Path, change: str, said: str
 ) -> None:
     sheets = Path(shutil.copytree(world.sheets, place.parent / "sheets"))
     assert world.ingest(place, sheets, at=at_half(world, place), number=signal.SIGKILL).status == -9
@@ -237,7 +246,11 @@ def test_other_sheets_are_not_mixed_with_those_before(
         shutil.copy(world.others / "s_1.png", sheets / "s_0.png")
     elif change == "removed":
         (sheets / "s_1.png").unlink()
-    after = daskkm.ingest(sheets, place, tile=tile)
+    with pytest.raises(StoreError, match=said) as refused:
+        daskkm.ingest(sheets, place, tile=tile)
+    assert refused.value.options == ("overwrite=True",)
+    assert noted_chunks(place)
+    after = daskkm.ingest(sheets, place, tile=tile, overwrite=True)
     fresh = daskkm.ingest(sheets, place.with_name("fresh.zarr"), tile=tile)
     np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
     assert after.sheets == fresh.sheets
@@ -307,7 +320,8 @@ def test_a_link_within_what_is_begun_is_not_written_through(
     (place.parent / "mine").mkdir()
     chunks = place.with_name("t.zarr.partial") / "tiles" / "c"
     chunks.symlink_to(place.parent / "mine")
-    daskkm.ingest(world.sheets, place, 8).check()
+    with pytest.warns(UserWarning, match=r"t\.zarr\.partial: .* damaged and begins anew \(.*link"):
+        daskkm.ingest(world.sheets, place, 8).check()
     assert not list((place.parent / "mine").iterdir())
     assert not daskkm.verify(place)
 
@@ -329,7 +343,7 @@ def test_what_is_beside_and_no_ones_of_ours_is_not_touched(world: World, place: 
     partial.mkdir()
     (partial / "thesis.tex").write_text("precious")
     assert world.ingest(place).status == 0
-    with pytest.raises(StoreError, match="this is not a store of daskkm's to be replaced"):
+    with pytest.raises(ClickException, match="this is not a store of daskkm's to be replaced"):
         sweep("--store", place, "--images", world.sheets, out=place.with_name("out"))
     assert tree(partial) == {"thesis.tex": b"precious"}
 
@@ -358,7 +372,7 @@ def test_a_sweep_goes_on_with_an_ingest_that_was_killed(world: World, place: Pat
     assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
     out = place.with_name("out")
     with pytest.raises(
-        StoreError, match=r"t\.zarr: there is no store yet: an ingest was cut short"
+        ClickException, match=r"t\.zarr: there is no store yet: an ingest was cut short"
     ):
         sweep("--store", place, out=out)
     assert not place.exists()
@@ -396,14 +410,16 @@ def test_a_sweep_does_not_choose_between_a_store_and_one_of_other_tiles(
     daskkm.ingest(world.sheets, place.with_name("u.zarr"), tile=4)
     place.with_name("u.zarr").rename(place)
     flags = ("--store", place, "--images", world.sheets)
-    with pytest.raises(StoreError, match=r"tiles are 4 x 4, but an ingest of 8 x 8 was cut short"):
+    with pytest.raises(ClickException, match=r"tiles are 4 x 4, but an ingest of 8 x 8 was cut"):
         sweep(*flags, out=place.with_name("out"))
     assert daskkm.open_store(place).tile == (4, 4)
     assert noted_chunks(place)
     # Of the same size it goes on with what was begun, of the sheets that are there now.
     shutil.rmtree(place)
     shutil.copytree(world.other, place)
-    sweep(*flags, out=place.with_name("out"))
+    with pytest.raises(ClickException, match=r"t\.zarr: .*: 3 images changed .*--overwrite"):
+        sweep(*flags, out=place.with_name("out"))
+    sweep(*flags, "--overwrite", out=place.with_name("out"))
     assert [sheet.sha256 for sheet in daskkm.open_store(place).sheets] == [
         sheet.sha256 for sheet in daskkm.open_store(world.whole).sheets
     ]
@@ -451,7 +467,7 @@ def test_readers_of_a_store_that_is_replaced_never_mix_the_two(world: World, pla
     assert world.ingest(place).status == 0
     np.testing.assert_array_equal(X.compute(), before)
     # Where chunks cannot be read, that it was replaced is what is said.
-    daskkm.ingest(world.sheets, place, tile=4)
+    daskkm.ingest(world.sheets, place, tile=4, overwrite=True)
     with pytest.raises(StoreError, match="it was replaced"):
         X.compute()
 
@@ -473,7 +489,7 @@ def test_readers_of_labels_that_are_replaced_never_mix_the_two(world: World, pla
     daskkm.label(store, one, distances=True)  # the same again
     np.testing.assert_array_equal(labels[:7].compute(), first)
     # Where the store is another, its labels are too, though they be of the same model.
-    daskkm.ingest(world.others, place, tile=8)
+    daskkm.ingest(world.others, place, tile=8, overwrite=True)
     daskkm.label(daskkm.open_store(place), one)
     with pytest.raises(StoreError, match=r"t\.zarr: it was replaced"):
         labels.compute()
@@ -532,7 +548,7 @@ def test_labels_that_are_written_in_the_middle_of_the_exchange(
             return moved
 
         monkeypatch.setattr(Path, "rename", renamed)
-        found = daskkm.ingest(world.sheets, place, 8)
+        found = daskkm.ingest(world.sheets, place, 8, overwrite=True)
         assert gaps
         with pytest.raises(StoreError, match="it is not there"):
             stack.close()

@@ -719,11 +719,11 @@ def test_a_store_that_is_replaced_meanwhile_is_not_called_damaged(
     fitted = daskkm.KMeans(n_clusters=3, random_state=1).fit(here)
     moments = {
         "labels": lambda: daskkm.label(here, fitted),
-        "store": lambda: daskkm.ingest(tmp_path / "sheets", path, tile=4),
+        "store": lambda: daskkm.ingest(tmp_path / "sheets", path, tile=4, overwrite=True),
     }
     for what, change in moments.items():
         for name, moment in (
-            *(("_contents", -1), ("_ks", 0), ("_ks", -1), ("_ks", -2)),
+            *(("_contents", -1), ("known_ks", 0), ("known_ks", -1), ("known_ks", -2)),
             *(("_check_run", 0), ("_check_run", 5)),
         ):
             shutil.rmtree(path)
@@ -745,7 +745,7 @@ def test_a_store_that_is_replaced_meanwhile_is_not_called_damaged(
             replaced = {re.sub(r".*/(\w+/3): it was replaced .*", r"\1", line) for line in others}
             assert len(replaced) == len(others)
             assert replaced <= {"labels/3", "distances/3"}
-            assert replaced or (name, moment) in {("_ks", 0), ("_ks", -1)}
+            assert replaced or (name, moment) in {("known_ks", 0), ("known_ks", -1)}
 
 
 def replaced_at(

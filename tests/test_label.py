@@ -122,7 +122,7 @@ def test_a_store_with_labels_is_opened_and_replaced_as_any(store: TileStore, she
     assert len(daskkm.open_store(store.path)) == 30
     assert daskkm.ingest(sheets, store.path, tile=8).labels(3).shape == (30,)  # it is left alone
     (sheets / "s_10.png").unlink()
-    replaced = daskkm.ingest(sheets, store.path, tile=8)
+    replaced = daskkm.ingest(sheets, store.path, tile=8, overwrite=True)
     assert len(replaced) == 18
     with pytest.raises(StoreError, match="no set of labels"):
         replaced.labels(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from daskkm.errors import SheetError, StoreError
 from daskkm.writer import create_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -118,21 +120,122 @@ def test_a_store_of_the_same_sheets_is_left_alone(sheets: Path, tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == written
 
 
-@pytest.mark.parametrize("change", ["edit", "remove", "rename", "tile"])
-def test_a_store_of_other_sheets_is_replaced(sheets: Path, tmp_path: Path, change: str) -> None:
-    before = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))
+def edit(sheets: Path) -> None:
+    Image.new("L", (24, 32), 9).save(sheets / "s_10.png")
+
+
+def remove(sheets: Path) -> None:
+    (sheets / "s_10.png").unlink()
+
+
+def rename(sheets: Path) -> None:
+    (sheets / "s_10.png").rename(sheets / "s_3.png")
+
+
+def add(sheets: Path) -> None:
+    for i in range(3, 8):
+        shutil.copy(sheets / "s_2.png", sheets / f"s_{i}.png")
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+OTHER_CONTENT: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
+    "edit": (edit, {"tile": 8}, r"1 image changed \(s_10\.png\)\."),
+    "remove": (remove, {"tile": 8}, r"1 image removed \(s_10\.png\)\."),
+    "rename": (rename, {}, r"1 image added \(s_3\.png\), 1 image removed \(s_10\.png\)\."),
+    "add": (add, {}, r"5 images added \(s_3\.png, s_4\.png, s_5\.png, …\)\."),
+    "tile": (nothing, {"tile": (8, 4)}, r"for: tiles of 8 x 8, not 8 x 4\."),
+    "both": (edit, {"tile": 4}, r"changed \(s_10\.png\), tiles of 8 x 8, not 4 x 4\."),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CONTENT)
+def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
+    sheets: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, asked, said = OTHER_CONTENT[case]
+    path = tmp_path / "t.zarr"
+    before = daskkm.ingest(sheets, path, tile=8)
     token = before.features().name
-    if change == "edit":
-        Image.new("L", (24, 32), 9).save(sheets / "s_10.png")
-    elif change == "remove":
-        (sheets / "s_10.png").unlink()
-    elif change == "rename":
-        (sheets / "s_10.png").rename(sheets / "s_3.png")
-    after = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(4, 4) if change == "tile" else (8, 8))
+    for k in (3, 12):
+        model = daskkm.fit_sweep(before, [k], n_init=1, random_state=0).models[k]
+        daskkm.label(before, model, distances=k == 12)
+    files = contents(path)
+    change(sheets)
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "read_sheet", None)  # no image is decoded
+        patched.setattr(tiles, "sheet_shape", None)
+        with pytest.raises(StoreError, match=said) as refused:
+            daskkm.ingest(sheets, path, **asked)
+    assert f"{path}: the store differs" in str(refused.value)
+    assert "which deletes its labels/3, labels/12, distances/12" in str(refused.value)
+    assert refused.value.options == ("overwrite=True",)
+    assert contents(path) == files
+    assert [entry.name for entry in tmp_path.iterdir() if "t.zarr" in entry.name] == ["t.zarr"]
+    after = daskkm.ingest(sheets, path, **asked, overwrite=True)
     assert (after.sheets, after.tile) != (before.sheets, before.tile)
     assert after.features().name != token
     fresh = daskkm.ingest(sheets, tmp_path / "fresh.zarr", tile=after.tile[:2])
     np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
+    assert not (path / "labels").exists()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_ingest_without_a_size_keeps_that_of_the_store(sheets: Path, tmp_path: Path) -> None:
+    daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 4))
+    files = contents(tmp_path / "t.zarr")
+    assert daskkm.ingest(sheets, tmp_path / "t.zarr").tile == (8, 4)
+    assert contents(tmp_path / "t.zarr") == files
+    remove(sheets)
+    assert daskkm.ingest(sheets, tmp_path / "t.zarr", overwrite=True).tile == (8, 4)
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "tiles/zarr.json", "tiles/c/0/0/0", "row/c/0"])
+def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
+    sheets: Path, tmp_path: Path, file: str
+) -> None:
+    path = tmp_path / "t.zarr"
+    before = daskkm.ingest(sheets, path, tile=8).features().compute()
+    damaged = (path / file).read_bytes()[:-9]
+    if file == "zarr.json":
+        damaged = (path / file).read_bytes().replace(b"s_10.png", b"s_11.png")
+    (path / file).write_bytes(damaged)
+    (path / ".DS_Store").touch()
+    files = contents(path)
+    with pytest.raises(StoreError) as refused:
+        daskkm.ingest(sheets, path, tile=8)
+    assert refused.value.options == ("overwrite=True",)
+    assert contents(path) == files
+    if file.endswith("zarr.json"):
+        with pytest.raises(StoreError, match="size of its tiles not known") as refused:
+            daskkm.ingest(sheets, path, overwrite=True)
+        assert refused.value.options == ("tile",)
+    after = daskkm.ingest(sheets, path, tile=8, overwrite=True)
+    np.testing.assert_array_equal(after.features().compute(), before)
+    assert after.provenance()["row"].shape == (30,)
+
+
+def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "t.zarr", tmp_path / "other.zarr"
+    daskkm.ingest(sheets, other, tile=8)
+    shape = tiles.sheet_shape
+
+    def meanwhile(sheet: Path) -> tuple[int, ...]:
+        if other.exists():
+            other.rename(path)
+        return shape(sheet)
+
+    monkeypatch.setattr(tiles, "sheet_shape", meanwhile)
+    with pytest.raises(StoreError, match=r"t\.zarr: another run has just put a store there"):
+        daskkm.ingest(sheets, path, tile=4)
+    assert daskkm.open_store(path).tile == (8, 8)
 
 
 def test_an_ingest_that_fails_leaves_what_was_there(sheets: Path, tmp_path: Path) -> None:
@@ -142,7 +245,7 @@ def test_an_ingest_that_fails_leaves_what_was_there(sheets: Path, tmp_path: Path
     (sheets / "s_10.png").write_bytes(whole[:500])  # its header is sound
     for place in (path, tmp_path / "new.zarr"):
         with pytest.raises(SheetError, match=r"s_10\.png"):
-            daskkm.ingest(sheets, place, tile=(8, 8))
+            daskkm.ingest(sheets, place, tile=(8, 8), overwrite=True)
     np.testing.assert_array_equal(daskkm.open_store(path).features().compute(), before)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         *("new.zarr.partial", "sheets", "t.zarr", "t.zarr.partial")
@@ -157,7 +260,7 @@ def test_a_store_that_is_not_complete_is_refused(sheets: Path, tmp_path: Path) -
     group.attrs["daskkm"] = {"format": 2, "complete": False}
     with pytest.raises(StoreError, match="not complete; ingest the sheets again"):
         daskkm.open_store(tmp_path / "t.zarr")
-    assert len(daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8))) == 30
+    assert len(daskkm.ingest(sheets, tmp_path / "t.zarr", tile=(8, 8), overwrite=True)) == 30
 
 
 def test_through_a_link_the_store_is_replaced_and_not_the_link(
@@ -166,7 +269,7 @@ def test_through_a_link_the_store_is_replaced_and_not_the_link(
     (tmp_path / "link.zarr").symlink_to(tmp_path / "disk.zarr")
     daskkm.ingest(sheets, tmp_path / "link.zarr", tile=(8, 8))
     (sheets / "s_10.png").unlink()
-    assert len(daskkm.ingest(sheets, tmp_path / "link.zarr", tile=(8, 8))) == 18
+    assert len(daskkm.ingest(sheets, tmp_path / "link.zarr", overwrite=True)) == 18
     assert (tmp_path / "link.zarr").is_symlink()
     assert len(daskkm.open_store(tmp_path / "disk.zarr")) == 18
 
@@ -239,16 +342,6 @@ def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file"):
         daskkm.open_store(tmp_path / "file")
-
-
-def test_ingesting_again_mends_a_store_that_lost_a_chunk(sheets: Path, tmp_path: Path) -> None:
-    before = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8).features().compute()
-    (tmp_path / "t.zarr" / "row" / "c" / "0").unlink()
-    (tmp_path / "t.zarr" / "tiles" / "c" / "0" / "0" / "0").write_bytes(b"")
-    (tmp_path / "t.zarr" / ".DS_Store").touch()
-    after = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
-    np.testing.assert_array_equal(after.features().compute(), before)
-    assert after.provenance()["row"].shape == (30,)
 
 
 def test_what_appears_while_tiles_are_written_is_not_removed(
