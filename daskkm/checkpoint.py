@@ -15,12 +15,12 @@ import os
 import stat
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from daskkm import __version__, locks
+from daskkm import __version__, locks, paths
 from daskkm.errors import CheckpointError
 from daskkm.lloyd import Step, best
 from daskkm.reader import Pass
@@ -28,6 +28,7 @@ from daskkm.seeding import Pool, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -190,7 +191,7 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
     CheckpointError
         If it is damaged, held by another, or cannot be read or written.
     """
-    folder = Path(folder)
+    folder = paths.local(folder, partial(CheckpointError, options=_ANOTHER))
     missing: list[Path] = []
 
     def opened() -> int:

@@ -9,11 +9,12 @@ import sys
 import warnings
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from daskkm import addresses, interrupts
+from daskkm import addresses, interrupts, paths
 from daskkm.errors import DaskkmError, SchedulerError
 
 if TYPE_CHECKING:
@@ -172,6 +173,19 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
         raise click.BadParameter(str(error), ctx, param) from error
 
 
+class LocalPath(click.Path):
+    """A path of a local file or folder, as a Path if not told otherwise; a URL is wrong usage."""
+
+    def __init__(self, *, path_type: type[str | Path] = Path, **settings: Any) -> None:
+        super().__init__(path_type=path_type, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return it as `path_type`."""
+        if problem := paths.url_problem(value):
+            self.fail(problem, param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _SCHEDULER_OPTIONS = (
     click.option(
         "--scheduler",
@@ -208,7 +222,7 @@ _SCHEDULER_OPTIONS = (
     *(
         click.option(
             f"--tls-{name}",
-            type=click.Path(exists=True, dir_okay=False),
+            type=LocalPath(exists=True, dir_okay=False, path_type=str),
             callback=_followed,
             help=f"{what}, in PEM form, for a tls:// scheduler.  [default: dask's settings]",
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from daskkm import cli, places, tiles
+from daskkm import cli, paths, places, tiles
 from daskkm.errors import SheetError, StoreError, printable
 from daskkm.store import STORE, TileStore, clear, is_there, learnt, open_store
 from daskkm.writer import OVERWRITE, check_sheets, create_store, describe_tiles, tile_of_begun
@@ -97,18 +97,19 @@ def ingest(
     if on_bad not in {"fail", "skip"}:
         msg = f"on_bad is {on_bad!r}, not 'fail' or 'skip'"
         raise ValueError(msg)
-    paths = tiles.find_sheets(Path(images))
+    folder, store = paths.local(images, SheetError), paths.local(store, StoreError)
+    files = tiles.find_sheets(folder)
     begun = _size_of_begun(store)  # first: it may take its place just now
-    present = _open_present(Path(store), overwrite=overwrite)
-    size = size or _default_size(Path(store), present, begun)
-    if present is None or not _is_as_asked(present, paths, size, overwrite=overwrite):
-        present = _write(paths, store, size, on_bad, overwrite=overwrite)
-    _refuse(present.skipped, paths, on_bad)
+    present = _open_present(store, overwrite=overwrite)
+    size = size or _default_size(store, present, begun)
+    if present is None or not _is_as_asked(present, files, size, overwrite=overwrite):
+        present = _write(files, store, size, on_bad, overwrite=overwrite)
+    _refuse(present.skipped, files, on_bad)
     return present
 
 
 def _write(
-    paths: Sequence[Path],
+    files: Sequence[Path],
     store: str | os.PathLike[str],
     tile: tuple[int, int],
     on_bad: str,
@@ -122,19 +123,19 @@ def _write(
             raise error
         return tiles.Skipped.of(path, error, before)
 
-    shapes, bad = _look_at(paths, tile, leave_out)
+    shapes, bad = _look_at(files, tile, leave_out)
     bands = next(iter(shapes.values()))[2:]
     check_sheets(store, (path.name for path in shapes))
     n_tiles = sum(math.prod(tiles.grid(shape, tile)) for shape in shapes.values())
-    with create_store(store, n_tiles, tile, bands, paths, overwrite=overwrite) as writer:
-        _refuse(writer.skipped, paths, on_bad)
-        for path in paths[writer.done :]:
+    with create_store(store, n_tiles, tile, bands, files, overwrite=overwrite) as writer:
+        _refuse(writer.skipped, files, on_bad)
+        for path in files[writer.done :]:
             if path in bad:
                 writer.skip(bad[path])
             else:
                 _append(writer, path, shapes[path], tile, leave_out)
         if not writer.sheets:
-            _refuse(writer.skipped, paths, "fail")
+            _refuse(writer.skipped, files, "fail")
     written = open_store(store)
     _warn_of_cropping(written.sheets)
     return written
@@ -198,7 +199,7 @@ def _default_size(
 
 
 def _is_as_asked(
-    present: TileStore, paths: Sequence[Path], tile: tuple[int, int], *, overwrite: bool
+    present: TileStore, files: Sequence[Path], tile: tuple[int, int], *, overwrite: bool
 ) -> bool:
     """Return True if a store was made of these files, cut into such tiles.
 
@@ -213,7 +214,7 @@ def _is_as_asked(
         if not overwrite:
             raise _resolved_by_overwrite(error) from error
         return False
-    differences = tiles.differences((*present.sheets, *present.skipped), paths)
+    differences = tiles.differences((*present.sheets, *present.skipped), files)
     texts = [*tiles.describe(differences), *describe_tiles(present.tile[:2], tile)]
     if texts and not overwrite:
         lost = learnt(present.path)
@@ -233,7 +234,7 @@ def _resolved_by_overwrite(error: StoreError) -> StoreError:
 
 
 def _look_at(
-    paths: Sequence[Path],
+    files: Sequence[Path],
     tile: tuple[int, int],
     leave_out: Callable[[Path, SheetError, tuple[int, ...]], Skipped],
 ) -> tuple[dict[Path, tuple[int, ...]], dict[Path, Skipped]]:
@@ -248,7 +249,7 @@ def _look_at(
     bad: dict[Path, Skipped] = {}  # not the errors, which hold on to what was read of the files
     before: dict[Path, tuple[int, ...]] = {}
     first: SheetError | None = None
-    for path in paths:
+    for path in files:
         before[path] = tiles.state(path)
         try:
             shapes[path] = tiles.sheet_shape(path)
@@ -306,10 +307,10 @@ def _append(
     writer.append(sheet, tiles.cut(pixels, tile))
 
 
-def _refuse(skipped: Sequence[Skipped], paths: Sequence[Path], on_bad: str) -> None:
+def _refuse(skipped: Sequence[Skipped], files: Sequence[Path], on_bad: str) -> None:
     """Raise SheetError for the first file that was left out, if none may be."""
     if skipped and on_bad == "fail":
-        msg = f"{paths[0].with_name(skipped[0].name)}: {skipped[0].reason}"
+        msg = f"{files[0].with_name(skipped[0].name)}: {skipped[0].reason}"
         raise SheetError(msg)
 
 
@@ -335,10 +336,10 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
 
 
 @click.command("ingest", cls=cli.Command, context_settings={"show_default": True})
-@click.argument("images", type=click.Path(path_type=Path), default=Path("images"))
+@click.argument("images", type=cli.LocalPath(), default=Path("images"))
 @click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=cli.LocalPath(),
     default=Path("store/tiles.zarr"),
     help="Where to write the Zarr store.",
 )

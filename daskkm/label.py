@@ -127,11 +127,11 @@ def _check_fits(store: TileStore, model: FittedModel) -> None:
 
 
 @click.command("label", cls=cli.Command, context_settings={"show_default": True})
-@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("model_path", metavar="MODEL", type=cli.LocalPath())
 @click.option(
     "--store",
     "store_path",
-    type=click.Path(path_type=Path),
+    type=cli.LocalPath(),
     default=Path("store/tiles.zarr"),
     help="The Zarr store of tiles, into which the labels go.",
 )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm import blocks, kernel, scheduler, source
+from daskkm import blocks, kernel, paths, scheduler, source
 from daskkm.errors import FitError, ModelError
 from daskkm.source import as_tiles, is_lazy
 
@@ -142,6 +141,7 @@ class FittedModel:
         # Not at the top: fits and predictions have no use for zarr and do not wait for it.
         from daskkm import groups, places
 
+        path = paths.local(path, ModelError)
         kind, k = _kind(), len(self.cluster_centers_)
         if problem := _problem(self):
             msg = f"{path}: the model is not saved, because {problem}; fit it again"
@@ -161,7 +161,7 @@ class FittedModel:
         }
         with (
             places.replacing(path, kind) as partial,
-            groups.write_errors_named(Path(path), kind),
+            groups.write_errors_named(path, kind),
         ):
             group = groups.create_group(partial, kind)
             for name, values in arrays.items():
@@ -209,7 +209,7 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
     """
     from daskkm import groups  # as in `FittedModel.save`
 
-    path, kind = Path(path), _kind()
+    path, kind = paths.local(path, ModelError), _kind()
     group, said = groups.open_node(path, kind)
 
     def whole(name: str) -> NDArray[Any]:

@@ -28,7 +28,7 @@ from dask.array.core import normalize_chunks
 from dask.base import tokenize
 from zarr.errors import ContainsGroupError
 
-from daskkm import groups, metadata, places, plan
+from daskkm import groups, metadata, paths, places, plan
 from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.groups import Kind
 from daskkm.tiles import File, Sheet, Skipped, grid
@@ -598,7 +598,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     (4, (24, 32))
     """
     # Absolute, because workers read it from folders of their own.
-    path = Path(path).absolute()
+    path = paths.local(path, StoreError).absolute()
     if is_begun(path):
         msg = (
             f"{path}: there is no store yet: an ingest was cut short, or is under way; to go on, "

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.command("sweep", cls=cli.Command, context_settings={"show_default": True})
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=cli.LocalPath(),
     default=Path("images"),
     help="Folder of sheets; ingested first where the store is missing. With --store alone, the "
     "store must exist and is used as it is.",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--store",
     "store_path",
-    type=click.Path(path_type=Path),
+    type=cli.LocalPath(),
     default=Path("store/tiles.zarr"),
     help="The Zarr store of tiles.",
 )
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @cli.overwrite_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=cli.LocalPath(),
     default=Path("centroids"),
     help="Folder for the results.",
 )
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=cli.LocalPath(),
     help="Folder that holds where the sweep stands, to go on from.  [default: STORE.checkpoint]",
 )
 @click.option("--fresh", is_flag=True, help="Start over, whatever the checkpoint holds.")

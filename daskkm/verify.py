@@ -19,7 +19,7 @@ import click
 import numpy as np
 from dask.system import CPU_COUNT
 
-from daskkm import chunks, cli, groups
+from daskkm import chunks, cli, groups, paths
 from daskkm.errors import StoreError, printable
 from daskkm.store import (
     DISTANCES,
@@ -88,7 +88,7 @@ def verify(path: str | os.PathLike[str]) -> list[StoreError]:
     >>> len(verify(store.path))
     1
     """
-    return [error for found in _checked(Path(path)) for error in found.errors]
+    return [error for found in _checked(paths.local(path, StoreError)) for error in found.errors]
 
 
 class _Found(NamedTuple):
@@ -267,7 +267,7 @@ def _check_run(content: _Content, first: int) -> _Found:
 
 
 @click.command("verify", cls=cli.Command)
-@click.argument("store", type=click.Path(path_type=Path), default=Path("store/tiles.zarr"))
+@click.argument("store", type=cli.LocalPath(), default=Path("store/tiles.zarr"))
 def command(store: Path) -> None:
     """Check all of a STORE: its metadata, and every chunk of tiles, provenance and labels.
 

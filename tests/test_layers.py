@@ -15,7 +15,7 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors", "interrupts", "locks", "chunks", "metadata", "products"),
+    ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "products"),
     ("kernel", "lloyd", "seeding", "tiles", "groups", "plan", "addresses"),
     ("places",),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "errors": set(),
     "interrupts": set(),
     "locks": set(),
+    "paths": set(),
     "places": set(),
     "writer": {"numpy", "zarr"},
     "products": {"llvmlite", "numba", "numpy"},
