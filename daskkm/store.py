@@ -15,7 +15,7 @@ import math
 import re
 import stat
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as short
@@ -130,7 +130,7 @@ class TileStore:
     @property
     def digest(self) -> str:
         """Hexadecimal digest of which tiles these are: of the sheets, and the shape of a tile."""
-        of = [asdict(sheet) for sheet in self.sheets], self.tile
+        of = [sheet.content for sheet in self.sheets], self.tile
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -380,7 +380,8 @@ class TileStore:
         groups.refuse_links(self.path, f"{kind.name}/{k}", kind)
         # Another run may make it between the question whether it is there and the making.
         with groups.write_errors_named(path, kind), suppress(ContainsGroupError):
-            zarr.open_group(self.path, mode="r+").require_group(kind.name)
+            group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+            group.require_group(kind.name)
         with places.beside(path, kind) as partial:
             with groups.write_errors_named(path, kind):
                 array = groups.create_array(
@@ -682,6 +683,7 @@ def _is_file(file: File, *texts: str) -> bool:
         and file.name not in ("", ".", "..")
         and type(file.size) is int
         and file.size >= 0
+        and type(file.mtime_ns) in (int, type(None))
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import stat
 import threading
+import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +41,7 @@ _BITS_AND_KINDS, _UNSIGNED = (258, 339), 1  # TIFF's BitsPerSample and SampleFor
 _TURNED = {5, 6, 7, 8}  # EXIF's orientations by which height becomes width
 
 _UNREAD = (0, "")
+_TICK_NS = 2_000_000_000
 _PILLOW = threading.Lock()
 
 
@@ -54,15 +57,35 @@ class File:
         Bytes of the file.
     sha256 : str
         Hexadecimal digest of the file, or "" if it could not be read, or was being written to.
+    mtime_ns : int, optional
+        When the file was last modified, as the system has it; None if that was so shortly before
+        it was read that a later change could have the same time, or is not known.
     """
 
     name: str
     size: int
     sha256: str
+    mtime_ns: int | None = field(default=None, kw_only=True, compare=False)
 
     def is_file(self, path: Path) -> bool:
-        """Tell whether a file is this one still, byte for byte, or as unreadable as it was."""
-        return path.name == self.name and _identity(path) == (self.size, self.sha256)
+        """Return True if a file is this one still, or as unreadable as it was.
+
+        It is if size and time of modification are the same; else its bytes are compared.
+        """
+        if path.name != self.name:
+            return False
+        if self.sha256 and (found := state(path)):
+            *_, size, mtime_ns = found
+            if size != self.size:
+                return False
+            if mtime_ns == self.mtime_ns:
+                return True
+        return _identity(path) == (self.size, self.sha256)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All that depends on what the file holds and is called, and not on when it was written."""
+        return {name: value for name, value in asdict(self).items() if name != "mtime_ns"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,7 @@ class Sheet(File):
 
     Attributes
     ----------
-    name, size, sha256
+    name, size, sha256, mtime_ns
         As in `File`.
     shape : tuple of int
         (height, width) or (height, width, bands) in pixels.
@@ -86,7 +109,8 @@ class Sheet(File):
     def from_json(cls, record: Mapping[str, Any]) -> Sheet:
         """Return the sheet that `dataclasses.asdict` and JSON made this record of."""
         shape, cropped = tuple(record["shape"]), tuple(record["cropped"])
-        return cls(record["name"], record["size"], record["sha256"], shape, cropped)
+        file = record["name"], record["size"], record["sha256"]
+        return cls(*file, shape, cropped, mtime_ns=record.get("mtime_ns"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,7 @@ class Skipped(File):
 
     Attributes
     ----------
-    name, size, sha256
+    name, size, sha256, mtime_ns
         As in `File`.
     reason : str
         What is wrong with it, and what to do.
@@ -115,11 +139,13 @@ class Skipped(File):
             What `state` said of it before it was looked at.
         """
         reason = str(error).removeprefix(f"{printable(str(path))}: ")
+        began = time.time_ns()
         size, sha256 = _identity(path)
         # What may go better the next time is tried again, and what was still being written.
         if _is_passing(error.__cause__) or state(path) != before:
             size, sha256 = _UNREAD
-        return cls(path.name, size, sha256, reason)
+        mtime_ns = _settled(before[-1], began) if sha256 else None
+        return cls(path.name, size, sha256, reason, mtime_ns=mtime_ns)
 
 
 def differences(files: Iterable[File], paths: Iterable[Path]) -> dict[str, list[str]]:
@@ -165,6 +191,14 @@ def state(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _settled(mtime_ns: int, began: int) -> int | None:
+    """Return a time of modification if no change since a file began to be read can have the same.
+
+    Clocks of file systems tick in up to two seconds.
+    """
+    return mtime_ns if mtime_ns < began - _TICK_NS else None
 
 
 def find_sheets(folder: Path) -> list[Path]:
@@ -255,7 +289,9 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
     with _errors_named(path), _strict():
         _check_regular(path)
         # Read once: the digest is that of the very bytes that are decoded.
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            mtime_ns = _settled(os.fstat(file.fileno()).st_mtime_ns, time.time_ns())
+            data = file.read()
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             shape = _checked_shape(path, image)
             if image.format == "PNG":
@@ -266,7 +302,8 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
             msg = f"{path}: its pixels are not of the shape that its header says; save it anew"
             raise SheetError(msg)
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
-    return Sheet(path.name, len(data), hashlib.sha256(data).hexdigest(), shape, cropped), pixels
+    digest = hashlib.sha256(data).hexdigest()
+    return Sheet(path.name, len(data), digest, shape, cropped, mtime_ns=mtime_ns), pixels
 
 
 def _check_regular(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import random
 import re
 import shutil
@@ -43,6 +44,7 @@ def save(folder: Path, seed: int) -> Path:
     folder.mkdir()
     for name, shape in (("s_1.png", (24, 32)), ("s_2.png", (16, 24)), ("s_10.png", (32, 24))):
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name)
+        os.utime(folder / name, (seed, seed))
     return folder
 
 

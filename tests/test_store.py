@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -89,7 +92,8 @@ def test_what_the_store_says_of_itself(sheets: Path, tmp_path: Path) -> None:
     assert said["zarr_format"] == 3
     ours = said["attributes"]["daskkm"]
     assert ours["complete"] is True
-    assert ours["sheets"][0].keys() == {"name", "size", "sha256", "shape", "cropped"}
+    names = {"name", "size", "sha256", "mtime_ns", "shape", "cropped"}
+    assert ours["sheets"][0].keys() == names
     assert store.tiles.metadata.dimension_names == ("tile", "y", "x")  # type: ignore[union-attr]
     for name in ("tiles", "sheet", "row", "col"):
         array = json.loads((tmp_path / "t.zarr" / name / "zarr.json").read_text())
@@ -236,6 +240,101 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
     with pytest.raises(StoreError, match=r"t\.zarr: another run has just put a store there"):
         daskkm.ingest(sheets, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
+
+
+def settle(sheets: Path) -> None:
+    """Date files so far back that no later change can have the same time."""
+    for path in sheets.iterdir():
+        os.utime(path, (1000, 1000))
+
+
+def replace_bytes(path: Path, when: int) -> None:
+    """Write other bytes of the same number, at a time in seconds."""
+    path.write_bytes(bytes(path.stat().st_size))
+    os.utime(path, (when, when))
+
+
+def test_ingest_of_unchanged_images_reads_none(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sheets / "text.png").write_text("not an image")
+    settle(sheets)
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    read: list[str] = []
+    identity = tiles._identity
+
+    def noted(path: Path) -> tuple[int, str]:
+        read.append(path.name)
+        return identity(path)
+
+    monkeypatch.setattr(tiles, "_identity", noted)
+    files = contents(tmp_path / "t.zarr")
+    daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    assert read == []
+    # One that is only dated anew is compared, and is the same.
+    os.utime(sheets / "s_2.png", (2000, 2000))
+    daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    assert read == ["s_2.png"]
+    assert contents(tmp_path / "t.zarr") == files
+    # One of another size is not.
+    (sheets / "s_2.png").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
+        daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    assert read == ["s_2.png"]
+
+
+@pytest.mark.parametrize("name", ["s_1.png", "bad.png"])
+@pytest.mark.parametrize("state", ["complete", "partial"])
+def test_ingest_of_an_image_changed_to_the_same_size_is_refused(
+    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: str
+) -> None:
+    monkeypatch.setattr(store_module, "_CHUNK_BYTES", 64)
+    (sheets / "bad.png").write_text("not an image")
+    settle(sheets)
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    read_sheet = tiles.read_sheet
+
+    def interrupted(path: Path, tile: tuple[int, int]) -> Any:
+        if path.name == "s_10.png" and state == "partial":
+            raise KeyboardInterrupt
+        return read_sheet(path, tile)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(tiles, "read_sheet", interrupted)
+        daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+    replace_bytes(sheets / name, 1001)
+    with pytest.raises(StoreError, match=rf"1 image changed \({name}\)"):
+        daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
+
+
+def test_ingest_compares_bytes_where_a_change_could_have_the_same_time(
+    sheets: Path, tmp_path: Path
+) -> None:
+    """As where a file is written again within a tick of the file system's clock."""
+    now = time.time() + 100  # this test takes less
+    for path in sheets.iterdir():
+        os.utime(path, (now, now))
+    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+    assert [sheet.mtime_ns for sheet in store.sheets] == [None] * 3
+    daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+    replace_bytes(sheets / "s_2.png", int(now))
+    os.utime(sheets / "s_2.png", (now, now))
+    with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
+        daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+
+
+def test_store_without_times_of_its_images_compares_bytes(sheets: Path, tmp_path: Path) -> None:
+    settle(sheets)
+    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+    assert [sheet.mtime_ns for sheet in store.sheets] == [1000 * 10**9] * 3
+    for sheet in store.sheets:
+        old = tiles.Sheet.from_json(sheet.content)  # as earlier stores have it
+        assert old == sheet
+        assert old.mtime_ns is None
+        assert old.is_file(sheets / sheet.name)
+        replace_bytes(sheets / sheet.name, 1000)
+        assert not old.is_file(sheets / sheet.name)
 
 
 def test_an_ingest_that_fails_leaves_what_was_there(sheets: Path, tmp_path: Path) -> None:
