@@ -300,7 +300,7 @@ def reopen(partial: Path, kind: Kind) -> tuple[zarr.Group, dict[str, Any]] | Non
         _checked(partial, "", data, document, said, kind)
     except (FileNotFoundError, NotADirectoryError, kind.error):
         return None
-    return zarr.open_group(partial, mode="r+", zarr_format=3), said
+    return zarr.open_group(partial, mode="r+", zarr_format=3, use_consolidated=False), said
 
 
 def create_group(path: Path, kind: Kind) -> zarr.Group:
@@ -407,6 +407,9 @@ def _seal(
     document["attributes"] = {"daskkm": _of(kind, complete=complete) | dict(said)}
     names = sorted(name for name, _ in below)  # they come in whatever order
     documents = {name: (place / name / "zarr.json").read_bytes() for name in names}
+    document.pop(metadata.CONSOLIDATED, None)
+    if complete and isinstance(node, zarr.Group):
+        document = metadata.consolidated(document, documents)
     data = metadata.sealed(document, documents)
     check_metadata_bytes(len(data), kind)
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
@@ -515,7 +518,9 @@ def _checked(
         if node_type == "array":
             node: Any = zarr.Array.from_dict(where, document)
         else:
-            node = zarr.Group(zarr.AsyncGroup.from_dict(where, dict(document)))
+            # Each array's own document counts: labels come after the group was consolidated.
+            own = {name: document[name] for name in document if name != metadata.CONSOLIDATED}
+            node = zarr.Group(zarr.AsyncGroup.from_dict(where, own))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         what = f"is not that of a {kind.noun} ({error})"
         raise _of_metadata(place, name, what, kind) from error

@@ -30,6 +30,7 @@ _OF_ARRAY = {
     *("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"),
 }
 _MAY_BE = {"dimension_names", "storage_transformers"}
+CONSOLIDATED = "consolidated_metadata"
 SELF = "."
 _UNSEALED = b"0" * 64
 
@@ -78,7 +79,7 @@ def check_node(document: Mapping[str, Any], node_type: str) -> None:
     """
     _expect(document, "zarr_format", 3)
     _expect(document, "node_type", node_type)
-    needed, known = _OF_GROUP, _OF_GROUP
+    needed, known = _OF_GROUP, _OF_GROUP | {CONSOLIDATED}
     if node_type == "array":
         needed, known = _OF_ARRAY, _OF_ARRAY | _MAY_BE
     for name in (*sorted(set(document) - known), *sorted(needed - set(document))):
@@ -129,6 +130,27 @@ def _expect(document: Mapping[str, Any], name: str, value: Any) -> None:
     if json.dumps(found, sort_keys=True) != json.dumps(value, sort_keys=True):
         msg = f"its {name} is {short(found)}, not {short(value)}"
         raise ValueError(msg)
+
+
+def consolidated(document: Mapping[str, Any], below: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the document of a group with those of the nodes in it, by which others open it.
+
+    Zarr's inline consolidated metadata: zarr and xarray read one file, and xarray does not warn.
+    daskkm reads each document, and does not look at this one's copies.
+
+    Parameters
+    ----------
+    document : mapping of str to Any
+    below : mapping of str to bytes
+        The documents of the nodes in this one, by name.
+
+    Returns
+    -------
+    dict of str to Any
+    """
+    nodes = {name: json.loads(data) for name, data in below.items()}
+    inline = {"kind": "inline", "must_understand": False, "metadata": nodes}
+    return {CONSOLIDATED: inline, **document}  # first: the digest of its bytes is to stand last
 
 
 def sealed(document: Mapping[str, Any], below: Mapping[str, bytes]) -> bytes:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from daskkm.groups import Kind
 
 
+_DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)}
+
+
 @dataclass(frozen=True, eq=False)  # arrays have no one answer
 class FittedModel:
     """The best of the restarts of one k.
@@ -117,7 +120,8 @@ class FittedModel:
     ) -> None:
         """Write the model to a Zarr group, from which `load_model` reads the very same.
 
-        The group has the arrays ``cluster_centers`` and ``counts``; its attribute ``daskkm`` has
+        The group has the arrays ``cluster_centers`` (cluster, feature) and ``counts`` (cluster),
+        which xarray opens by these names; its attribute ``daskkm`` has
         the format (2), the kind ("model"), k, inertia, n_iter, converged, restart, the dtype and
         shape of the tiles, the settings, the names of the extra arrays, and the SHA-256 of all this
         and of the arrays' metadata. It is written beside
@@ -165,8 +169,17 @@ class FittedModel:
         ):
             group = groups.create_group(partial, kind)
             for name, values in arrays.items():
+                dimensions = _DIMENSIONS.get(name) or tuple(
+                    f"{name.rpartition('/')[2]}_{axis}" for axis in range(values.ndim)
+                )
                 array = groups.create_array(
-                    group, name, values.shape, values.dtype, kind, rows=len(values)
+                    group,
+                    name,
+                    values.shape,
+                    values.dtype,
+                    kind,
+                    rows=len(values),
+                    dimensions=dimensions,
                 )
                 array[:] = values
             groups.complete(group, kind, said)
