@@ -17,88 +17,150 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file systems
+_AT_ONCE = fcntl.LOCK_NB
 
 
 @contextmanager
-def held(
-    path: Path,
-    opened: Callable[[], int],
-    busy: Exception,
-    *,
-    alone: bool = True,
-    first: Callable[[], None] = lambda: None,
-) -> Iterator[None]:
-    """Be the only one who holds a lock, or one of those who share it.
+def held(path: Path, opened: Callable[[], int], busy: Exception) -> Iterator[None]:
+    """Hold the exclusive lock of a folder.
 
     Parameters
     ----------
     path : Path
-        A folder; or a file, which the last one to let go of it removes, if it is empty.
     opened : callable
         Returns a descriptor of it, making it if need be.
     busy : Exception
-        What is raised if there are others, and may be none.
-    alone : bool, default True
-        Whether there may be no others.
-    first : callable, optional
-        Called where there are no others, before any come.
+        What is raised if another has it.
 
     Raises
     ------
     OSError
-        As `opened` and `first` raise it.
+        As `opened` raises it.
     """
-    lock = _locked(path, opened, busy, alone=alone, first=first)
+    try:
+        lock, _ = _locked(path, opened, fcntl.LOCK_EX | _AT_ONCE)
+    except BlockingIOError as error:
+        raise busy from error
     try:
         yield
     finally:
-        _release(lock, path)
+        os.close(lock)
 
 
-def _locked(
-    path: Path,
-    opened: Callable[[], int],
-    busy: Exception,
-    *,
-    alone: bool,
-    first: Callable[[], None],
-) -> int:
-    """Return the descriptor of what is at a path, locked."""
+@contextmanager
+def shared(
+    path: Path, busy: Exception, first: Callable[[], None], *, alone: bool = False
+) -> Iterator[None]:
+    """Hold the lock of a file, shared with others or alone.
+
+    `flock` need not turn an exclusive lock into a shared one in one step. So whoever asks for this
+    lock, or lets go of it, holds ``NAME.turn`` meanwhile: no one asks between the two steps.
+
+    Parameters
+    ----------
+    path : Path
+        The file. The last one to let go of it removes it, if it is empty.
+    busy : Exception
+        What is raised if there are others and `alone` is True, or another is alone.
+    first : callable
+        Called where there are no others, before any come.
+    alone : bool, default False
+        Whether there may be no others.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made, or as `first` raises it.
+    """
+    with _turn(path):
+        lock = _join(path, busy, first, alone=alone)
+    try:
+        yield
+    finally:
+        _leave(lock, path)
+
+
+def _join(path: Path, busy: Exception, first: Callable[[], None], *, alone: bool) -> int:
+    """Return the descriptor of a file that is locked."""
+    try:
+        lock, is_locked = _locked(path, lambda: _open(path), fcntl.LOCK_EX | _AT_ONCE)
+    except BlockingIOError as error:
+        if alone:
+            raise busy from error
+        try:
+            return _locked(path, lambda: _open(path), fcntl.LOCK_SH | _AT_ONCE)[0]
+        except BlockingIOError:
+            raise busy from error
+    try:
+        if is_locked:
+            first()
+        if not alone:
+            _flock(lock, fcntl.LOCK_SH)
+    except BaseException:
+        _remove_if_last(lock, path)
+        os.close(lock)
+        raise
+    return lock
+
+
+def _leave(lock: int, path: Path) -> None:
+    """Let go of a lock, and remove its file if there are no others."""
+    try:
+        with suppress(OSError), _turn(path):  # as where there is no space for it
+            _remove_if_last(lock, path)
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait for the turn to ask for the lock of a file, or to let go of it."""
+    turn = path.with_name(f"{path.name}.turn")
+    lock, _ = _locked(turn, lambda: _open(turn), fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        _remove_if_last(lock, turn)
+        os.close(lock)
+
+
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+
+def _locked(path: Path, opened: Callable[[], int], how: int) -> tuple[int, bool]:
+    """Return the descriptor of what is at a path, locked, and whether there are locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If others have it, where it is not waited for.
+    """
     while True:
         lock = opened()
         try:
-            try:
-                if not _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    return lock
-                if _is_at(lock, path):
-                    first()
-            except BlockingIOError as error:
-                if alone:
-                    raise busy from error
-            if not alone:
-                _flock(lock, fcntl.LOCK_SH)
+            is_locked = _flock(lock, how)
             # Those who had it before may just have removed it: then it is no one's.
-            if _is_at(lock, path):
-                return lock
+            if not is_locked or _is_at(lock, path):
+                return lock, is_locked
         except BaseException:
-            _release(lock, path)
+            os.close(lock)
             raise
         os.close(lock)
 
 
-def _release(lock: int, path: Path) -> None:
-    try:
-        with suppress(OSError):  # such as where others have it
-            _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(lock)
-            if _is_at(lock, path) and stat.S_ISREG(status.st_mode) and not status.st_size:
-                path.unlink()
-    finally:
-        os.close(lock)
+def _remove_if_last(lock: int, path: Path) -> None:
+    """Remove the file of a lock if it is empty and no one else has the lock."""
+    with suppress(OSError):  # such as where others have it
+        _flock(lock, fcntl.LOCK_EX | _AT_ONCE)
+        status = os.fstat(lock)
+        if _is_at(lock, path) and stat.S_ISREG(status.st_mode) and not status.st_size:
+            path.unlink()
 
 
 def _flock(lock: int, how: int) -> bool:
-    """Lock what is open, and tell whether there are locks."""
+    """Lock what is open, and return True if there are locks."""
     try:
         fcntl.flock(lock, how)
     except OSError as error:

@@ -90,6 +90,17 @@ def check_node(document: Mapping[str, Any], node_type: str) -> None:
         raise ValueError(msg)  # noqa: TRY004
     if node_type == "array":
         _check_array(document)
+    elif CONSOLIDATED in document:
+        _check_consolidated(document)
+
+
+def _check_consolidated(document: Mapping[str, Any]) -> None:
+    inline, digests = document[CONSOLIDATED], ours(document).get("metadata")
+    copies = inline.get("metadata") if isinstance(inline, dict) else None
+    below = set(digests) - {SELF} if isinstance(digests, dict) else set()
+    if not isinstance(copies, dict) or set(copies) != below:
+        msg = f"it has {CONSOLIDATED!r} that is not of its nodes, {short(inline)}"
+        raise ValueError(msg)
 
 
 def _check_array(document: Mapping[str, Any]) -> None:

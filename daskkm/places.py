@@ -33,7 +33,7 @@ _SYSTEMS = re.compile(
     r"\.DS_Store|\.nfs.*|.*\.[0-9a-f]{32}\.partial|zarr\.json\.[0-9a-f]{8}\.partial"
 )
 # What a run that was killed leaves beside a place.
-_LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock)$")
+_LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock(\.turn)?)$")
 
 
 @contextmanager
@@ -54,21 +54,15 @@ def held(
         The kind's: if there are others and may be none, or the folder cannot be written.
     """
     path = place.with_name(f"{place.name}.lock")
-
-    def opened() -> int:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-
     msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
     with ExitStack() as stack:
         with groups.write_errors_named(place, kind):
             stack.enter_context(
-                locks.held(
+                locks.shared(
                     path,
-                    opened,
                     kind.error(msg),
+                    lambda: (clear or _clear)(place, kind),
                     alone=alone,
-                    first=lambda: (clear or _clear)(place, kind),
                 )
             )
         yield
@@ -295,7 +289,7 @@ def _stray_within(folder: Path, names: str | None = None) -> str | None:
         if entry.name == "zarr.json" or (entry.name == "c" and not group):
             continue
         known = group and re.fullmatch(names or ".*", _LEFT.sub("", entry.name))
-        if known and entry.suffix == ".lock":
+        if known and entry.suffix in {".lock", ".turn"}:
             continue
         if not (known and (entry.is_dir() or not entry.exists())):
             return entry.name

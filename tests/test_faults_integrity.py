@@ -335,6 +335,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "its codecs is .*big.* not .*little",
     ),
     ("", {"consolidated_metadata": {"kind": "inline"}}, "it has 'consolidated_metadata'"),
+    ("", {"consolidated_metadata": None}, "it has 'consolidated_metadata'"),
+    ("", {"consolidated_metadata__metadata": {"tiles": {}}}, "it has 'consolidated_metadata'"),
     ("", {"zarr_format": 2}, "its zarr_format is 2, not 3"),
     ("", {"attributes__daskkm__sheets": None}, "attributes are not those of a store"),
     ("", {"attributes__daskkm__sheets": {}}, "its sheets have 0 tiles, and it has 30"),
