@@ -1,6 +1,6 @@
 """Make the sample sheets: handwritten digits 1 to 5, a sheet each.
 
-Run in this folder's parent: ``python images/make_sheets.py``. See images/README.md.
+Run ``python docs/sample/make_sheets.py``. See README.md beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+IMAGES = Path(__file__).parents[2] / "images"
 DIGITS = (1, 2, 3, 4, 5)
 ROWS, COLUMNS, SIDE = 34, 33, 16
 BLANK = 22  # the last tiles of the last column, as on the sheets that these stand in for
@@ -58,12 +59,12 @@ def sheet(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.u
 
 
 def main() -> None:
-    """Write the sheets beside this script."""
+    """Write the sheets to images/."""
     source = load_digits()
     for digit in DIGITS:
         rng = np.random.default_rng([SEED, digit])
         pixels = sheet(source.images[source.target == digit], rng)
-        Image.fromarray(pixels).save(Path(__file__).with_name(f"digits_{digit}.png"), optimize=True)
+        Image.fromarray(pixels).save(IMAGES / f"digits_{digit}.png", optimize=True)
 
 
 if __name__ == "__main__":
