@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 
 from daskkm import tiles
+from daskkm.find import find_images
 from daskkm.store import open_store
 from daskkm.tiles import Sheet
 from daskkm.writer import create_store
@@ -37,9 +38,7 @@ _BLOCK = 8192
 @functools.cache
 def digits() -> NDArray[np.uint8]:
     """Return the tiles of the sample sheets, (5610, 256) uint8."""
-    sheets = [
-        tiles.read_sheet(path, (SIDE, SIDE))[1] for path in tiles.find_sheets(ROOT / "images")
-    ]
+    sheets = [tiles.read_sheet(path, (SIDE, SIDE))[1] for path in find_images(ROOT / "images")[0]]
     return np.concatenate([tiles.cut(s, (SIDE, SIDE)) for s in sheets]).reshape(-1, FEATURES)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from daskkm import cli, paths, places, tiles
 from daskkm.errors import SheetError, StoreError, printable
+from daskkm.find import describe_unread, find_images
 from daskkm.store import STORE, TileStore, clear, is_there, learnt, open_store
 from daskkm.writer import OVERWRITE, check_sheets, create_store, describe_tiles, tile_of_begun
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from daskkm.find import Paths
     from daskkm.tiles import Sheet, Skipped
     from daskkm.writer import StoreWriter
 
@@ -34,24 +36,27 @@ _DEFAULT_SIZE = (16, 16)
 
 
 def ingest(
-    images: str | os.PathLike[str],
+    images: Paths,
     store: str | os.PathLike[str],
     tile: int | Sequence[int] | None = None,
     *,
     on_bad: str = "fail",
     overwrite: bool = False,
 ) -> TileStore:
-    """Cut the sheets of a folder into tiles and write them to a store.
+    """Cut sheets into tiles and write them to a store.
 
-    Sheets are taken in natural order and cut row by row. Ragged edges fall off, with one
+    Sheets are taken in natural order and cut row by row. Entries of a folder that are not read are
+    counted in one warning. Ragged edges fall off, with one
     warning, and are recorded in the store. A store that already holds these very sheets is
     returned as it is; any other is replaced only if `overwrite` says so. An ingest that was cut
     short is resumed if the sheets that it has read are the same still.
 
     Parameters
     ----------
-    images : path-like
-        Folder of sheets that show 8 bits a band, all greyscale or all RGB.
+    images : path-like, or iterable of path-like
+        Sheets that show 8 bits a band, all greyscale or all RGB: folders, single files, or
+        patterns such as "photos/*.png". Several are taken in the order given; no two files may
+        have the same name. Folders in a folder are not entered.
     store : path-like
         Where the Zarr group goes.
     tile : int or (int, int), optional
@@ -97,8 +102,10 @@ def ingest(
     if on_bad not in {"fail", "skip"}:
         msg = f"on_bad is {on_bad!r}, not 'fail' or 'skip'"
         raise ValueError(msg)
-    folder, store = paths.local(images, SheetError), paths.local(store, StoreError)
-    files = tiles.find_sheets(folder)
+    store = paths.local(store, StoreError)
+    files, unread = find_images(images, store)
+    if unread:
+        warnings.warn(describe_unread(unread), stacklevel=2)
     begun = _size_of_begun(store)  # first: it may take its place just now
     present = _open_present(store, overwrite=overwrite)
     size = size or _default_size(store, present, begun)
@@ -310,7 +317,8 @@ def _append(
 def _refuse(skipped: Sequence[Skipped], files: Sequence[Path], on_bad: str) -> None:
     """Raise SheetError for the first file that was left out, if none may be."""
     if skipped and on_bad == "fail":
-        msg = f"{files[0].with_name(skipped[0].name)}: {skipped[0].reason}"
+        path = next(path for path in files if path.name == skipped[0].name)
+        msg = f"{path}: {skipped[0].reason}"
         raise SheetError(msg)
 
 
@@ -336,7 +344,7 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
 
 
 @click.command("ingest", cls=cli.Command, context_settings={"show_default": True})
-@click.argument("images", type=cli.LocalPath(), default=Path("images"))
+@click.argument("images", type=cli.LocalPath(), nargs=-1)
 @click.option(
     "--store",
     type=cli.LocalPath(),
@@ -357,13 +365,18 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
 )
 @cli.overwrite_option
 def command(
-    images: Path, store: Path, tile: tuple[int, int] | None, on_bad: str, overwrite: bool
+    images: tuple[Path, ...],
+    store: Path,
+    tile: tuple[int, int] | None,
+    on_bad: str,
+    overwrite: bool,
 ) -> None:
-    """Cut the sheets in the folder IMAGES into tiles and write them to a store.
+    """Cut the sheets IMAGES into tiles and write them to a store.
 
-    One that was cut short goes on where it stopped.
+    IMAGES are folders, files or quoted patterns; "images" if none is given. An ingest that was cut
+    short goes on where it stopped.
     """
-    written = ingest(images, store, tile, on_bad=on_bad, overwrite=overwrite)
+    written = ingest(images or "images", store, tile, on_bad=on_bad, overwrite=overwrite)
     height, width = written.tile[:2]
     click.echo(
         f"{printable(str(store))}: {cli.count(len(written), 'tile')} of {height} x {width} "

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 @click.option(
     "--images",
     type=cli.LocalPath(),
-    default=Path("images"),
-    help="Folder of sheets; ingested first where the store is missing. With --store alone, the "
-    "store must exist and is used as it is.",
+    multiple=True,
+    default=(Path("images"),),
+    help="Folder of sheets, a file, or a quoted pattern; may be given several times. Ingested "
+    "first where the store is missing. With --store alone, the store must exist and is used as "
+    "it is.",
 )
 @click.option(
     "--store",
@@ -96,7 +98,7 @@ if TYPE_CHECKING:
 )
 @cli.scheduler_options
 def command(
-    images: Path,
+    images: tuple[Path, ...],
     store_path: Path,
     on_bad: str,
     overwrite: bool,
@@ -127,8 +129,10 @@ def command(
 
     started = time.perf_counter()
     place = checkpoint or Path(f"{store_path}.checkpoint")
-    given = {"--images": images, "--store": store_path, "--out": out, "--checkpoint": place}
-    _check_apart(given, {f"the model of k = {k}": _place(out, k) for k in ks})
+    given = {"--store": store_path, "--out": out, "--checkpoint": place}
+    models = {f"the model of k = {k}": _place(out, k) for k in ks}
+    for path in images:
+        _check_apart({"--images": path, **given}, models)
     alone = _open_alone(images, store_path)
     results.check_writable(out, ks)
     for k in ks:
@@ -192,7 +196,7 @@ def _check_apart(given: Mapping[str, Path], models: Mapping[str, Path]) -> None:
             raise click.UsageError(msg)
 
 
-def _open_alone(images: Path, store_path: Path) -> TileStore | None:
+def _open_alone(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
     """Return the store if it is to be used as it is; None if it is to be of the images.
 
     Raises
@@ -210,13 +214,15 @@ def _open_alone(images: Path, store_path: Path) -> TileStore | None:
         msg = f"{store_path}: there is no store{similar_names(store_path)}. Name one, or its images"
         raise StoreError(msg, options=("images",))
     if cli.given("store_path") or (
-        not images.exists() and (is_there(store_path) or is_begun(store_path))
+        not images[0].exists() and (is_there(store_path) or is_begun(store_path))
     ):
         return open_store(store_path)
     return None
 
 
-def _ingest(images: Path, store_path: Path, on_bad: str, *, overwrite: bool) -> TileStore:
+def _ingest(
+    images: tuple[Path, ...], store_path: Path, on_bad: str, *, overwrite: bool
+) -> TileStore:
     """Return the store of the images, ingested if it is not there."""
     from daskkm.ingest import ingest
     from daskkm.writer import tile_of_begun

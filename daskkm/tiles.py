@@ -1,27 +1,28 @@
-"""Sheets and tiles: finding, opening, cutting and putting together, exactly.
+"""Sheets and tiles: opening, cutting and putting together, exactly.
 
-Tiles are numbered row by row, sheet by sheet, sheets in natural order. A sheet is taken if what it
-shows is 8-bit greyscale or RGB to the last bit, however it is saved (1-bit, in a palette, with an
-opaque alpha, to be turned as EXIF says); else it is refused by name.
+Tiles are numbered row by row, sheet by sheet. A sheet is taken if its file holds one picture of
+8-bit greyscale or RGB, however it is saved (1-bit, in a palette, with an opaque alpha, to be turned
+as EXIF says); else it is refused by name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
-import re
 import stat
 import threading
 import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from daskkm import formats
 from daskkm.errors import SheetError, printable
 
 if TYPE_CHECKING:
@@ -30,19 +31,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-# Whatever a file is called: Pillow knows formats that run other programs.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # The modes in which pixels are given, and the bands they have.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MOST_PIXELS = 178_956_970  # where Pillow, left alone, refuses
 _MOST_BYTES = 1 << 30  # no sheet of so many pixels needs more
-_BITS_AND_KINDS, _UNSIGNED = (258, 339), 1  # TIFF's BitsPerSample and SampleFormat
 _TURNED = {5, 6, 7, 8}  # EXIF's orientations by which height becomes width
 
 _UNREAD = (0, "")
 _TICK_NS = 2_000_000_000
 _PILLOW = threading.Lock()
+_PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
 
 
 @dataclass(frozen=True)
@@ -201,48 +199,6 @@ def _settled(mtime_ns: int, began: int) -> int | None:
     return mtime_ns if mtime_ns < began - _TICK_NS else None
 
 
-def find_sheets(folder: Path) -> list[Path]:
-    """List the sheets of a folder in natural order (sheet_2 before sheet_10).
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    list of Path
-        Every file whose suffix is that of an image, hidden ones left out.
-
-    Raises
-    ------
-    SheetError
-        If there is no such folder, or no sheet in it.
-    """
-    try:
-        sheets = [
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-        ]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        msg = f"{folder}: there is no such folder; name the folder that holds the sheets"
-        raise SheetError(msg) from error
-    except OSError as error:
-        msg = f"{folder}: the folder cannot be read ({error.strerror}); see that it can be"
-        raise SheetError(msg) from error
-    if not sheets:
-        kinds = ", ".join(sorted(_SUFFIXES))
-        msg = f"{folder}: there are no sheets in this folder; put image files there ({kinds})"
-        raise SheetError(msg)
-    return sorted(sheets, key=lambda path: natural_key(path.name))
-
-
-def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return a sort key by which numbers inside names count as numbers."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
-
-
 def sheet_shape(path: Path) -> tuple[int, ...]:
     """Return the shape of a sheet's pixels from its header, without decoding it.
 
@@ -258,13 +214,13 @@ def sheet_shape(path: Path) -> tuple[int, ...]:
     Raises
     ------
     SheetError
-        If the file cannot be read as an image, holds several frames, more than 8 bits a band or
-        too many pixels, or shows neither greyscale nor RGB.
+        If the file cannot be read as an image, has too many pixels, or holds other than one
+        picture in greyscale or RGB of 8 bits.
     """
     with _errors_named(path), _strict():
         _check_regular(path)
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            return _checked_shape(path, image)
+        with path.open("rb") as file, _open(path, file) as image:
+            return _checked_shape(path, image, file)
 
 
 def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uint8]]:
@@ -292,11 +248,14 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
         with path.open("rb") as file:
             mtime_ns = _settled(os.fstat(file.fileno()).st_mtime_ns, time.time_ns())
             data = file.read()
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            shape = _checked_shape(path, image)
+        with _open(path, io.BytesIO(data)) as image:
+            shape = _checked_shape(path, image, io.BytesIO(data))
+            if formats.has_unused_bits(image, data):
+                msg = f"{path}: 4 bands, of which Pillow shows 3; {formats.CONVERT}"
+                raise SheetError(msg)
             if image.format == "PNG":
                 image.verify()  # all checksums: reading leaves out those from the pixels on
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _open(path, io.BytesIO(data)) as image:
             pixels = _pixels(path, image)
         if pixels.shape != shape:  # as where a PNG says behind its pixels that it is to be turned
             msg = f"{path}: its pixels are not of the shape that its header says; save it anew"
@@ -304,6 +263,15 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
     digest = hashlib.sha256(data).hexdigest()
     return Sheet(path.name, len(data), digest, shape, cropped, mtime_ns=mtime_ns), pixels
+
+
+def _open(path: Path, file: IO[bytes]) -> Image.Image:
+    """Open an image of a known format, or raise SheetError with a description of the file."""
+    try:
+        return Image.open(file, formats=formats.FORMATS)
+    except UnidentifiedImageError as error:
+        msg = f"{path}: {formats.describe_unopened(file)}"
+        raise SheetError(msg) from error
 
 
 def _check_regular(path: Path) -> None:
@@ -341,12 +309,14 @@ def _strict() -> Iterator[None]:
     """
     with _PILLOW, warnings.catch_warnings():
         # Not those of other threads.
-        warnings.filterwarnings("error", module=r"(PIL|daskkm\.tiles)\b")
+        warnings.filterwarnings("error", module=r"(PIL|daskkm\.(tiles|formats))\b")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MOST_PIXELS, False
+        _PILLOW_LOG.disabled, logged = True, _PILLOW_LOG.disabled  # errors say what it would
         try:
             yield
         finally:
+            _PILLOW_LOG.disabled = logged
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
@@ -355,9 +325,6 @@ def _errors_named(path: Path) -> Iterator[None]:
     """Turn what Pillow raises, which seldom says where, into a SheetError that does."""
     try:
         yield
-    except UnidentifiedImageError as error:
-        msg = f"{path}: this is not an image that can be read; replace or remove the file"
-        raise SheetError(msg) from error
     except SheetError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -369,14 +336,10 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise SheetError(msg) from error
 
 
-def _checked_shape(path: Path, image: Image.Image) -> tuple[int, ...]:
+def _checked_shape(path: Path, image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
     """Return the shape of the pixels that `_pixels` gives, from the header."""
-    frames = getattr(image, "n_frames", 1)
-    mode = _mode(image)
-    if mode is None or frames > 1 or _is_deep(image):
-        has = f"{frames} frames" if frames > 1 else f"pixels of mode {image.mode}"
-        has = f"{has}, of more than 8 bits or signed" if frames == 1 and _is_deep(image) else has
-        msg = f"{path}: it has {has}; convert it to one 8-bit greyscale or RGB image"
+    if loss := formats.find_loss(image, file):
+        msg = f"{path}: {loss}"
         raise SheetError(msg)
     size = (image.height, image.width)
     # Of a PNG this asks for what stands before its pixels, and does not decode them. A TIFF's size
@@ -384,11 +347,11 @@ def _checked_shape(path: Path, image: Image.Image) -> tuple[int, ...]:
     exif = Image.Image.getexif(image) if image.format != "TIFF" else {}
     if exif.get(ExifTags.Base.Orientation) in _TURNED:
         size = size[::-1]
-    return (*size, *_BANDS[mode])
+    return (*size, *_BANDS[_mode(image)])
 
 
-def _mode(image: Image.Image) -> str | None:
-    """Return the mode in which an image is to be had without changing a pixel, if there is one."""
+def _mode(image: Image.Image) -> str:
+    """Return the mode in which an image is to be had without changing a pixel."""
     if image.mode == "P" and image.palette is not None:
         # Of a palette as it is saved, in an order of its own, without decoding pixels.
         probe = Image.new("P", (1, 1))
@@ -396,18 +359,7 @@ def _mode(image: Image.Image) -> str | None:
         probe.putpalette(colours, order)
         bands = np.reshape(probe.getpalette() or [], (-1, 3))
         return "L" if (bands == bands[:, :1]).all() else "RGB"
-    return {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Tell whether Pillow would change values, as it does those of 16-bit RGB, without a word."""
-    said = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    if image.format == "PPM":  # the largest value stands last, if it is not 255
-        return isinstance(said, tuple) and int(said[-1]) > 255
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits, kinds = (image.tag_v2.get(tag, ()) for tag in _BITS_AND_KINDS)
-        return bool(np.any(np.array(bits) > 8) or np.any(np.array(kinds) != _UNSIGNED))
-    return image.format == "PNG" and ";16" in str(said)
+    return {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}[image.mode]
 
 
 def _pixels(path: Path, image: Image.Image) -> NDArray[np.uint8]:

@@ -424,11 +424,11 @@ def assert_fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     (home / "empty").mkdir()
-    assert_fails(sweep("--images", "empty", cwd=home), "empty", "no sheets", "put image files")
-    assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
+    assert_fails(sweep("--images", "empty", cwd=home), "empty", "it is empty. Put images")
+    assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
     assert_fails(sweep("--k", "6000", cwd=home), "5610 tiles, too few for k = 6000")
     # A store is there by now, but not of what was asked for.
-    assert_fails(sweep("--images", "none", cwd=home), "none", "no such folder")
+    assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
     (home / "empty" / "notes.txt").touch()
     assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "not a store")
     done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)

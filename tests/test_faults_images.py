@@ -205,45 +205,46 @@ def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
     path.write_bytes(png(pixels, bits=bits, colour=colour))
 
 
-PIXELS = "convert it to one 8-bit greyscale or RGB image"
-UNREAD = "this is not an image that can be read; replace or remove the file"
+CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert it to one of them"
+UNREAD = "not an image that can be read. Replace or remove the file"
+FRAMES = "2 frames; daskkm reads one a file. Save each frame as a file of its own"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.png": (Path.touch, UNREAD),
     "text.jpg": (lambda path: path.write_text("not an image"), UNREAD),
     "zeros.tif": (lambda path: path.write_bytes(bytes(1000)), UNREAD),
     # Pillow would have Ghostscript run it.
-    "postscript.png": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"), UNREAD),
+    "postscript.png": (
+        lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),
+        "EPS image; dask",
+    ),
     "folder.png": (Path.mkdir, "this is not a file; remove it"),
     "pipe.png": (os.mkfifo, "this is not a file; remove it"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
     "bomb.png": (lambda path: path.write_bytes(bomb()), "it has more than 178956970 pixels; cut"),
     "big.png": (lambda path: sized(path, (1 << 30) + 1), "it has 1073741825 bytes, more than"),
-    "animated.gif": (frames, f"it has 2 frames; {PIXELS}"),
-    "animated.png": (frames, f"it has 2 frames; {PIXELS}"),
-    "animated.webp": (lambda path: frames(path, lossless=True), f"it has 2 frames; {PIXELS}"),
-    "pages.tif": (frames, f"it has 2 frames; {PIXELS}"),
-    "deep.png": (lambda path: saved(path, GREY.astype(np.uint16)), "mode I;16, of more than 8"),
-    "deep.tif": (lambda path: saved(path, GREY.astype(np.uint16)), "mode I;16, of more than 8"),
-    "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), PIXELS),
+    "animated.gif": (frames, FRAMES),
+    "animated.png": (frames, FRAMES),
+    "animated.webp": (lambda path: frames(path, lossless=True), FRAMES),
+    "pages.tif": (frames, "2 pages; daskkm reads one a file. Save each page as a file of its own"),
+    "deep.png": (lambda path: saved(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
+    "deep.tif": (lambda path: saved(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
+    "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), "16-bit greyscale"),
     # Of these Pillow takes the upper halves, without a word.
-    "deep_rgb.png": (
-        lambda path: raw_png(path, 16, 2, 240),
-        "mode RGB, of more than 8 bits or signed; con",
-    ),
+    "deep_rgb.png": (lambda path: raw_png(path, 16, 2, 240), f"16-bit RGB; {CONVERT}"),
     "deep_alpha.png": (
         lambda path: raw_png(path, 16, 4, 160),
-        "of more than 8 bits or signed; convert",
+        f"16-bit greyscale with alpha; {CONVERT}",
     ),
-    "deep_rgb.ppm": (lambda path: path.write_bytes(b"P6 9 9 999\n" + bytes(486)), "of more than"),
+    "deep_rgb.ppm": (lambda path: path.write_bytes(b"P6 9 9 999\n" + bytes(486)), "16-bit RGB"),
     "deep_planes.tif": (
         lambda path: raw_tiff(path, np.full((3, 8, 8), 257, "<u2")),
-        "mode RGB, of more than 8 bits or signed; convert",
+        f"16-bit RGB; {CONVERT}",
     ),
-    "signed.tif": (lambda path: raw_tiff(path, GREY[None, :8, :8], 2), "mode L, of more than 8"),
-    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "mode F, of more than 8 bits"),
-    "cmyk.jpg": (lambda path: saved(path, Image.fromarray(RGB).convert("CMYK")), "mode CMYK; con"),
-    "lab.tif": (lambda path: saved(path, Image.new("LAB", (16, 16))), "mode LAB; convert"),
+    "signed.tif": (lambda path: raw_tiff(path, GREY[None, :8, :8], 2), "8-bit signed greyscale"),
+    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "32-bit float greyscale"),
+    "cmyk.jpg": (lambda path: saved(path, Image.fromarray(RGB).convert("CMYK")), "8-bit CMYK"),
+    "lab.tif": (lambda path: saved(path, Image.new("LAB", (16, 16))), f"8-bit Lab; {CONVERT}"),
 }
 BAD_PIXELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated.png": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
@@ -289,7 +290,7 @@ def test_what_may_not_be_read_is_refused_by_name(sheets: Path) -> None:
         import os, sys
         from pathlib import Path
         from PIL import Image
-        from daskkm import errors, tiles
+        from daskkm import errors, find, tiles
         Image.init()  # what is imported later may not be there for others
         folder = Path(sys.argv[1])
         if os.getuid() == 0:
@@ -299,7 +300,7 @@ def test_what_may_not_be_read_is_refused_by_name(sheets: Path) -> None:
         for refused, args in (
             (tiles.sheet_shape, (folder / "s_2.png",)),
             (tiles.read_sheet, (folder / "s_2.png", (8, 8))),
-            (tiles.find_sheets, (folder / "closed",)),
+            (find.find_images, (folder / "closed",)),
         ):
             try:
                 refused(*args)
@@ -468,7 +469,7 @@ def test_whatever_a_file_is_called_it_is_a_sheet(tmp_path: Path) -> None:
     assert (folder / "t.zarr" / "zarr.json").stat().st_mtime_ns == before
     for name in NAMES:
         (folder / name).write_text("not an image")
-        with pytest.raises(SheetError, match="this is not an image") as bad:
+        with pytest.raises(SheetError, match="not an image") as bad:
             daskkm.ingest(folder, folder / "t.zarr", tile=8, overwrite=True)
         assert str(bad.value).isprintable()
         with pytest.raises(StoreError, match=r"images? changed") as found:

@@ -15,8 +15,8 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "products"),
-    ("kernel", "lloyd", "seeding", "tiles", "groups", "plan", "addresses"),
+    ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "products", "formats"),
+    ("kernel", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses"),
     ("places",),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli", "writer"),
@@ -46,6 +46,8 @@ MAY_IMPORT = {
     "plan": set(),
     "addresses": {"distributed"},
     "seeding": {"numpy"},
+    "formats": {"numpy", "PIL"},
+    "find": set(),
     "tiles": {"numpy", "PIL"},
     "groups": {"numpy", "zarr"},
     "scheduler": {"dask", "distributed", "psutil"},

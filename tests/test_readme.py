@@ -54,6 +54,8 @@ def test_the_table_of_options_has_the_defaults() -> None:
             assert float(default) == value, flag
         elif isinstance(value, (str, Path)):
             assert default.strip("`") == str(value), flag
+        elif isinstance(value, tuple):  # an option that may be given several times
+            assert [default.strip("`")] == list(map(str, value)), flag
         else:  # an option that is left out
             assert default.replace("one, in", "one worker in") in str(sweep[flag].help), flag
 

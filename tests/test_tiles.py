@@ -44,23 +44,6 @@ def test_join_undoes_cut(
         np.testing.assert_array_equal(cut[1], sheet[:height, width : 2 * width])
 
 
-def test_sheets_are_found_in_natural_order_and_nothing_else(tmp_path: Path) -> None:
-    wanted = ["a_2.png", "a_10.JPG", "b1.tif", "b01.tif", "b1c2.png", "b1c10.png"]
-    for name in [*wanted, "README.md", ".hidden.png", "notes.txt"]:
-        (tmp_path / name).touch()
-    (tmp_path / "folder").mkdir()
-    found = [path.name for path in tiles.find_sheets(tmp_path)]
-    assert found == ["a_2.png", "a_10.JPG", "b01.tif", "b1.tif", "b1c2.png", "b1c10.png"]
-
-
-@pytest.mark.parametrize("name", ["missing", "empty", "file.png"])
-def test_no_sheets(tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.png").touch()
-    with pytest.raises(SheetError, match=name):
-        tiles.find_sheets(tmp_path / name)
-
-
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_sheet_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
     bands = (3,) if mode == "RGB" else ()
@@ -76,14 +59,6 @@ def test_a_sheet_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert not sheet.is_file(path)
-
-
-@pytest.mark.parametrize("mode", ["CMYK", "LAB", "I;16", "F"])
-def test_other_modes_are_refused_by_name(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "odd.tif"
-    Image.new(mode, (16, 16)).save(path)
-    with pytest.raises(SheetError, match=rf"odd\.tif: it has pixels of mode {mode}.*; convert it"):
-        tiles.sheet_shape(path)
 
 
 def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,307 @@
+"""Contents of image files, from their headers, compared with the pixels that Pillow decodes.
+
+Pillow opens many files of which it decodes a part: the first of several pictures, three of four
+bands, the upper half of 16 bits. So each format is asked how much a file holds. What a file holds
+beside its picture as a smaller copy (pages and thumbnails marked as reduced, gain maps) is no loss.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageFile, TiffImagePlugin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# Whatever a file is called: Pillow knows formats that run other programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert it to one of them"
+_REPLACE = "Replace or remove the file"
+
+_PICTURES = {"TIFF": "page", "MPO": "picture", "PPM": "picture"}  # others have frames
+# TIFF's tags, the numbers of colours and their bands, and formats of samples.
+_SUBFILE_TYPE, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 254, 258, 259, 262, 277
+_COLORMAP, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _DEPTH = 320, 330, 338, 339, 32997
+_COLOURS = {
+    0: ("greyscale", 1),
+    1: ("greyscale", 1),
+    2: ("RGB", 3),
+    3: ("palette", 1),
+    5: ("CMYK", 4),
+    6: ("YCbCr", 3),
+    **dict.fromkeys((8, 9, 10), ("Lab", 3)),
+    **dict.fromkeys((32803, 34892), ("raw sensor data", 1)),
+}
+_NUMBERS = {2: " signed", 3: " float", 5: " complex signed", 6: " complex float"}
+_ALPHA = {1, 2, 999}  # 999: Corel Draw
+_REDUCED = 1
+_MPO_PREVIEW = "Large Thumbnail"
+_PNG_COLOURS = {0: "greyscale", 3: "palette", 4: "greyscale with alpha", 6: "RGB with alpha"}
+_MODES = {
+    **dict.fromkeys(("I", "I;16", "F"), "greyscale"),
+    "La": "greyscale with alpha, premultiplied",
+    "P": "palette without colours",
+    "PA": "palette with alpha",
+}
+# Bits of a BMP's pixels, little-endian, that Pillow does not decode.
+_BMP_UNUSED = {
+    "BGRX": ("<u4", 0xFF000000),
+    "XBGR": ("<u4", 0x000000FF),
+    "BGXR": ("<u4", 0x00FF0000),
+    "BGR;15": ("<u2", 0x8000),
+}
+# Formats by their first bytes: those that begin alike, and those without a plugin in Pillow.
+_ALIKE = {"CUR": "TGA or CUR"}
+_FOREIGN = (
+    (re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL), "HEIC"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
+    (re.compile(rb"P7\n"), "PAM"),
+    (re.compile(rb"\x76\x2f\x31\x01"), "OpenEXR"),
+)
+
+
+def find_loss(image: Image.Image, file: IO[bytes]) -> str | None:
+    """Return what a file holds that its decoded pixels would not show, and what to do, or None.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        As opened from the file, not decoded.
+    file : binary file
+        Its position changes.
+
+    Returns
+    -------
+    str or None
+        Several pictures, more bands, more bits, or colours of another kind than grey and RGB. A
+        BMP's bits are looked at by `has_unused_bits`.
+    """
+    n = _count_pictures(image, file)
+    if n > 1:
+        noun = _PICTURES.get(image.format or "", "frame")
+        many = "several" if image.format == "PPM" else n
+        return f"{many} {noun}s; daskkm reads one a file. Save each {noun} as a file of its own"
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bands, named, _ = _count_bands(image.tag_v2)
+        shown = min(named, len(image.getbands()))
+        if bands > shown:
+            return f"{bands} bands, of which Pillow shows {shown}; {CONVERT}"
+        if holds := _describe_tiff(image.tag_v2, shown):
+            return f"{holds}; {CONVERT}"
+    bits, number = _depth(image, file)
+    plain = image.mode in ("1", "L", "LA", "RGB", "RGBA") or (image.mode == "P" and image.palette)
+    if bits > 8 or number or not plain:
+        colour = _MODES.get(image.mode, image.mode)
+        if image.format == "PNG":
+            colour = _PNG_COLOURS.get(_png_header(file)[1], colour)
+        return f"{bits}-bit{number} {colour}; {CONVERT}"
+    return None
+
+
+def has_unused_bits(image: Image.Image, data: bytes) -> bool:
+    """Return True if pixels differ in bits that Pillow does not decode, as of a BMP's fourth band.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        As opened, not decoded.
+    data : bytes
+        The file.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "BMP" or not image.tile:
+        return False
+    _, _, offset, args = image.tile[0]
+    if not isinstance(args, tuple) or args[0] not in _BMP_UNUSED:
+        return False
+    dtype, mask = _BMP_UNUSED[args[0]]
+    strides = int(args[1]), np.dtype(dtype).itemsize
+    if len(data) < offset + image.height * strides[0]:  # decoding says so
+        return False
+    pixels = np.ndarray((image.height, image.width), dtype, data, offset, strides)
+    unused = pixels & np.array(mask, dtype)
+    return bool(unused.min() != unused.max())
+
+
+def describe_unopened(file: IO[bytes]) -> str:
+    """Return what a file is that Pillow does not open as one of `FORMATS`, and what to do."""
+    file.seek(0)
+    head = file.read(32)
+    with suppress(Exception):  # a damaged TIFF is described below
+        tags = _read_tags(file)
+        if holds := _describe_tiff(tags, _count_bands(tags)[2]):
+            return f"{holds}; {CONVERT}"
+    names = _list_formats(head)
+    for name in FORMATS:
+        if name in names:
+            why = _explain(name, file)
+            return f"{name} image that Pillow does not read ({why}). {_REPLACE}"
+    if names:
+        return f"{names[0]} image; daskkm does not read this format. Convert it to PNG or TIFF"
+    return f"not an image that can be read. {_REPLACE}"
+
+
+def _list_formats(head: bytes) -> list[str]:
+    """Return the formats of which a file could be by its first bytes."""
+    Image.init()
+    names = [name for pattern, name in _FOREIGN if pattern.match(head)]
+    for name, (_, accept) in Image.OPEN.items():
+        with suppress(struct.error, IndexError):  # fewer bytes than a format looks at
+            if accept and accept(head[:16]):
+                names.append(_ALIKE.get(name, name))
+    return names
+
+
+def _explain(name: str, file: IO[bytes]) -> str:
+    """Return why Pillow does not open a file in a format."""
+    file.seek(0)
+    try:
+        Image.OPEN[name][0](file, "")
+    except Exception as error:  # noqa: BLE001 what plugins raise varies
+        # What has a cause is of Python's reading, as of bytes that are not there.
+        return "damaged header" if error.__cause__ else str(error) or type(error).__name__
+    return "damaged"
+
+
+def _count_pictures(image: Image.Image, file: IO[bytes]) -> int:
+    """Return how many pictures a file holds, without smaller copies of the first."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        reduced = [_REDUCED & kind for kind in _read_subfile_types(file)]
+        copies = sum(map(bool, reduced[1:])) if not reduced[0] else 0
+        return (len(reduced) - copies) * int(image.tag_v2.get(_DEPTH, 1))
+    if image.format == "MPO":
+        entries: list[Any] = vars(image)["mpinfo"][0xB002]
+        kinds = [entry["Attribute"]["MPType"] for entry in entries]
+        return 1 + sum(not kind.startswith(_MPO_PREVIEW) for kind in kinds[1:])
+    if isinstance(image, ImageFile.ImageFile) and image.format == "PPM":
+        return 1 + _has_second_netpbm(image, file)
+    return int(getattr(image, "n_frames", 1))
+
+
+def _has_second_netpbm(image: ImageFile.ImageFile, file: IO[bytes]) -> bool:
+    """Return True if the pixels of a PBM, PGM or PPM are followed by another image."""
+    decoder, _, offset, _ = image.tile[0]
+    if decoder == "ppm_plain":  # pixels are digits
+        file.seek(offset)
+        return re.search(rb"^P[1-7]\s", file.read(), re.MULTILINE) is not None
+    bits = 16 if _depth(image, file)[0] > 8 else 1 if image.mode == "1" else 8
+    row = -(-image.width * len(image.getbands()) * bits // 8)
+    file.seek(offset + image.height * row)
+    return re.match(rb"\s*P[1-7f]\s", file.read(1024)) is not None
+
+
+def _depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
+    """Return the bits of a band as the file holds it, at least 8, and the kind of its numbers."""
+    if image.format == "PNG":
+        return max(8, _png_header(file)[0]), ""
+    if image.mode == "F":
+        return 32, " float"
+    if isinstance(image, ImageFile.ImageFile) and image.format == "PPM" and image.tile:
+        args = image.tile[0].args  # the largest value stands last, if it is not 255
+        if isinstance(args, tuple) and int(args[-1]) > 255:
+            return 16, ""
+    return 16 if image.mode.startswith("I") else 8, ""
+
+
+def _png_header(file: IO[bytes]) -> tuple[int, int]:
+    """Return bits and type of colour from a PNG's header."""
+    file.seek(24)
+    bits, colour = file.read(2)
+    return bits, colour
+
+
+def _count_bands(tags: Mapping[int, Any]) -> tuple[int, int, int]:
+    """Return how many bands a TIFF has, how many are colours or alpha, and how many colours."""
+    extra = tags.get(_EXTRA_SAMPLES, ())
+    jpeg = tags.get(_COMPRESSION, 1) == 6  # of the old kind, where Pillow presumes three
+    _, colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), ("", 1))
+    bands = int(tags.get(_SAMPLES, colours if jpeg else 1))
+    return bands, colours + (not extra or extra[0] in _ALPHA), colours
+
+
+def _describe_tiff(tags: Mapping[int, Any], shown: int) -> str | None:
+    """Return what a TIFF holds, if it is no greyscale or RGB of 8 bits and `shown` bands."""
+    compression = tags.get(_COMPRESSION, 1)
+    if compression not in TiffImagePlugin.COMPRESSION_INFO:
+        return f"TIFF of compression {compression}, which Pillow does not read"
+    bands, _, colours = _count_bands(tags)
+    colour, _ = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), ("pixels of unknown colours", 1))
+    bits = max(8, int(np.max(tags.get(_BITS, 1))))
+    kinds = {_NUMBERS.get(kind, "") for kind in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist()}
+    number = kinds.pop() if len(kinds) == 1 else " mixed"
+    if bands > shown:
+        return f"{bands} bands of {bits}{number} bits"
+    if bits > 8 or number or colour not in ("greyscale", "RGB", "palette", "YCbCr"):
+        with_alpha = " with alpha" if bands > colours else ""
+        return f"{bits}-bit{number} {colour}{with_alpha}"
+    low, high = np.divmod(tags.get(_COLORMAP, 0), 256)[::-1]  # colours of 8 bits, times 256 or 257
+    if colour == "palette" and not ((low == 0) | (low == high)).all():
+        return "palette of 16 bits a band"
+    return None
+
+
+def _read_tags(file: IO[bytes]) -> Mapping[int, Any]:
+    """Read the tags of a TIFF's first page."""
+    file.seek(0)
+    head = file.read(8)
+    head += file.read(8) if head[2] == 43 else b""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _read_subfile_types(file: IO[bytes]) -> list[int]:
+    """Read the type of each page of a TIFF, the first one first, pages within pages too.
+
+    Pillow would read all tags of each page, and refuses pages of kinds that it does not know.
+    """
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in (b"\x2b\0", b"\0\x2b")
+    number, count = ("Q", "Q") if big else ("I", "H")
+    size = struct.calcsize(number)
+    waiting = list(struct.unpack_from(order + number, head, 8 if big else 4))
+    types: dict[int, int] = {}
+    while waiting:
+        place = waiting.pop(0)
+        if not place or place in types:
+            continue
+        types[place] = 0
+        file.seek(place)
+        (n,) = _unpack(file, order + count)
+        entries = [_unpack(file, f"{order}HH{number}{size}s") for _ in range(n)]
+        (following,) = _unpack(file, order + number)
+        for tag, kind, length, data in entries:
+            if tag in (_SUBFILE_TYPE, _SUB_IFDS):
+                values = list(_read_values(file, order, kind, length, data, number))
+                if tag == _SUBFILE_TYPE:
+                    types[place] = values[0] if values else 0
+                else:
+                    waiting += values
+        waiting.append(following)
+    return list(types.values())
+
+
+def _read_values(
+    file: IO[bytes], order: str, kind: int, n: int, data: bytes, number: str
+) -> Iterator[int]:
+    """Read the whole numbers of a tag, which lie in its entry or where that says."""
+    letter = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
+    if letter is None:
+        return
+    if struct.calcsize(letter) * n > len(data):
+        file.seek(*struct.unpack(order + number, data))
+        data = file.read(struct.calcsize(letter) * n)
+    for (value,) in struct.iter_unpack(order + letter, data[: struct.calcsize(letter) * n]):
+        yield value
+
+
+def _unpack(file: IO[bytes], layout: str) -> tuple[Any, ...]:
+    """Read numbers from where a file stands."""
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))
