@@ -7,12 +7,15 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daskkm import paths
 from daskkm.errors import SheetError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
@@ -26,8 +29,6 @@ _SYSTEM_FILES = {
 _MOST_FILES = 10_000  # that are counted in a sub-folder
 _MOST_NAMES = 3
 _PATTERN = "'**/*.png'"
-
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Unread:
         return ", ".join(parts)
 
 
-def find_images(images: Paths, store: Path | None = None) -> tuple[list[Path], list[Unread]]:
+def find_images(
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], store: Path | None = None
+) -> tuple[list[Path], list[Unread]]:
     """List image files, and the entries of folders that are not read.
 
     Parameters

@@ -26,9 +26,8 @@ from daskkm.writer import OVERWRITE, check_sheets, create_store, describe_tiles,
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from daskkm.find import Paths
     from daskkm.tiles import Sheet, Skipped
     from daskkm.writer import StoreWriter
 
@@ -36,7 +35,7 @@ _DEFAULT_SIZE = (16, 16)
 
 
 def ingest(
-    images: Paths,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     store: str | os.PathLike[str],
     tile: int | Sequence[int] | None = None,
     *,
