@@ -25,9 +25,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numba import njit
 
 from daskkm import kernel
+from daskkm.compilation import compile_kernel
 from daskkm.products import LINE, PANEL, fetch
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _falls(
     return constant, slope
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compile_kernel(fastmath={"reassoc", "contract"})
 def _fall(moves: Any, lengths: Any, changes: Any, lost: Any, constant: Any, slope: Any) -> None:
     """Write A and B of the centroids of one model; 0 for a single one."""
     k, d = moves.shape
@@ -237,7 +237,7 @@ def _margins(
     return np.asarray(8 * (d + 8) * 2.0**-53 * (d * float(kernel.peak(dtype)) ** 2 + longest))
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _advance(
     tiles: Any,
     prepared: Any,
@@ -282,7 +282,7 @@ def _advance(
             _measure(tiles, rows[:found], panel, own, work, turned, gap, label, first, statistics)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _one_model(prepared: Any, m: int) -> Any:
     """Return what is prepared of one model of a stack."""
     lo, hi = prepared.offsets[m], prepared.offsets[m + 1]
@@ -300,7 +300,7 @@ def _one_model(prepared: Any, m: int) -> Any:
     )
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _measure(
     tiles: Any,
     rows: Any,

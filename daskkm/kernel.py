@@ -29,8 +29,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from daskkm.compilation import compile_kernel
 from daskkm.products import LANES, PANEL, add_vectors, aligned, pairs, score, scratch
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ def _gamma(n: int, unit: float) -> float:
     return n * unit / (1 - n * unit) if n * unit < 1 else np.inf
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _label(tiles: Any, prepared: Any, work: Any, turned: Any, labels: Any) -> None:
     """Label all tiles, a panel at a time."""
     for start in range(0, len(tiles), PANEL):
@@ -430,7 +430,7 @@ def _label(tiles: Any, prepared: Any, work: Any, turned: Any, labels: Any) -> No
                 labels[start + i, m] = work.labels[m, i]
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _reduce(tiles: Any, prepared: Any, work: Any, turned: Any, sums: Any, statistics: Any) -> None:
     """Label all tiles and add them up, a panel at a time while it is in cache."""
     # Sums are twice as wide as tiles, so they have room for this many and a panel more.
@@ -444,7 +444,7 @@ def _reduce(tiles: Any, prepared: Any, work: Any, turned: Any, sums: Any, statis
     _flush(sums, 0, flushed, statistics)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def label_panel(tiles: Any, prepared: Any, work: Any, turned: Any) -> None:
     """Label a panel of tiles: scores, then decisions."""
     # First, because it reads the tiles one after another, as memory is fastest.
@@ -453,7 +453,7 @@ def label_panel(tiles: Any, prepared: Any, work: Any, turned: Any) -> None:
     _decide(tiles, prepared, work)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _square(tiles: Any, norms: Any) -> None:
     """Write each tile's squared norm: exact in the type of `norms` for integer tiles."""
     number = norms.dtype.type
@@ -465,7 +465,7 @@ def _square(tiles: Any, norms: Any) -> None:
         norms[i] = total
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _decide(tiles: Any, prepared: Any, work: Any) -> None:
     """Write each tile's label under each model: the reference's, always."""
     n, offsets, stack, worst = len(tiles), prepared.offsets, prepared.stack, prepared.worst
@@ -499,7 +499,7 @@ def _decide(tiles: Any, prepared: Any, work: Any) -> None:
                 labels[m, i] = label - first
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _rank(
     scores: Any, first: int, last: int, worst: Any, best: Any, second: Any, labels: Any, m: int
 ) -> None:
@@ -520,7 +520,7 @@ def _rank(
             best[i] = one if closer else so_far
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _squared_distance(tile: Any, centroid: Any) -> Any:
     """Return the reference: float64, in index order, neither FMA nor reassociation."""
     total = 0.0
@@ -530,13 +530,13 @@ def _squared_distance(tile: Any, centroid: Any) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _squared_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) -> None:
     for i in range(len(tiles)):
         distances[i] = _squared_distance(tiles[i], centroids[labels[i]])
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _whole_distances(tiles: Any, centroids: Any, zero: Any, distances: Any) -> None:
     """Write all distances between tiles and tiles, in integers."""
     for i in range(len(tiles)):
@@ -544,7 +544,7 @@ def _whole_distances(tiles: Any, centroids: Any, zero: Any, distances: Any) -> N
             distances[i, j] = _whole_distance(tiles[i], centroids[j], zero)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _own_whole_distances(
     tiles: Any, centroids: Any, labels: Any, zero: Any, distances: Any
 ) -> None:
@@ -552,7 +552,7 @@ def _own_whole_distances(
         distances[i] = _whole_distance(tiles[i], centroids[labels[i]], zero)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
     """Return the distance in integers, which may be added in any order.
 
@@ -566,7 +566,7 @@ def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
     return total
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
     """Write all distances, a panel of tiles and a few features of it at a time.
 
@@ -590,7 +590,7 @@ def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
                 distances[start + i, j] = sums[j, i]
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
     """Add a few features' squared differences, one after another, to m tiles' sums.
 
@@ -616,7 +616,7 @@ def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
             row[i] = total
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _nearest_two(distances: Any, filled: Any, labels: Any, own: Any, other: Any) -> None:
     for i in range(len(distances)):
         row = distances[i]
@@ -629,7 +629,7 @@ def _nearest_two(distances: Any, filled: Any, labels: Any, own: Any, other: Any)
         labels[i], own[i], other[i] = label, row[label], least
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _add(tiles: Any, squares: Any, labels: Any, offsets: Any, sums: Any, statistics: Any) -> None:
     """Add a panel to the sums, counts and squared norms of its centroids."""
     n, d = tiles.shape
@@ -645,7 +645,7 @@ def _add(tiles: Any, squares: Any, labels: Any, offsets: Any, sums: Any, statist
             statistics[j, d + 1] += squares[i]
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _flush(sums: Any, most: int, flushed: Any, statistics: Any) -> None:
     """Move the sums of more than this many tiles into the statistics."""
     d = sums.shape[1]
@@ -657,7 +657,7 @@ def _flush(sums: Any, most: int, flushed: Any, statistics: Any) -> None:
                 sums[j, p] = 0
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _add_weighted(
     tiles: Any, norms: Any, weights: Any, labels: Any, offsets: Any, statistics: Any
 ) -> None:
@@ -673,7 +673,7 @@ def _add_weighted(
             statistics[j, d + 1] += weight * norms[i]
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _add_about(
     tiles: Any, weights: Any, labels: Any, offsets: Any, stack: Any, statistics: Any
 ) -> None:
@@ -699,7 +699,7 @@ def _add_about(
                 statistics[j, p] = total
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@compile_kernel(fastmath={"reassoc", "contract", "nsz"})
 def _about(tile: Any, centroid: Any) -> Any:
     """Return a squared distance, in whatever order the compiler likes."""
     total = 0.0

@@ -12,8 +12,7 @@ float32 makes 66.
 Other tiles are multiplied in float32 or float64 by loops that the compiler vectorises.
 
 Functions that take arrays cost a call, and numba's counting of references, tens of cycles each;
-what is written as vectors here is part of the function that uses it. But numba's cache of that one
-does not see what changes here: remove ``__pycache__`` after an edit.
+what is written as vectors here is part of the function that uses it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import extending, njit, types
+from numba import extending, types
+
+from daskkm.compilation import compile_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ def aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def score(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) -> None:
     """Write bias + weights @ tiles.T, for at most PANEL tiles: of each centroid with every tile.
 
@@ -91,7 +92,7 @@ def score(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) -> None
         _score_pairs(tiles, weights, bias, turned, scores)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _score_pairs(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) -> None:
     """Multiply integers, 2 * _PAIRS features at a time: all tiles are turned, then multiplied."""
     d, k = tiles.shape[1], len(weights)
@@ -108,7 +109,7 @@ def _score_pairs(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) 
                 _dot_1(turned, i, weights, k - 1, first, n_pairs, bias, scores)
 
 
-@njit(nogil=True, cache=True)
+@compile_kernel
 def _turn_all(tiles: Any, turned: Any) -> None:
     """Turn tiles in squares of vectors, and one by one where no whole square is left."""
     n, d = tiles.shape
@@ -123,7 +124,7 @@ def _turn_all(tiles: Any, turned: Any) -> None:
             turned[p >> 1, i] = np.int32(high << 16) | np.int32(low & 0xFFFF)
 
 
-@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+@compile_kernel(fastmath=_ANY_ORDER)
 def _score_floats(tiles: Any, weights: Any, bias: Any, scores: Any) -> None:
     """Multiply in the type of the weights, two tiles by four centroids, widened in register.
 

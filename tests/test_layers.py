@@ -15,9 +15,9 @@ import daskkm
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
-    ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "products", "formats"),
-    ("kernel", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses"),
-    ("places",),
+    ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "compilation", "formats"),
+    ("products", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses"),
+    ("kernel", "places"),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli", "writer"),
     ("draws", "model"),
@@ -38,8 +38,9 @@ MAY_IMPORT = {
     "paths": set(),
     "places": set(),
     "writer": {"numpy", "zarr"},
+    "compilation": {"numba"},
     "products": {"llvmlite", "numba", "numpy"},
-    "kernel": {"numpy", "numba"},
+    "kernel": {"numpy"},
     "lloyd": {"numpy"},
     "chunks": {"google_crc32c", "numpy", "zarr"},
     "metadata": set(),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "groups": {"numpy", "zarr"},
     "scheduler": {"dask", "distributed", "psutil"},
     "source": {"cloudpickle", "dask", "numpy"},
-    "bounds": {"numba", "numpy"},
+    "bounds": {"numpy"},
     "draws": {"dask", "numpy"},
     "starts": {"dask", "numpy"},
     "cli": {"click", "dask"},
