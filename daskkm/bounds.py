@@ -162,8 +162,11 @@ class _Memory:
         falls = _falls(self.stack[rows], stack, offsets, self.middle)
         statistics: NDArray[np.int64] = self.statistics[rows]
         prepared = kernel.prepare(tiles.dtype, stack, offsets)
+        panel = np.empty((PANEL, tiles.shape[1]), tiles.dtype)
         _advance(
             tiles,
+            panel,
+            kernel.read_only(panel),  # as tiles are: else the kernel is compiled for both
             prepared,
             *kernel.workspace(tiles, prepared),
             places,
@@ -240,6 +243,8 @@ def _margins(
 @compile_kernel
 def _advance(
     tiles: Any,
+    panel: Any,
+    panel_view: Any,
     prepared: Any,
     work: Any,
     turned: Any,
@@ -256,7 +261,6 @@ def _advance(
     n, d = tiles.shape
     step = LINE // tiles.itemsize
     rows = np.empty(PANEL, np.intp)
-    panel = np.empty((PANEL, d), tiles.dtype)
     for m in range(len(places)):
         own = _one_model(prepared, m)
         first, gap, label = prepared.offsets[m], gaps[places[m]], labels[places[m]]
@@ -276,10 +280,15 @@ def _advance(
             rows[found] = i
             found += 1
             if found == PANEL:
-                _measure(tiles, rows, panel, own, work, turned, gap, label, first, statistics)
+                _measure(
+                    tiles, rows, panel, panel_view, own, work, turned, gap, label, first, statistics
+                )
                 found = 0
         if found:
-            _measure(tiles, rows[:found], panel, own, work, turned, gap, label, first, statistics)
+            left = rows[:found]
+            _measure(
+                tiles, left, panel, panel_view, own, work, turned, gap, label, first, statistics
+            )
 
 
 @compile_kernel
@@ -305,6 +314,7 @@ def _measure(
     tiles: Any,
     rows: Any,
     panel: Any,
+    panel_view: Any,
     own: Any,
     work: Any,
     turned: Any,
@@ -318,7 +328,7 @@ def _measure(
         i = rows[r]  # once: for all that numba knows, the panel's memory could be the rows'
         for p in range(tiles.shape[1]):
             panel[r, p] = tiles[i, p]
-    kernel.label_panel(panel[: len(rows)], own, work, turned)
+    kernel.label_panel(panel_view[: len(rows)], own, work, turned)
     single, d = len(own.stack) == 1, tiles.shape[1]
     for r in range(len(rows)):
         i = rows[r]

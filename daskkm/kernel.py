@@ -146,14 +146,14 @@ def _weighted_statistics(
     if weights is None:
         weights = np.ones(len(tiles), number)
     statistics = np.zeros((len(stack), tiles.shape[1] + 2), number)
-    weights, tiles = _read_only(weights.astype(number)), _read_only(tiles)
+    weights, tiles = read_only(weights.astype(number)), read_only(tiles)
     if number == np.int64:
         check_exact(int(weights.sum()), tiles.shape[1], tiles.dtype)
         norms = np.empty(len(tiles), np.int64)
         _square(tiles, norms)
         _add_weighted(tiles, norms, weights, labels, offsets, statistics)
     else:
-        _add_about(tiles, weights, labels, offsets, _read_only(stack), statistics)
+        _add_about(tiles, weights, labels, offsets, read_only(stack), statistics)
     return statistics
 
 
@@ -183,10 +183,10 @@ def squared_distances(
     """
     distances = np.empty(len(tiles))
     if _same_type(tiles.dtype, centroids):
-        own = (_read_only(tiles), _read_only(centroids.astype(tiles.dtype)), labels)
+        own = (read_only(tiles), read_only(centroids.astype(tiles.dtype)), labels)
         _own_whole_distances(*own, _distance_dtype(tiles)(0), distances)
         return distances
-    _squared_distances(_read_only(tiles), _read_only(centroids), labels, distances)
+    _squared_distances(read_only(tiles), read_only(centroids), labels, distances)
     return distances
 
 
@@ -217,7 +217,7 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
     tiles, centroids = checked(tiles, centroids, np.array([0, len(centroids)]))
     if _same_type(tiles.dtype, centroids):
         distances = np.empty((len(tiles), len(centroids)))
-        whole = _read_only(centroids.astype(tiles.dtype))
+        whole = read_only(centroids.astype(tiles.dtype))
         _whole_distances(tiles, whole, _distance_dtype(tiles)(0), distances)
         return distances
     # A feature more that is 0 in both adds +0.0 to a sum: it changes no bit.
@@ -225,7 +225,7 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
     padded = np.zeros((len(centroids), features))
     padded[:, : tiles.shape[1]] = centroids
     distances = np.empty((len(tiles), len(centroids)))
-    _distances_to_all(tiles, _read_only(padded), distances)
+    _distances_to_all(tiles, read_only(padded), distances)
     return distances
 
 
@@ -250,7 +250,7 @@ def nearest_two(
     """
     labels = np.empty(len(distances), np.intp)
     own, other = np.empty(len(distances)), np.empty(len(distances))
-    _nearest_two(distances, _read_only(filled), labels, own, other)
+    _nearest_two(distances, read_only(filled), labels, own, other)
     return labels, own, other
 
 
@@ -315,9 +315,7 @@ class Workspace(NamedTuple):
     bounds: NDArray[np.float64]
 
 
-def workspace(
-    tiles: NDArray[Any], prepared: Prepared
-) -> tuple[Workspace, NDArray[np.int32] | None]:
+def workspace(tiles: NDArray[Any], prepared: Prepared) -> tuple[Workspace, NDArray[np.int32]]:
     """Return room for a panel's work, and for turned tiles."""
     turned, scores = scratch(prepared.weights, prepared.bias)
     models = len(prepared.offsets) - 1
@@ -755,10 +753,10 @@ def checked(
     if offsets[0] != 0 or offsets[-1] != len(stack) or np.any(np.diff(offsets) < 1):
         msg = f"offsets {offsets.tolist()} do not divide {len(stack)} centroids into models"
         raise ValueError(msg)
-    return _read_only(tiles), _read_only(stack)
+    return read_only(tiles), read_only(stack)
 
 
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return a contiguous, read-only view, so that numba compiles one version and not four."""
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).view()
     array.flags.writeable = False

@@ -63,12 +63,12 @@ def pairs(weights: NDArray[np.int16]) -> NDArray[np.int32]:
     return even.view(np.int32)
 
 
-def scratch(
-    weights: NDArray[Any], bias: NDArray[Any]
-) -> tuple[NDArray[np.int32] | None, NDArray[Any]]:
-    """Return what `score` needs for such weights: room for turned tiles, and for scores."""
-    turned = aligned((_PAIRS, PANEL), weights.dtype) if weights.dtype == np.int32 else None
-    return turned, aligned((len(weights), PANEL), bias.dtype)
+def scratch(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Return what `score` needs for such weights: room for turned tiles, if any, and for scores."""
+    turned = aligned((_PAIRS, PANEL), np.dtype(np.int32))
+    return turned if weights.dtype == np.int32 else turned[0], aligned(
+        (len(weights), PANEL), bias.dtype
+    )
 
 
 def aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -85,8 +85,8 @@ def score(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) -> None
 
     Columns of `scores` beyond the tiles hold anything. `turned` and `scores` are `scratch`.
     """
-    # numba compiles only the branch that the type of `turned` leaves.
-    if turned is None:
+    # numba compiles only the branch that the number of dimensions leaves.
+    if turned.ndim == 1:
         _score_floats(tiles, weights, bias, scores)
     else:
         _score_pairs(tiles, weights, bias, turned, scores)
