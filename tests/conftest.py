@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import daskkm
-from tests.forks import forks
+from tests.forks import compile_kernels, forks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,12 @@ ROOT = Path(__file__).parent.parent
 # A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile kernels before processes of tests do so at once, and commands say so."""
+    if getattr(config.option, "numprocesses", None):
+        compile_kernels()
 
 
 @pytest.fixture(scope="session")

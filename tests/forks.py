@@ -71,18 +71,32 @@ def forks() -> Iterator[Forks]:
         process.stdin.close()
 
 
+def compile_kernels() -> None:
+    """Compile what commands need of uint8 tiles, or read it from the cache, without a thread."""
+    import dask
+
+    import daskkm
+    from daskkm import bounds, kernel
+
+    rng = np.random.default_rng(0)
+    tiles, offsets = rng.integers(0, 256, (99, 16), np.uint8), np.array([0, 1, 3])
+    with dask.config.set(scheduler="sync"):
+        models = daskkm.fit_sweep(tiles, [2, 3], n_init=2, random_state=0).models
+        daskkm.assess(tiles, models)
+    stack = np.concatenate([tiles[:1], models[2].cluster_centers_])
+    bounds.Resident.of(tiles).statistics(stack, offsets, [0, 1])
+    for centroids in (tiles[:3].astype(float), stack):
+        distances = kernel.distances_to_all(tiles, centroids)
+        labels, _, _ = kernel.nearest_two(distances, np.ones(3, bool))
+        kernel.squared_distances(tiles, centroids, labels.astype(np.int32))
+
+
 def _serve() -> None:
     for name in ("sweep", "ingest", "label", "assessment", "checkpoint", "fit", "report", "cli"):
         import_module(f"daskkm.{name}")
     from PIL import Image
 
-    from daskkm import bounds, kernel
-
-    # Compiled, or read from numba's cache, once for all forks; and without a thread.
-    tiles, stack, offsets = np.zeros((9, 256), np.uint8), np.zeros((3, 256)), np.array([0, 1, 3])
-    kernel.block_statistics(tiles, stack, offsets)
-    kernel.distances_to_all(tiles, stack)
-    bounds.Resident.of(tiles)
+    compile_kernels()
     Image.init()  # what is imported later may not be there for other users
     for line in sys.stdin:
         order = json.loads(line)
