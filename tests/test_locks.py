@@ -17,6 +17,8 @@ from tests.processes import Process, until
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.faults
+
 # Asks for a lock alone, and says so before it waits for anything.
 ALONE = """if True:
     import fcntl, sys
