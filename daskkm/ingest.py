@@ -339,7 +339,7 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     if cropped:
         more = f" and {len(cropped) - 3} more sheets" if len(cropped) > 3 else ""
         msg = f"pixels that fill no whole tile were cropped: {', '.join(cropped[:3])}{more}"
-        warnings.warn(msg, stacklevel=3)
+        warnings.warn(msg, stacklevel=4)
 
 
 @click.command("ingest", cls=cli.Command, context_settings={"show_default": True})
