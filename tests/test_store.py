@@ -206,14 +206,16 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     sheets: Path, tmp_path: Path, file: str
 ) -> None:
     path = tmp_path / "t.zarr"
-    before = daskkm.ingest(sheets, path, tile=8).features().compute()
+    store = daskkm.ingest(sheets, path, tile=8)
+    before = store.features().compute()
+    daskkm.label(store, daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3])
     damaged = (path / file).read_bytes()[:-9]
     if file == "zarr.json":
         damaged = (path / file).read_bytes().replace(b"s_10.png", b"s_11.png")
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
     files = contents(path)
-    with pytest.raises(StoreError) as refused:
+    with pytest.raises(StoreError, match="or overwrite it, which deletes its labels/3") as refused:
         daskkm.ingest(sheets, path, tile=8)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
