@@ -105,7 +105,7 @@ def _store(n: int, folder: Path) -> TileStore:
     """Return a store of n tiles, few of them distinct, that is soon made."""
     path, rows = folder / "tiles.zarr", min(n, 1 << 15)
     tiles = data.make(0, rows).reshape(-1, data.SIDE, data.SIDE)
-    with create_store(path, n, tiles.shape[1:], ()) as writer:
+    with create_store(path, n, tiles.shape[1:], (), overwrite=True) as writer:
         for i in range(n // rows):
             sheet = Sheet(f"made_{i}", tiles.nbytes, "", (data.SIDE, data.SIDE * rows), (0, 0))
             writer.append(sheet, tiles)

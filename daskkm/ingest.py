@@ -176,7 +176,7 @@ def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
         return open_store(path)
     except StoreError as error:
         if not overwrite:
-            raise _resolved_by_overwrite(error) from error
+            raise _resolved_by_overwrite(error, path) from error
         return None
 
 
@@ -218,16 +218,14 @@ def _is_as_asked(
         present.check()
     except StoreError as error:
         if not overwrite:
-            raise _resolved_by_overwrite(error) from error
+            raise _resolved_by_overwrite(error, present.path) from error
         return False
     differences = tiles.differences((*present.sheets, *present.skipped), files)
     texts = [*tiles.describe(differences), *describe_tiles(present.tile[:2], tile)]
     if texts and not overwrite:
-        lost = learnt(present.path)
-        losing = f", which deletes its {', '.join(lost)}" if lost else ""
         msg = (
             f"{present.path}: the store differs from what is asked for: {', '.join(texts)}. "
-            f"Choose another store, or overwrite this one{losing}"
+            f"Choose another store, or overwrite this one{_losses(present.path)}"
         )
         raise StoreError(msg, options=OVERWRITE)
     if not texts:
@@ -235,8 +233,15 @@ def _is_as_asked(
     return not texts
 
 
-def _resolved_by_overwrite(error: StoreError) -> StoreError:
-    return type(error)(str(error), options=OVERWRITE)
+def _resolved_by_overwrite(error: StoreError, path: Path) -> StoreError:
+    """Return an error of a damaged store as one that overwriting it resolves."""
+    return type(error)(f"{error}, or overwrite it{_losses(path)}", options=OVERWRITE)
+
+
+def _losses(path: Path) -> str:
+    """Return which labels and distances go with a store, to end a message."""
+    lost = learnt(path)
+    return f", which deletes its {', '.join(lost)}" if lost else ""
 
 
 def _look_at(
@@ -339,7 +344,7 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     if cropped:
         more = f" and {len(cropped) - 3} more sheets" if len(cropped) > 3 else ""
         msg = f"pixels that fill no whole tile were cropped: {', '.join(cropped[:3])}{more}"
-        warnings.warn(msg, stacklevel=3)
+        warnings.warn(msg, stacklevel=4)
 
 
 @click.command("ingest", cls=cli.Command, context_settings={"show_default": True})

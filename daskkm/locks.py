@@ -72,7 +72,7 @@ def shared(
     OSError
         If the file cannot be made, or as `first` raises it.
     """
-    with _turn(path):
+    with _turn(path, _open_in_folder):
         lock = _join(path, busy, first, alone=alone)
     try:
         yield
@@ -83,12 +83,12 @@ def shared(
 def _join(path: Path, busy: Exception, first: Callable[[], None], *, alone: bool) -> int:
     """Return the descriptor of a file that is locked."""
     try:
-        lock, is_locked = _locked(path, lambda: _open(path), fcntl.LOCK_EX | _AT_ONCE)
+        lock, is_locked = _locked(path, lambda: _open_in_folder(path), fcntl.LOCK_EX | _AT_ONCE)
     except BlockingIOError as error:
         if alone:
             raise busy from error
         try:
-            return _locked(path, lambda: _open(path), fcntl.LOCK_SH | _AT_ONCE)[0]
+            return _locked(path, lambda: _open_in_folder(path), fcntl.LOCK_SH | _AT_ONCE)[0]
         except BlockingIOError:
             raise busy from error
     try:
@@ -106,17 +106,18 @@ def _join(path: Path, busy: Exception, first: Callable[[], None], *, alone: bool
 def _leave(lock: int, path: Path) -> None:
     """Let go of a lock, and remove its file if there are no others."""
     try:
-        with suppress(OSError), _turn(path):  # as where there is no space for it
+        # As where there is no space for it, or the folder is gone, which is not made again.
+        with suppress(OSError), _turn(path, _open):
             _remove_if_last(lock, path)
     finally:
         os.close(lock)
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[None]:
+def _turn(path: Path, opened: Callable[[Path], int]) -> Iterator[None]:
     """Wait for the turn to ask for the lock of a file, or to let go of it."""
     turn = path.with_name(f"{path.name}.turn")
-    lock, _ = _locked(turn, lambda: _open(turn), fcntl.LOCK_EX)
+    lock, _ = _locked(turn, lambda: opened(turn), fcntl.LOCK_EX)
     try:
         yield
     finally:
@@ -124,8 +125,13 @@ def _turn(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _open(path: Path) -> int:
+def _open_in_folder(path: Path) -> int:
+    """Open a file, and make the folder that it is to be in."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    return _open(path)
+
+
+def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 

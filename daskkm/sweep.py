@@ -141,7 +141,9 @@ def command(
     tls = {name: file for name, file in local.items() if name.startswith("tls_")}
     scheduler.check_reachable(scheduler_name, **tls)
     with results.held(out), held(place, fresh=fresh) as kept:
-        store = alone or _ingest(images, store_path, on_bad, overwrite=overwrite)
+        store = alone
+        if store is None:
+            store = _ingest(images, store_path, on_bad, overwrite=overwrite)
         tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
         click.echo(f"{printable(str(store_path))}: {tiles} from {sheets}", err=True)
         if kept.said:

@@ -215,6 +215,7 @@ def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
     assert all(line.endswith("done") for line in end[1:3])
 
 
+@pytest.mark.faults
 def test_sweep_of_changed_images_is_refused_until_overwritten(sheets: Path, tmp_path: Path) -> None:
     daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
     flags = ("--images", sheets, "--store", "s.zarr", "--k", "2", "--scheduler", "threads")
@@ -236,6 +237,7 @@ def test_a_store_named_alone_is_never_replaced(digits: TileStore, sheets: Path) 
     assert "5610 tiles from 5 sheets" in done.stderr
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("empty", [False, True])
 def test_sweep_with_a_mistyped_store_is_refused(sheets: Path, tmp_path: Path, empty: bool) -> None:
     sheets.rename(tmp_path / "images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from tests.processes import Process, until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.faults
 
 # Asks for a lock alone, and says so before it waits for anything.
 ALONE = """if True:
@@ -97,6 +100,13 @@ def test_many_at_once_share_a_lock_or_are_alone_and_leave_nothing(tmp_path: Path
     with ThreadPoolExecutor(6) as pool:
         entered: Any = list(pool.map(enter, range(300)))
     assert any(entered)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with places.held(tmp_path / "labels" / "3", STORE):
+        shutil.rmtree(tmp_path / "labels")
     assert not list(tmp_path.iterdir())
 
 

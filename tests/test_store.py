@@ -155,6 +155,7 @@ OTHER_CONTENT: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("case", OTHER_CONTENT)
 def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
     sheets: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
@@ -199,19 +200,22 @@ def test_ingest_without_a_size_keeps_that_of_the_store(sheets: Path, tmp_path: P
     assert daskkm.ingest(sheets, tmp_path / "t.zarr", overwrite=True).tile == (8, 4)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("file", ["zarr.json", "tiles/zarr.json", "tiles/c/0/0/0", "row/c/0"])
 def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     sheets: Path, tmp_path: Path, file: str
 ) -> None:
     path = tmp_path / "t.zarr"
-    before = daskkm.ingest(sheets, path, tile=8).features().compute()
+    store = daskkm.ingest(sheets, path, tile=8)
+    before = store.features().compute()
+    daskkm.label(store, daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3])
     damaged = (path / file).read_bytes()[:-9]
     if file == "zarr.json":
         damaged = (path / file).read_bytes().replace(b"s_10.png", b"s_11.png")
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
     files = contents(path)
-    with pytest.raises(StoreError) as refused:
+    with pytest.raises(StoreError, match="or overwrite it, which deletes its labels/3") as refused:
         daskkm.ingest(sheets, path, tile=8)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
@@ -224,6 +228,7 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     assert after.provenance()["row"].shape == (30,)
 
 
+@pytest.mark.faults
 def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
     sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +259,7 @@ def replace_bytes(path: Path, when: int) -> None:
     os.utime(path, (when, when))
 
 
+@pytest.mark.faults
 def test_ingest_of_unchanged_images_reads_none(
     sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +290,7 @@ def test_ingest_of_unchanged_images_reads_none(
     assert read == ["s_2.png"]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["s_1.png", "bad.png"])
 @pytest.mark.parametrize("state", ["complete", "partial"])
 def test_ingest_of_an_image_changed_to_the_same_size_is_refused(
@@ -308,6 +315,7 @@ def test_ingest_of_an_image_changed_to_the_same_size_is_refused(
         daskkm.ingest(sheets, tmp_path / "t.zarr", **settings)
 
 
+@pytest.mark.faults
 def test_ingest_compares_bytes_where_a_change_could_have_the_same_time(
     sheets: Path, tmp_path: Path
 ) -> None:
