@@ -132,6 +132,7 @@ class Reader:
         kernel.check_exact(most, self.shape[1], self.tiles.dtype)
         # Else each pass would send it to the workers again, and make lazy weights anew.
         in_memory = isinstance(X, np.ndarray)
+        self._array = X  # which blocks on their way to a scheduler in this process refer to
         self._is_mapped = rows.MappedFile.of(X) is not None
         self._is_here = False  # in this process and as the kernel takes them
         if in_memory and not self._is_mapped:

@@ -1,18 +1,22 @@
 """Rows of an array in memory, or of a file that is mapped into it: views, never copies.
 
-Blocks of an array that is in memory share its memory, as long as they stay in this process; a
-worker in another one gets a copy of its own rows. An array that is mapped from a file stays there:
+Blocks of an array that is in memory share its memory, as long as they stay in this process, also
+where they pass through a scheduler that lives in it; a worker in another process gets a copy of its
+own rows. An array that is mapped from a file stays there:
 blocks name the file and the place in it, and map it piece by piece, wherever they are read.
 """
 
 from __future__ import annotations
 
 import mmap
+import threading
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakValueDictionary
 
 import dask.array as da
 import numpy as np
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 4 << 20
 _MANY_BLOCKS = 4096
+
+# Arrays that blocks are of, by what stands for them in a pickle that does not leave this process.
+_ARRAYS: WeakValueDictionary[str, NDArray[Any]] = WeakValueDictionary()
+_PICKLING = threading.local()
 
 
 @dataclass(frozen=True)
@@ -142,12 +150,16 @@ class Rows:
             yield self._part(first, first + length)
             first += length
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Of an array in memory only these rows leave the process."""
-        if isinstance(self._array, MappedFile):
-            return vars(self)
-        own = self._array[self._first : self._last]
-        return vars(self) | {"_array": own, "_first": 0, "_last": len(own)}
+        array, first, last = self._array, self._first, self._last
+        if isinstance(array, MappedFile):
+            return Rows, (array, first, last, self._dtype)
+        if getattr(_PICKLING, "stays", False):
+            name = f"{id(array)}"
+            _ARRAYS[name] = array
+            return _shared, (name, first, last, self._dtype)
+        return Rows, (array[first:last], 0, last - first, self._dtype)
 
     def __sizeof__(self) -> int:
         if isinstance(self._array, MappedFile):
@@ -169,6 +181,20 @@ class Rows:
         else:
             found = self._array.rows(first, last)
         return found.astype(self._dtype, copy=False)
+
+
+def _shared(name: str, first: int, last: int, dtype: np.dtype[Any]) -> Rows:
+    return Rows(_ARRAYS[name], first, last, dtype)
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Pickle blocks without their rows: what is pickled in this thread stays in this process."""
+    _PICKLING.stays = True
+    try:
+        yield
+    finally:
+        _PICKLING.stays = False
 
 
 def in_blocks(array: NDArray[Any], n_bytes: int, dtype: DTypeLike) -> da.Array:

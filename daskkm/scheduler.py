@@ -8,17 +8,18 @@ import logging
 import math
 import socket
 import warnings
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from daskkm import addresses, interrupts
+from daskkm import addresses, interrupts, rows
 from daskkm.errors import DaskkmError, SchedulerError
 from daskkm.plan import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     import dask.array as da
     from distributed import Client
@@ -220,7 +221,8 @@ def persist(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
     with _errors_named(client):
         if client not in _ASKED:
             client.sync(_check, client)
-        return tuple(dask.persist(*lazy, scheduler=client))
+        with _sending(client):
+            return tuple(dask.persist(*lazy, scheduler=client))
 
 
 def compute_chunk_sizes(array: da.Array, scheduler: Any = None) -> da.Array:
@@ -375,8 +377,19 @@ def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
 
     if getattr(thread_state, "key", False):  # a task itself: its worker knows how to wait
         return client.get(expr, keys, **kwargs)
-    futures = client.get(expr, keys, sync=False, **kwargs)
+    with _sending(client):
+        futures = client.get(expr, keys, sync=False, **kwargs)
     return client.sync(_gather, client, futures)
+
+
+def _sending(client: Client) -> AbstractContextManager[None]:
+    """Return a context in which a graph is sent, without tiles if the scheduler is in this process.
+
+    It has them already. It sends them on to workers in other processes.
+    """
+    from distributed import LocalCluster
+
+    return rows.staying() if isinstance(client.cluster, LocalCluster) else nullcontext()
 
 
 async def _gather(client: Client, futures: Any) -> Any:

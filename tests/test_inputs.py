@@ -20,7 +20,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 import daskkm
-from daskkm import scheduler
+from daskkm import rows, scheduler
 from daskkm.errors import FitError
 from daskkm.reader import Reader
 from daskkm.rows import MappedFile
@@ -168,6 +168,25 @@ def test_a_block_takes_its_own_rows_to_another_process(tmp_path: Path) -> None:
     given = mapped(tmp_path, given)
     for array in (in_blocks(given, as_tiles(given), 1), as_tiles(given)):
         assert len(cloudpickle.dumps(dict(array.dask))) < 1 << 14
+
+
+def test_blocks_that_stay_in_this_process_are_pickled_without_their_rows() -> None:
+    given = np.zeros((1 << 16, 256), np.uint8)
+    (block, *_) = in_blocks(given, as_tiles(given), 1).to_delayed().ravel()
+    block = block.compute(scheduler="sync")
+    with rows.staying():
+        sent = pickle.dumps(block)
+    assert np.shares_memory(pickle.loads(sent).whole()[0], given)
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        reader = Reader(given, cache="always")
+        reader.prepare(1, 1)
+        resident = client.compute(reader.blocks.to_delayed().ravel()[0]).result()
+        assert np.shares_memory(resident.tiles, given)
 
 
 def test_a_mapped_file_is_known_in_whatever_view(tmp_path: Path) -> None:
