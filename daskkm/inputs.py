@@ -137,7 +137,7 @@ def column(values: Any, name: str) -> NDArray[Any] | da.Array:
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:
-        msg = f"{name} is no array ({error}); give one number for each tile"
+        msg = f"{name}: not an array ({error}). Give one number for each tile."
         raise FitError(msg) from error
 
 

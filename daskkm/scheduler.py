@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from daskkm import addresses, interrupts, rows
+from daskkm import addresses, interrupts
 from daskkm.errors import DaskkmError, SchedulerError
 from daskkm.plan import Worker
 
@@ -388,6 +388,8 @@ def _sending(client: Client) -> AbstractContextManager[None]:
     It has them already. It sends them on to workers in other processes.
     """
     from distributed import LocalCluster
+
+    from daskkm import rows  # not at the top: commands begin without NumPy
 
     return rows.staying() if isinstance(client.cluster, LocalCluster) else nullcontext()
 
