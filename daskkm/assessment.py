@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskkm import lloyd, quality, scheduler, source
+from daskkm import inputs, lloyd, quality, scheduler, source
 from daskkm.errors import FitError
 from daskkm.quality import Quality
 from daskkm.reader import Reader
@@ -56,7 +56,7 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     Parameters
     ----------
     X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
-        Tiles: uint8, int8, uint16, int16, float32 or float64.
+        As for `daskkm.fit_sweep`.
     models : mapping of int to FittedModel or KMeans
         As in `SweepResult.models`.
     classes : NumPy or dask array of shape (n,), non-negative integers, optional
@@ -77,7 +77,7 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     ValueError
         If float tiles are not finite.
     TypeError
-        If the dtype of X is not supported.
+        If X is no array of numbers, or sparse.
     OverflowError
         If there are so many 16-bit pixels (2.1e9 and more) that sums would not be exact.
 
@@ -214,14 +214,11 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
     """Return the classes that occur, and those of the tiles in the tiles' chunks."""
     if classes is None:
         return np.empty(0, int), None
+    classes = inputs.column(classes, "classes")
     if not isinstance(classes, da.Array):
-        try:
-            classes = da.from_array(np.asarray(classes), chunks=-1)
-        except ValueError as error:
-            msg = f"classes are no array ({error}); give each tile one integer"
-            raise FitError(msg) from error
+        classes = da.from_array(classes, chunks=-1)
     if classes.ndim == 1 and np.isnan(classes.shape[0]):
-        classes = classes.copy().compute_chunk_sizes()
+        classes = scheduler.compute_chunk_sizes(classes)
     n = tiles.shape[0]
     if classes.shape != (n,) or classes.dtype.kind not in "iu":
         msg = (

@@ -18,12 +18,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from daskkm import kernel, lloyd
+from daskkm import inputs, kernel, lloyd, rows
 from daskkm.errors import FitError, ModelError
 from daskkm.fit import fit_sweep
 from daskkm.model import load_saved
 from daskkm.reader import Reader
-from daskkm.source import as_tiles, is_lazy
+from daskkm.source import as_tiles
 
 if TYPE_CHECKING:
     import os
@@ -36,14 +36,15 @@ if TYPE_CHECKING:
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """k-means with scikit-learn's interface, for tiles in memory or far beyond it.
 
-    X may be a NumPy array (or what makes one: a list, a data frame), a dask array, a Zarr array
-    or a `TileStore`. What is in memory is answered in memory; all else is read block by block,
-    and answered with lazy dask arrays. Work is done by the active `distributed.Client` if there
-    is one, else by dask's default scheduler.
+    X may be a NumPy array (or what makes one: a list, a data frame), a dask array or data frame, a
+    Zarr array, an xarray.DataArray or a `TileStore`. What is in memory, or mapped into it from a
+    file, is answered in memory; all else is read block by block, and answered with lazy dask
+    arrays. Work is done by the active `distributed.Client` if there is one, else by dask's default
+    scheduler.
 
     For uint8, int8, uint16 and int16 tiles, without weights or with whole ones, a
     `random_state` stands for one result, to the last bit, whatever the chunks, workers and kind
-    of array. Other integers and booleans in memory are converted to float64.
+    of array. Other integers, booleans and float16 are converted to float64, a block at a time.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             If a parameter is out of range, there are fewer tiles than clusters, or tiles or
             weights are NaN or infinite.
         TypeError
-            If X is sparse, or lazy and of a dtype that is not supported.
+            If X is sparse, or no array of numbers.
         OverflowError
             As `fit_sweep`.
 
@@ -345,15 +346,22 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.n_iter_ = self.fitted_.n_iter_
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
-        """Return X if it is lazy, else as an array; keep or compare what is known of features."""
-        if is_lazy(X) or np.ma.isMaskedArray(X):  # which `as_tiles` refuses
-            validate_data(self, as_tiles(X), reset=reset, skip_check_array=True)
-            return X
+        """Return X, recognized or as an array; keep or compare what is known of features."""
+        found = inputs.recognize(X)
+        if inputs.is_lazy(found) or rows.MappedFile.of(found):  # a check would read all of it
+            tiles = as_tiles(found)
+            names = inputs.columns(X)  # of which scikit-learn knows those of data frames
+            validate_data(
+                self, tiles if names is None else names, reset=reset, skip_check_array=True
+            )
+            return found
         if isinstance(X, np.ndarray) and not X.dtype.isnative:
             X = X.astype(X.dtype.newbyteorder("="))
-        # The first dtype is what others become.
-        dtypes = [np.float64, *kernel.SUPPORTED_DTYPES]
-        return validate_data(self, X, reset=reset, dtype=dtypes, order="C")
+        # Other numbers become float64 as they are read. Of what is no array yet, the first dtype
+        # is what others become.
+        is_numeric = isinstance(X, np.ndarray) and X.dtype.kind in "biuf"
+        dtypes = None if is_numeric else [np.float64, *kernel.SUPPORTED_DTYPES]
+        return validate_data(self, X, reset=reset, dtype=dtypes)
 
     def _checked_n_clusters(self, X: Any) -> int:
         k = self.n_clusters

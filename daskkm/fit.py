@@ -91,7 +91,8 @@ def fit_sweep(
     Parameters
     ----------
     X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
-        Tiles: uint8, int8, uint16, int16, float32 or float64.
+        Tiles: uint8, int8, uint16, int16, float32 or float64; other numbers become float64, a block
+        at a time. Also dask data frames, arrays of xarray, and what NumPy makes an array of.
     ks : iterable of int
         Numbers of clusters.
     n_init : int, default 16
@@ -119,8 +120,9 @@ def fit_sweep(
         all tiles. `n_iter_` counts iterations over all.
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
-        they fit in half of it, less what is in use and what a pass takes. Else they are read
-        again in each pass. The result is the same to the bit.
+        they fit in half of it, less what is in use and what a pass takes; those of a file that
+        is mapped into memory, if they take no more than 64 MiB. Else they are read again in each
+        pass. The result is the same to the bit.
     checkpoint : path-like, optional
         A folder in which to keep, after every pass, where the fit stands. A fit that was killed
         and is run again goes on from there, to the same bits; without `random_state`, with the
@@ -139,11 +141,12 @@ def fit_sweep(
         or cannot be written.
     FitError
         If a parameter is out of range, weights are negative, not finite or all zero, there
-        are fewer tiles than clusters, or a pass would take more memory than a worker has.
+        are fewer tiles than clusters, a pass would take more memory than a worker has, or X, in
+        memory here, more than workers in other processes have.
     ValueError
         If float tiles are not finite, or too large to square.
     TypeError
-        If the dtype of X is not supported.
+        If X is no array of numbers, or sparse.
     OverflowError
         If there are so many 16-bit pixels (2.1e9 and more), or weights so large, that sums
         would not be exact.

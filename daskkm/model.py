@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm import blocks, kernel, paths, scheduler, source
+from daskkm import blocks, inputs, kernel, paths, scheduler, source
 from daskkm.errors import FitError, ModelError
-from daskkm.source import as_tiles, is_lazy
+from daskkm.source import as_tiles
 
 if TYPE_CHECKING:
     import os
@@ -87,10 +87,11 @@ class FittedModel:
         FitError
             If X does not have d features.
         TypeError
-            If the dtype of X is not supported.
+            If X is no array of numbers, or sparse.
         ValueError
             If float tiles are not finite: for a dask array, when it is computed.
         """
+        X = inputs.resolve(X)
         return _as_given(X, blocks.labels(self._fitting(X), self.cluster_centers_))
 
     def transform(self, X: Any) -> Any:
@@ -109,6 +110,7 @@ class FittedModel:
         FitError, TypeError, ValueError
             As `predict`.
         """
+        X = inputs.resolve(X)
         return _as_given(X, blocks.distances(self._fitting(X), self.cluster_centers_))
 
     def save(
@@ -292,7 +294,7 @@ def _problem(model: FittedModel) -> str | None:
 
 def _as_given(X: Any, lazy: da.Array) -> Any:
     """Return what was asked for of X: in memory if X was."""
-    if is_lazy(X):
+    if inputs.is_lazy(X):
         return lazy
     with source.sending(X):
         return scheduler.compute(lazy)[0]

@@ -103,6 +103,30 @@ def check(workers: Sequence[Worker], rows: int, d: int, piece: int) -> None:
             raise FitError(msg)
 
 
+def check_sent(workers: Sequence[Worker], n_bytes: int) -> None:
+    """Raise if tiles that are sent to workers do not fit into their memory.
+
+    Parameters
+    ----------
+    workers : sequence of Worker
+    n_bytes : int
+        Of all tiles.
+
+    Raises
+    ------
+    FitError
+    """
+    left = sum(max(0.0, _SAFE * worker.limit - worker.used) for worker in workers)
+    if n_bytes > left:
+        total = sum(worker.limit for worker in workers)
+        msg = (
+            f"X: {_size(n_bytes)} in memory here, but the workers ({len(workers)}) can take "
+            f"{_size(left)} more, of {_size(total)}. Start more workers, or give X as a Zarr "
+            "array, a memory-mapped file or a dask array, which they read in parts."
+        )
+        raise FitError(msg)
+
+
 def check_sample(worker: Worker, size: int, d: int, itemsize: int) -> None:
     """Raise if a sample that starts are drawn from would take more memory than there is.
 

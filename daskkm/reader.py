@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dask.array as da
 import numpy as np
 
-from daskkm import blocks, draws, kernel, lloyd, plan, seeding, source
+from daskkm import blocks, draws, inputs, kernel, lloyd, plan, rows, seeding, source
 from daskkm.bounds import bound_bytes
 from daskkm.errors import FitError
-from daskkm.scheduler import chosen, compute, threads, workers
-from daskkm.source import as_tiles, is_lazy
+from daskkm.scheduler import (
+    chosen,
+    compute,
+    compute_chunk_sizes,
+    is_elsewhere,
+    persist,
+    threads,
+    workers,
+)
+from daskkm.source import as_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -106,15 +114,16 @@ class Reader:
         self._totals: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
         self._total: NDArray[np.int64] | None = None
         self._last = time.perf_counter()
-        self.given, self.tiles = X, as_tiles(X)
+        self.given, X = X, inputs.resolve(X)
+        self.tiles = as_tiles(X)
         if np.isnan(self.tiles.shape[0]):  # as after a selection: only reading tells
-            # On a copy: the sizes are written into the array itself.
-            self.given = self.tiles = self.tiles.copy().compute_chunk_sizes()
+            self.given = self.tiles = compute_chunk_sizes(self.tiles, scheduler)
             self._count(self.shape[0])
         self.weights, total = self._checked_weights(sample_weight)
         whole = self.weights is None or self.weights.dtype.kind == "i"
         # Sums of floats depend on the blocks: then these must not depend on the workers.
         exact = whole and self.tiles.dtype.kind != "f"
+        self._piece = source.piece_bytes(self.tiles)
         self.blocks = source.in_blocks(X, self.tiles, threads(scheduler) if exact else 1)
         if self.weights is not None:
             self.weights = self.weights.rechunk((self.blocks.chunks[0],))
@@ -122,13 +131,21 @@ class Reader:
         most = max(total, self.shape[0]) if whole else self.shape[0]
         kernel.check_exact(most, self.shape[1], self.tiles.dtype)
         # Else each pass would send it to the workers again, and make lazy weights anew.
+        in_memory = isinstance(X, np.ndarray)
+        self._array = X  # which blocks on their way to a scheduler in this process refer to
+        self._is_mapped = rows.MappedFile.of(X) is not None
+        self._is_here = False  # in this process and as the kernel takes them
+        if in_memory and not self._is_mapped:
+            if is_elsewhere(scheduler):
+                plan.check_sent(workers(scheduler), X.size * self.tiles.dtype.itemsize)
+            else:
+                self._is_here = X.dtype == self.tiles.dtype and X.flags.c_contiguous
+            self.tiles = self.blocks  # not both: they would be sent twice
         with source.sending(X if self.weights is None else sample_weight):
-            if not is_lazy(X) or source.has_recipes(self.blocks):
-                self.blocks = self.blocks.persist(scheduler=scheduler)
+            if in_memory or source.has_recipes(self.blocks):
+                (self.blocks,) = persist(self.blocks, scheduler=scheduler)
             if self.weights is not None:
-                self.weights = self.weights.persist(scheduler=scheduler)
-        if not is_lazy(X):
-            self.tiles = self.blocks  # not both: each holds the tiles
+                (self.weights,) = persist(self.weights, scheduler=scheduler)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -159,7 +176,7 @@ class Reader:
         bounded = bounded and beside <= n_bytes
         beside = beside if bounded else 0
         room = math.inf
-        needs = n_centroids, d, source.piece_bytes(self.tiles)
+        needs = n_centroids, d, self._piece
         # No more tasks at a time than there are blocks.
         n_blocks = self.blocks.numblocks[0]
         if n_bytes + beside + plan.peak(*needs, n_blocks) > _LITTLE:
@@ -169,11 +186,14 @@ class Reader:
             ]
             plan.check(found, *needs)
             room = plan.room(found, *needs)
-        if self._cache == "always" or (self._cache == "auto" and n_bytes <= room):
-            self.blocks = blocks.resident(self.blocks).persist(scheduler=self._scheduler)
+        if self._is_mapped:  # the system keeps the file in memory already, as long as there is room
+            room = min(room, _LITTLE)
+        more = 0 if self._is_here else n_bytes
+        if self._cache == "always" or (self._cache == "auto" and more <= room):
+            (self.blocks,) = persist(blocks.resident(self.blocks), scheduler=self._scheduler)
             self.bytes_read += n_bytes
             self._kept = True
-            self._bounded = bounded and n_bytes + beside <= room
+            self._bounded = bounded and more + beside <= room
 
     def made(
         self,
@@ -359,10 +379,9 @@ class Reader:
         n = self.shape[0]
         if sample_weight is None:
             return None, n
-        given = isinstance(sample_weight, da.Array)
-        weights: Any = sample_weight if given else np.asarray(sample_weight)
+        weights: Any = inputs.column(sample_weight, "sample_weight")
         if np.isnan(weights.shape).any():  # of the same selection as the tiles
-            weights = weights.copy().compute_chunk_sizes()
+            weights = compute_chunk_sizes(weights, self._scheduler)
         if weights.ndim == 0:  # as scikit-learn takes it
             weights = np.full(n, weights)
         if weights.shape != (n,) or weights.dtype.kind not in "biuf":

@@ -8,8 +8,8 @@ import logging
 import math
 import socket
 import warnings
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,9 @@ from daskkm.plan import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
+    import dask.array as da
     from distributed import Client
 
 _CLOSE_SECONDS = 3
@@ -192,6 +194,84 @@ def compute(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
         return tuple(dask.compute(*lazy, scheduler=partial(_get, client)))
 
 
+def persist(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
+    """Have dask collections computed and kept, as `dask.persist` does.
+
+    Parameters
+    ----------
+    *lazy, scheduler
+        As for `compute`.
+
+    Returns
+    -------
+    tuple
+        A collection each. Where there is a client, they may still be computed when they are
+        returned: `compute` waits for what is asked of them.
+
+    Raises
+    ------
+    SchedulerError
+        As `compute`.
+    """
+    import dask
+
+    client = _client(scheduler)
+    if client is None:
+        return tuple(dask.persist(*lazy, scheduler=scheduler))
+    with _errors_named(client):
+        if client not in _ASKED:
+            client.sync(_check, client)
+        with _sending(client):
+            return tuple(dask.persist(*lazy, scheduler=client))
+
+
+def compute_chunk_sizes(array: da.Array, scheduler: Any = None) -> da.Array:
+    """Return a dask array whose numbers of rows are known, after reading it.
+
+    Parameters
+    ----------
+    array : dask array
+        Its sizes along the other axes are known.
+    scheduler : str or distributed.Client, optional
+        As for `threads`.
+
+    Returns
+    -------
+    dask array
+
+    Raises
+    ------
+    SchedulerError
+        As `compute`.
+    """
+    import dask.array as da
+
+    lengths = array.map_blocks(
+        _length, dtype=int, chunks=((1,) * array.numblocks[0], *((1,) for _ in array.shape[1:]))
+    )
+    (found,) = compute(lengths, scheduler=scheduler)
+    chunks = tuple(map(int, found.ravel())), *array.chunks[1:]
+    return da.Array(array.dask, array.name, chunks, meta=array._meta)
+
+
+def _length(block: Any) -> Any:
+    import numpy as np
+
+    return np.full((1,) * block.ndim, len(block))
+
+
+def is_elsewhere(scheduler: Any = None) -> bool:
+    """Return True if there is a client, and not all of its workers are in this process.
+
+    Parameters
+    ----------
+    scheduler : str or distributed.Client, optional
+        As for `threads`.
+    """
+    client = _client(scheduler)
+    return client is not None and not client.scheduler.address.startswith("inproc://")
+
+
 def threads(scheduler: Any = None) -> int:
     """Return how many tasks would be done at a time.
 
@@ -250,10 +330,13 @@ def _client(scheduler: Any) -> Any:
     from dask.base import get_scheduler
 
     try:
-        found = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
+        get = get_scheduler(scheduler=scheduler)
     except RuntimeError as error:
         msg = f"no scheduler can be used ({error}); make a Client that is not asynchronous"
         raise SchedulerError(msg) from error
+    if getattr(get, "__module__", "") == "dask.multiprocessing":
+        _warn_of_processes()
+    found = getattr(get, "__self__", None)
     client: Any = found if hasattr(found, "scheduler_info") else None
     # One that has closed itself is not dask's choice any more: nobody takes its place, unless it is
     # another's by name.
@@ -263,6 +346,16 @@ def _client(scheduler: Any) -> Any:
         if each.status in ("closing", "closed"):
             raise _lost(each)
     return client
+
+
+@cache
+def _warn_of_processes() -> None:
+    """Warn, once in this process, of the slowest of dask's schedulers."""
+    msg = (
+        "dask's scheduler: processes, which copy tiles and start anew in every pass. "
+        "Use dask.config.set(scheduler='threads'), or a distributed.LocalCluster."
+    )
+    warnings.warn(msg, stacklevel=2)
 
 
 def _local_threads() -> int:
@@ -284,8 +377,21 @@ def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
 
     if getattr(thread_state, "key", False):  # a task itself: its worker knows how to wait
         return client.get(expr, keys, **kwargs)
-    futures = client.get(expr, keys, sync=False, **kwargs)
+    with _sending(client):
+        futures = client.get(expr, keys, sync=False, **kwargs)
     return client.sync(_gather, client, futures)
+
+
+def _sending(client: Client) -> AbstractContextManager[None]:
+    """Return a context in which a graph is sent, without tiles if the scheduler is in this process.
+
+    It has them already. It sends them on to workers in other processes.
+    """
+    from distributed import LocalCluster
+
+    from daskkm import rows  # not at the top: commands begin without NumPy
+
+    return rows.staying() if isinstance(client.cluster, LocalCluster) else nullcontext()
 
 
 async def _gather(client: Client, futures: Any) -> Any:

@@ -19,7 +19,7 @@ import dask.array as da
 import numpy as np
 from dask.optimization import cull
 
-from daskkm import kernel, plan
+from daskkm import inputs, kernel, plan, rows
 from daskkm.errors import FitError
 
 if TYPE_CHECKING:
@@ -43,43 +43,47 @@ def as_tiles(X: Any) -> da.Array:
     Parameters
     ----------
     X : TileStore, or array of shape (n, d)
-        An array is one of dask's, NumPy's or Zarr's, or anything else with a shape, a dtype,
-        slices and, if it has them, ``chunks``.
+        As for `daskkm.inputs.recognize`.
 
     Returns
     -------
     dask array of shape (n, d)
+        Of a dtype that is supported; tiles of other numbers become float64, block by block.
 
     Raises
     ------
     FitError
         If X is not two-dimensional, or masked.
     TypeError
-        If the dtype of X is not supported.
+        If X is not an array of numbers.
     """
-    if np.ma.isMaskedArray(getattr(X, "_meta", X)):
-        msg = "X is a masked array, and k-means has no use for a mask; fill it or drop the tiles"
-        raise FitError(msg)
-    if hasattr(type(X), "features"):  # a TileStore, which this module need not know
-        X = X.features()
-    try:
-        tiles = X if is_lazy(X) else np.asarray(X)  # a Zarr array is not read yet
-    except ValueError as error:
-        msg = f"X is no array ({error}); give it as (n_tiles, n_features)"
-        raise FitError(msg) from error
+    X = inputs.resolve(X)
+    tiles = X.features() if inputs.is_store(X) else X  # a Zarr array is not read yet
     if np.isnan(tiles.shape[1:]).any():
         msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
         raise FitError(msg)
     if tiles.ndim != 2 or not tiles.shape[1]:
         msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
         raise FitError(msg)
-    kernel.check_dtype(tiles.dtype)
+    dtype = _converted(tiles.dtype)
+    if isinstance(tiles, np.ndarray):
+        return rows.as_arrays(tiles, dtype=dtype)
     if not isinstance(tiles, da.Array):
-        rows = max(1, _ARRAY_BYTES // (tiles.shape[1] * tiles.dtype.itemsize))
+        length = rows.rows_in(_ARRAY_BYTES, tiles.shape[1], tiles.dtype)
+        # What is read at once: of a sharded array a shard, not the chunks in it.
+        stored = getattr(tiles, "shards", None) or tiles.chunks or (length,)
         # name=False: a name made from the content would cost a read of it.
-        chunks = getattr(X, "chunks", None) if is_lazy(X) else None
-        tiles = da.from_array(tiles, chunks=chunks or (rows, -1), name=False)
-    return tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
+        tiles = da.from_array(tiles, chunks=(stored[0], -1), name=False)
+    tiles = tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
+    return tiles if tiles.dtype == dtype else tiles.astype(dtype)
+
+
+def _converted(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return what tiles of a dtype become: float64, if they are numbers that are not supported."""
+    if dtype.kind in "biuf" and dtype.newbyteorder("=") not in kernel.SUPPORTED_DTYPES:
+        return np.dtype(np.float64)
+    kernel.check_dtype(dtype)
+    return dtype
 
 
 def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
@@ -88,9 +92,9 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
     Parameters
     ----------
     X : object
-        As for `as_tiles`.
+        As `daskkm.inputs.resolve` returns it.
     tiles : dask array of shape (n, d)
-        What that made of it, of known sizes.
+        What `as_tiles` made of it, of known sizes.
     threads : int
         Of all workers together.
 
@@ -99,22 +103,14 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
     dask array of shape (n, d)
         Its blocks are arrays or, as said above, objects in place of them.
     """
-    if hasattr(type(X), "features"):
+    if inputs.is_store(X):
         return X.streamed(threads)
     if (store := _store_of(X)) is not None:
         return store.streamed(threads)
-    if not is_lazy(X):
-        given = np.asarray(X)
-        row = max(1, given[:1].nbytes)
-        rows = -(-plan.block_bytes(given.nbytes, threads) // row)
-        return da.from_array(given, chunks=(rows, -1), name=False)
+    if isinstance(X, np.ndarray):
+        total = tiles.shape[0] * tiles.shape[1] * tiles.dtype.itemsize
+        return rows.in_blocks(X, plan.block_bytes(total, threads), tiles.dtype)
     return _grouped(tiles, threads)
-
-
-def is_lazy(X: Any) -> bool:
-    """Tell whether X is read block by block: a dask or Zarr array, or a TileStore."""
-    # Of its type: a data frame has columns for attributes, and these may have any name.
-    return hasattr(type(X), "chunks") or hasattr(type(X), "features")
 
 
 @contextmanager
@@ -124,15 +120,18 @@ def sending(X: Any) -> Iterator[None]:
     Where they lie, there is no other way.
     """
     with warnings.catch_warnings():
-        if not is_lazy(X):
+        if not inputs.is_lazy(X):
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         yield
 
 
 def identity(X: Any) -> str:
     """Return what tiles are the same by, in whatever process: a digest, or a name of dask's."""
-    store = X if hasattr(type(X), "features") else _store_of(X)
-    return str(store.digest) if store is not None else str(dask.base.tokenize(X))
+    X = inputs.recognize(X)
+    store = X if inputs.is_store(X) else _store_of(X)
+    if store is not None:
+        return str(store.digest)
+    return str(dask.base.tokenize(rows.MappedFile.of(X) or X))
 
 
 def _store_of(X: Any) -> Any:
@@ -143,7 +142,7 @@ def _store_of(X: Any) -> Any:
 
 def tile_shape(X: Any) -> tuple[int, ...] | None:
     """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
-    return X.tile if hasattr(type(X), "features") else None
+    return X.tile if inputs.is_store(X) else None
 
 
 class Recipe:
@@ -203,8 +202,8 @@ def _grouped(tiles: da.Array, threads: int) -> da.Array:
         (name, i, 0): Recipe(list(zip(keys[lo:hi], parts[lo:hi], strict=True)))
         for i, (lo, hi) in enumerate(pairwise(cuts))
     }
-    rows = tuple(int(sizes[lo:hi].sum()) for lo, hi in pairwise(cuts))
-    return da.Array(recipes, name, chunks=(rows, tiles.chunks[1]), meta=tiles._meta)
+    lengths = tuple(int(sizes[lo:hi].sum()) for lo, hi in pairwise(cuts))
+    return da.Array(recipes, name, chunks=(lengths, tiles.chunks[1]), meta=tiles._meta)
 
 
 def _may_be_copied(node: Any) -> bool:

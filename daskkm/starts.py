@@ -9,10 +9,9 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import dask
-import dask.array as da
 import numpy as np
 
-from daskkm import lloyd, plan, seeding
+from daskkm import inputs, lloyd, plan, rows, seeding
 from daskkm.errors import FitError
 from daskkm.reader import Pass, Reader, made_all
 from daskkm.scheduler import workers
@@ -279,7 +278,8 @@ def _best_on_sample(sample: _Sample, settings: Settings, found: Starts) -> Start
         part = sample
     stages = [part] if len(part.tiles) == len(sample.tiles) else [part, sample]
     for stage in stages:
-        X = da.from_array(stage.tiles, chunks=(len(stage.tiles) // _SAMPLE_BLOCKS + 1, -1))
+        length = len(stage.tiles) // _SAMPLE_BLOCKS + 1
+        X = rows.as_arrays(stage.tiles, length * stage.tiles[:1].nbytes)
         here = Reader(X, stage.weights, scheduler="threads", cache="always")
         here.prepare(len(found), sum(map(len, found.values())))
         steps = made_all(here.iterations(found, settings.max_iter, settings.tol))
@@ -320,6 +320,7 @@ def _made(tiles: Reader, passes: Generator[Seeding, None, T]) -> Generator[Pass,
 
 def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
     """Return starting centroids that were given, as an array of their own."""
+    inputs.check_unmasked(given, f"init for k = {shape[0]}")
     try:
         start = np.array(given, np.float64, order="C")
     except (TypeError, ValueError) as error:

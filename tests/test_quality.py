@@ -254,7 +254,7 @@ def test_knee_of_what_is_not_finite() -> None:
     [
         ({"models": {}}, "models are {}; give a mapping of each k to its model, at least one"),
         ({"models": [1]}, r"models are \[1\]; give a mapping"),
-        ({"classes": [[1], [2, 3]]}, "classes are no array"),
+        ({"classes": [[1], [2, 3]]}, "classes: not an array"),
         ({"X": np.zeros((10, 3), np.uint8)}, "X has 3 features but the model of k = 2 .* on 4"),
         ({"X": np.zeros((0, 4), np.uint8)}, "X has no tiles"),
         ({"X": np.full((10, 4), 1e200)}, "too large to square; mend them"),
