@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
@@ -322,23 +323,76 @@ def gathered(
     -------
     Delayed object
     """
-    firsts = np.cumsum([0, *X.chunks[0][:-1]])[:, None]
-    arrays = _with(X, weights)
+    name = function.__name__.removeprefix("_one_")
+    arguments |= {"function": function, "merge": merge}
+    parts = _found(_merged_pieces, _with(X, weights), name, only=only, **arguments)
+    delayed: Delayed = _merged(parts, merge, name).to_delayed().item()
+    return delayed
+
+
+def noted(
+    function: Callable[..., tuple[NDArray[Any], Any]],
+    arrays: Sequence[da.Array],
+    merge: Callable[[list[Any]], Any],
+    kind: np.dtype[Any],
+    **arguments: Any,
+) -> tuple[da.Array, da.Array]:
+    """Return what a function notes of every tile, and what it finds among all, of one read, lazily.
+
+    Parameters
+    ----------
+    function : callable
+        As for `gathered`, but that it returns two objects: the notes, an array of shape
+        (n_tiles, 1), and what it finds.
+    arrays : sequence of dask arrays
+        The tiles, and arrays of shape (n, 1) in their chunks.
+    merge : callable
+        As for `gathered`.
+    kind : numpy.dtype
+        Of the notes.
+    **arguments : object
+        What else the function takes.
+
+    Returns
+    -------
+    notes : dask array of shape (n, 1)
+    found : dask array
+        Of one object. Only together the two cost one read: persist both at once.
+    """
+    name = function.__name__.removeprefix("_one_")
+    parts = _found(_noted_pieces, arrays, name, function=function, merge=merge, **arguments)
+    notes = parts.map_blocks(
+        itemgetter(0),
+        token=f"{name}-notes",
+        dtype=kind,
+        chunks=(arrays[0].chunks[0], (1,)),
+        meta=np.empty((0, 0), kind),
+    )
+    found = parts.map_blocks(
+        itemgetter(1), token=f"{name}-found", dtype=object, meta=np.empty((0, 0), object)
+    )
+    return notes, _merged(found, merge, name)
+
+
+def _found(
+    of_block: Callable[..., Any],
+    arrays: Sequence[da.Array],
+    name: str,
+    *,
+    only: NDArray[np.intp] | None = None,
+    **arguments: Any,
+) -> da.Array:
+    """Return what a function finds in each block, an object each, lazily."""
+    chunks = arrays[0].chunks
+    firsts = np.cumsum([0, *chunks[0][:-1]])[:, None]
     if only is not None:
         firsts, arrays = firsts[only], [array.blocks[only] for array in arrays]
     tiles, *rest = arrays
-    name = function.__name__.removeprefix("_one_")
-
-    def merged(found: Any, **_: Any) -> Any:
-        return merge(found) if isinstance(found, list) else found
-
-    parts = da.map_blocks(
-        _merged_pieces,
+    return da.map_blocks(
+        of_block,
         tiles,
-        da.from_array(firsts, chunks=1, name=f"firsts-{dask.base.tokenize(X.chunks, only)}"),
+        da.from_array(firsts, chunks=1, name=f"firsts-{dask.base.tokenize(chunks, only)}"),
         *rest,
-        function=function,
-        merge=merge,
         **arguments,
         token=name,
         dtype=object,
@@ -346,7 +400,15 @@ def gathered(
         chunks=((1,) * len(firsts), (1,)),
         meta=np.empty((0, 0), object),
     )
-    whole = da.reduction(
+
+
+def _merged(parts: da.Array, merge: Callable[[list[Any]], Any], name: str) -> da.Array:
+    """Return one object of those that were found in all blocks, by a tree, lazily."""
+
+    def merged(found: Any, **_: Any) -> Any:
+        return merge(found) if isinstance(found, list) else found
+
+    return da.reduction(
         parts,
         lambda found, **_: found,
         merged,
@@ -357,8 +419,6 @@ def gathered(
         name=f"{name}-merge",
         meta=np.empty(0, object),
     )
-    delayed: Delayed = whole.to_delayed().item()
-    return delayed
 
 
 def _merged_pieces(
@@ -378,6 +438,26 @@ def _merged_pieces(
         found = [merge([*found, new])] if found else [new]
         start = rows.stop
     return found[0]
+
+
+def _noted_pieces(
+    block: Any,
+    first: NDArray[np.int64],
+    *columns: NDArray[Any],
+    function: Callable[..., tuple[NDArray[Any], Any]],
+    merge: Callable[[list[Any]], Any],
+    **arguments: Any,
+) -> tuple[NDArray[Any], Any]:
+    """Return what a function notes in the pieces of a block, and what it finds, merged."""
+    notes: list[NDArray[Any]] = []
+
+    def find(*given: Any, **others: Any) -> Any:
+        new, found = function(*given, **others)
+        notes.append(new)
+        return found
+
+    found = _merged_pieces(block, first, *columns, function=find, merge=merge, **arguments)
+    return np.concatenate(notes), found
 
 
 def _pieces(block: Any) -> Iterable[NDArray[Any]]:

@@ -118,8 +118,8 @@ class Checkpoint:
                 done = next(passes)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            # A sample that was brought together is read again.
-            if done.steps or done.seeding is not None:
+            # A sample is brought together, and fitted to, again.
+            if done.stage == "pass":
                 self._save(done)
             yield done
 

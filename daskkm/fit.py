@@ -115,9 +115,9 @@ def fit_sweep(
         what w tiles do, and starts drawn in memory are the same.
     coarse : bool, default True
         Whether to go from coarse to fine, where starts are drawn, there are more than 32,768
-        tiles and k is at most 4,096: all restarts are fitted to so many in memory, the best of
-        each k to a larger sample (64 MiB, of tiles four times as large at least), and then over
-        all tiles. `n_iter_` counts iterations over all.
+        tiles and k is at most 4,096: all restarts are fitted to so many, by the workers if there
+        are any, the best of each k to a larger sample (64 MiB, of tiles four times as large at
+        least), and then over all tiles. `n_iter_` counts iterations over all.
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
         they fit in half of it, less what is in use and what a pass takes; those of a file that
@@ -162,9 +162,12 @@ def fit_sweep(
       centroids, then as many passes as the largest k (none if that is 1), shared by all k and
       restarts.
     * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
-      pool of candidates shared by all k and restarts, and one that weights them. Every restart
-      then clusters the pool in memory; from coarse to fine a read for the sample comes after.
-      For k above about 30 it is the better choice.
+      pool of candidates shared by all k and restarts, and one that weights them. The pool has
+      10 k candidates for the largest k, up to 4,000, but no less than 2.5 k; each of them is
+      measured against all tiles once, if there is room for 12 bytes a tile beside the tiles, else
+      three times. Every restart then clusters the pool; from coarse to fine a read for the sample
+      comes after. It is for one start of a large k, and for fits that do not go from coarse to
+      fine: ``coarse=False``, or k above 4,096.
     * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples
@@ -213,7 +216,7 @@ def iter_passes(
     cache: str = "auto",
     checkpoint: Checkpoint | None = None,
 ) -> Generator[Pass, None, SweepResult]:
-    """Make the passes of `fit_sweep` one by one; the generator returns its result.
+    """Make the passes of `fit_sweep`, and what lies between them, one by one; return its result.
 
     Parameters are those of `fit_sweep`. Nothing is read before the first `next`, and what a
     pass led to is in the checkpoint before the pass is yielded.

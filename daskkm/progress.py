@@ -61,8 +61,11 @@ class Progress:
         ----------
         done : Pass
         """
+        if done.stage not in ("pass", "sample"):
+            return  # nothing was read
         if not done.steps:
-            click.echo(f"pass {done.number}: seeding, {done.seconds:.2f} s", err=True)
+            stage = "seeding" if done.stage == "pass" else done.stage
+            click.echo(f"pass {done.number}: {stage}, {done.seconds:.2f} s", err=True)
             return
         states = _states(done)
         moving = sum(state.moving for state in states.values())

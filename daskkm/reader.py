@@ -25,7 +25,7 @@ from daskkm.scheduler import (
 from daskkm.source import as_tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -63,7 +63,10 @@ class Pass:
     total : ndarray of shape (d + 2,), int64, or None
         Statistics of all tiles, by which others are told from them, where sums are exact.
     stage : str
-        Part of the fit that ended: "pass" for a pass over all tiles.
+        Part of the fit that ended: "pass" for a pass over all tiles, "sample" when tiles to start
+        from were brought together, "draw" when the starts of a restart were drawn from these or
+        from candidates, "sample fit" and "candidate fit" for an iteration over them. Only a "pass"
+        has steps, or a seeding to go on from.
     """
 
     number: int
@@ -83,7 +86,7 @@ class Reader:
     ----------
     X, sample_weight
         As for `daskkm.fit_sweep`.
-    scheduler : str, optional
+    scheduler : str or distributed.Client, optional
         One of dask's, by name; by default the one that is active, or dask's default.
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from the first pass on.
@@ -96,7 +99,7 @@ class Reader:
         X: Any,
         sample_weight: ArrayLike | da.Array | None = None,
         *,
-        scheduler: str | None = None,
+        scheduler: Any = None,
         cache: str = "never",
         bounds: bool = True,
     ) -> None:
@@ -110,6 +113,7 @@ class Reader:
         self.passes = 0
         self.bytes_read = 0
         self._wants_variance = False
+        self._room = 0.0  # bytes, for what may lie beside the tiles while they are seeded from
         # Of all tiles without their weights, as statistics about a point, and these points.
         self._totals: list[tuple[NDArray[Any], NDArray[np.float64]]] = []
         self._total: NDArray[np.int64] | None = None
@@ -153,6 +157,11 @@ class Reader:
         n, d = self.tiles.shape
         return int(n), int(d)
 
+    @property
+    def in_memory_scheduler(self) -> Any:
+        """The client if there is one, else "threads": for tiles in this process's memory."""
+        return "threads" if isinstance(self._scheduler, str | None) else self._scheduler
+
     def prepare(self, n_models: int, n_centroids: int) -> None:
         """See that there is memory for passes over so many models, and keep tiles that fit.
 
@@ -194,17 +203,26 @@ class Reader:
             self.bytes_read += n_bytes
             self._kept = True
             self._bounded = bounded and more + beside <= room
+            room -= more + beside * self._bounded
+        self._room = room
 
     def made(
         self,
         steps: Mapping[tuple[int, int], Step] | None = None,
         seeding: Seeding | None = None,
+        stage: str = "pass",
     ) -> Pass:
-        """Return the pass that was just made, which led to these steps."""
+        """Return the pass that was just made, or another stage, which led to these steps."""
         before, self._last = self._last, time.perf_counter()
-        seconds, totals = self._last - before, list(self._totals)
         return Pass(
-            self.passes, seconds, dict(steps or {}), seeding, self.bytes_read, totals, self._total
+            self.passes,
+            self._last - before,
+            dict(steps or {}),
+            seeding,
+            self.bytes_read,
+            list(self._totals),
+            self._total,
+            stage,
         )
 
     def resume(self, after: Pass) -> None:
@@ -364,6 +382,23 @@ class Reader:
 
         return try_all
 
+    def rounds(self, seed: int) -> tuple[seeding.Draw, Callable[[NDArray[Any]], NDArray[Any]]]:
+        """Return two functions that make the passes of k-means||: a draw, and the weights."""
+        keep = self.shape[0] * draws.NOTE_BYTES <= self._room
+        rounds = draws.Rounds(self.blocks, self.weights, self._scheduler, keep=keep)
+
+        def draw(candidates: NDArray[Any], n_draws: int, step: int) -> seeding.Drawn:
+            self._count(self.shape[0])
+            return rounds.draw(candidates, n_draws, seed, step)
+
+        def weigh(candidates: NDArray[Any]) -> NDArray[Any]:
+            self._count(self.shape[0])
+            weights, left = rounds.weigh(candidates)
+            _check_finite(left)
+            return weights
+
+        return draw, weigh
+
     def _compute(self, *lazy: Any) -> tuple[Any, ...]:
         return compute(*lazy, scheduler=self._scheduler)
 
@@ -410,7 +445,7 @@ def made_all(passes: Generator[Pass, None, T]) -> T:
             return done.value  # type: ignore[no-any-return]
 
 
-def _check_finite(values: NDArray[Any]) -> None:
+def _check_finite(values: NDArray[Any] | float) -> None:
     if not np.isfinite(values).all():
         msg = "the tiles hold NaN, infinity or values (or weights) too large to square; mend them"
         raise FitError(msg)

@@ -13,8 +13,9 @@ import numpy as np
 
 from daskkm import inputs, lloyd, plan, rows, seeding
 from daskkm.errors import FitError
-from daskkm.reader import Pass, Reader, made_all
+from daskkm.reader import Pass, Reader
 from daskkm.scheduler import workers
+from daskkm.source import sending
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,7 @@ T = TypeVar("T")
 # How far the candidates of k-means|| are clustered: only starts are wanted.
 _POOL_ITER, _POOL_TOL = 30, 1e-3
 
-# Blocks of a sample, which is small enough for the threads of this process.
+# Blocks of a sample: sums of floats depend on them, so their number must not on the workers.
 _SAMPLE_BLOCKS = 16
 
 
@@ -131,7 +132,7 @@ class Settings:
         Raises
         ------
         FitError
-            If the restarts would take more memory here, where they are fitted to a sample.
+            If the restarts would take more memory than there is where they are fitted to a sample.
         """
         drawn, coarse = isinstance(self.init, str), self.samples(tiles)
         (n, d), itemsize = tiles.shape, tiles.tiles.dtype.itemsize
@@ -139,7 +140,8 @@ class Settings:
         models, centroids = restarts * len(self.ks), restarts * sum(self.ks)
         if coarse:
             size = seeding.sample_size(n, d * itemsize)
-            plan.check(workers("threads"), centroids, d, size // _SAMPLE_BLOCKS * d * itemsize)
+            found = workers(tiles.in_memory_scheduler)
+            plan.check(found, centroids, d, size // _SAMPLE_BLOCKS * d * itemsize)
             if tiles.weights is None:  # else, where few of a sample have any, all go on
                 models, centroids = len(self.ks), sum(self.ks)
         if drawn and self.init == "k-means||":
@@ -202,12 +204,12 @@ def _drawn(
         if not coarse:
             return found
         sample = _sample(tiles, settings, coarse=True)
-        yield tiles.made()
-        return _best_on_sample(sample, settings, found) if sample.holds(1) else found
+        yield tiles.made(stage="sample")
+        return (yield from _best_on_sample(tiles, sample, settings, found))
     trials = None if isinstance(after, seeding.Pool) else after
     if trials is None and (coarse or settings.init == "random" or seeding.few(tiles.shape[0])):
         sample = _sample(tiles, settings, coarse=coarse)
-        yield tiles.made()
+        yield tiles.made(stage="sample")
         most = settings.ks[-1]
         part = sample.part(settings.seed)
         if not part.holds(most) and settings.init == "random":
@@ -217,8 +219,10 @@ def _drawn(
             )
             raise FitError(msg)
         if part.holds(most) or seeding.few(tiles.shape[0]):
-            found = part.starts(settings)
-            return _best_on_sample(sample, settings, found) if coarse else found
+            found = yield from _drawn_in_memory(tiles, part, settings, str(settings.init))
+            if not coarse:
+                return found
+            return (yield from _best_on_sample(tiles, sample, settings, found))
     if trials is None:
         firsts = tiles.draw_first(settings.n_init, settings.seed).astype(np.float64)
         trials = [seeding.Trial(tile[:0], tile) for tile in firsts[:, None]]
@@ -248,17 +252,6 @@ class _Sample(NamedTuple):
         rows = seeding.sample_indices(len(self.tiles), seed)
         return _Sample(self.tiles[rows], None if self.weights is None else self.weights[rows])
 
-    def starts(self, settings: Settings) -> Starts:
-        """Draw the starts of every (k, restart)."""
-        return seeding.starts(
-            self.tiles,
-            self.weights,
-            settings.ks,
-            settings.n_init,
-            str(settings.init),
-            settings.seed,
-        )
-
 
 def _sample(tiles: Reader, settings: Settings, *, coarse: bool) -> _Sample:
     """Bring a uniform sample together: all tiles, if they are few."""
@@ -268,21 +261,41 @@ def _sample(tiles: Reader, settings: Settings, *, coarse: bool) -> _Sample:
     return _Sample(tiles.take(indices), tiles.take_weights(indices))
 
 
-def _best_on_sample(sample: _Sample, settings: Settings, found: Starts) -> Starts:
+def _drawn_in_memory(
+    tiles: Reader, sample: _Sample | seeding.Pool, settings: Settings, method: str
+) -> Generator[Pass, None, Starts]:
+    """Draw the starts of every (k, restart) from tiles that are here."""
+    found: Starts = {}
+    for drawn in seeding.starts(
+        sample.tiles, sample.weights, settings.ks, settings.n_init, method, settings.seed
+    ):
+        found |= drawn
+        yield tiles.made(stage="draw")
+    return found
+
+
+def _best_on_sample(
+    tiles: Reader, sample: _Sample, settings: Settings, found: Starts
+) -> Generator[Pass, None, Starts]:
     """Fit starts to a part of a sample, then the best of each k to all of it; return these.
 
     What looks settled on few tiles may still have far to go on more: better there than in passes.
     """
+    if not sample.holds(1):
+        return found
     part = sample.part(settings.seed)
     if not part.holds(1):
         part = sample
-    stages = [part] if len(part.tiles) == len(sample.tiles) else [part, sample]
-    for stage in stages:
+    scheduler = tiles.in_memory_scheduler
+    for stage in [part] if len(part.tiles) == len(sample.tiles) else [part, sample]:
+        # Workers have the tiles by the graph: lost with a worker, they are sent again.
         length = len(stage.tiles) // _SAMPLE_BLOCKS + 1
         X = rows.as_arrays(stage.tiles, length * stage.tiles[:1].nbytes)
-        here = Reader(X, stage.weights, scheduler="threads", cache="always")
-        here.prepare(len(found), sum(map(len, found.values())))
-        steps = made_all(here.iterations(found, settings.max_iter, settings.tol))
+        with sending(stage.tiles):
+            here = Reader(X, stage.weights, scheduler=scheduler, cache="always")
+            here.prepare(len(found), sum(map(len, found.values())))
+        passes = here.iterations(found, settings.max_iter, settings.tol)
+        steps = yield from _shown(tiles, passes, "sample fit")
         found = {(k, restart): step.centroids for k, (restart, step) in lloyd.best(steps).items()}
     return found
 
@@ -291,21 +304,29 @@ def _from_candidates(
     tiles: Reader, settings: Settings, pool: Seeding | None
 ) -> Generator[Pass, None, Starts]:
     """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
-    ks, seed = settings.ks, settings.seed
     if not isinstance(pool, seeding.Pool):
-        pool = seeding.Pool(tiles.draw_first(1, seed), rounds=0)
+        pool = seeding.Pool(tiles.draw_first(1, settings.seed), rounds=0)
         yield tiles.made(seeding=pool)
     if pool.weights is None:
-        pool = yield from _made(tiles, seeding.candidates(pool, ks[-1], tiles.trials(seed)))
-        stack = pool.tiles.astype(np.float64)
-        weights = tiles.measure(stack, np.array([0, len(stack)]))[:, -2]
-        pool = pool._replace(weights=weights)
+        draw, weigh = tiles.rounds(settings.seed)
+        pool = yield from _made(tiles, seeding.candidates(pool, settings.ks[-1], draw))
+        pool = pool._replace(weights=weigh(pool.tiles))
         yield tiles.made(seeding=pool)
-    drawn = seeding.starts(pool.tiles, pool.weights, ks, settings.n_init, "k-means++", seed)
-    # It is small, and here already.
-    here = Reader(pool.tiles, pool.weights, scheduler="synchronous")
-    steps = made_all(here.iterations(drawn, _POOL_ITER, _POOL_TOL))
+    drawn = yield from _drawn_in_memory(tiles, pool, settings, "k-means++")
+    here = Reader(pool.tiles, pool.weights, scheduler=tiles.in_memory_scheduler)
+    passes = here.iterations(drawn, _POOL_ITER, _POOL_TOL)
+    steps = yield from _shown(tiles, passes, "candidate fit")
     return {name: step.centroids for name, step in steps.items()}
+
+
+def _shown(tiles: Reader, passes: Generator[Pass, None, T], stage: str) -> Generator[Pass, None, T]:
+    """Make the passes over tiles that are here, of which all tiles' are not; return the result."""
+    while True:
+        try:
+            next(passes)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        yield tiles.made(stage=stage)
 
 
 def _made(tiles: Reader, passes: Generator[Seeding, None, T]) -> Generator[Pass, None, T]:

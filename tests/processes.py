@@ -16,7 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+
+    from daskkm.fit import SweepResult
+    from daskkm.reader import Pass
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
@@ -33,6 +36,18 @@ def until(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < end, "it never was"
         time.sleep(0.01)
     return found
+
+
+def made_all(
+    passes: Generator[Pass, None, SweepResult], after: Callable[[Pass], None]
+) -> SweepResult:
+    """Make all passes of a sweep, doing something after each."""
+    while True:
+        try:
+            after(next(passes))
+        except StopIteration as done:
+            result: SweepResult = done.value
+            return result
 
 
 class Process:

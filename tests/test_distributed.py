@@ -20,13 +20,15 @@ from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm import scheduler
-from tests.processes import DEADLINE, ENDLESS, Process, remote
+from daskkm.fit import iter_passes
+from tests.processes import DEADLINE, ENDLESS, Process, made_all, remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from daskkm.fit import SweepResult
+    from daskkm.reader import Pass
     from daskkm.store import TileStore
 
 CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))
@@ -54,14 +56,14 @@ def assert_same_bits(result: SweepResult, expected: SweepResult, X: Any) -> None
 
 
 @contextmanager
-def local_cluster(workers: int) -> Iterator[None]:
+def local_cluster(workers: int) -> Iterator[Client]:
     with (
         LocalCluster(
             workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as c,
-        Client(c),
+        Client(c) as client,
     ):
-        yield
+        yield client
 
 
 @pytest.mark.parametrize("name", ["threads", "sync", "1 process", "3 processes"])
@@ -87,6 +89,40 @@ def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore)
         daskkm.fit_sweep(digits.features(), [2], n_init=1, max_iter=2, random_state=0)
         assert len(client.get_task_stream()) > before
         assert client.status == "running"
+
+
+@pytest.mark.parametrize(
+    ("init", "dtype", "stages"),
+    [
+        ("k-means++", "uint8", {"sample fit"}),
+        ("random", "float32", {"sample fit"}),
+        ("k-means||", "float32", {"candidate fit", "sample fit"}),
+    ],
+)
+def test_workers_fit_to_what_was_brought_together(
+    digits: TileStore, monkeypatch: pytest.MonkeyPatch, init: str, dtype: str, stages: set[str]
+) -> None:
+    """They hold it, all of them, and the bits are those of threads."""
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 500)
+    monkeypatch.setattr("daskkm.seeding._SAMPLE_BYTES", 1000 * 256)
+    X = digits.features().astype(dtype)
+    with dask.config.set(scheduler="threads"):
+        expected = daskkm.fit_sweep(X, **SWEEP, init=init)
+    at_work: dict[str, set[str]] = {}
+    with local_cluster(2) as client:
+
+        def watch(done: Pass) -> None:
+            tasks = client.get_task_stream()
+            new, seen[0] = tasks[seen[0] :], len(tasks)
+            summing = {task["worker"] for task in new if "statistics" in str(task["key"])}
+            at_work[done.stage] = at_work.get(done.stage, set()) | summing
+
+        seen = [0]
+        result = made_all(iter_passes(X, **SWEEP, init=init, tol=1e-4), watch)
+        everyone = set(client.scheduler_info()["workers"])
+        assert_same_bits(result, expected, X)
+    assert {stage for stage, workers in at_work.items() if workers} == {"pass", *stages}
+    assert at_work["sample fit"] == everyone
 
 
 def test_labels_by_worker_processes(

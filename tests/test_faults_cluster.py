@@ -20,7 +20,17 @@ import daskkm
 from daskkm import addresses, scheduler
 from daskkm.errors import SchedulerError, StoreError
 from daskkm.fit import iter_passes
-from tests.processes import DEADLINE, ENDLESS, QUIET, Process, Remote, remote, start_worker, until
+from tests.processes import (
+    DEADLINE,
+    ENDLESS,
+    QUIET,
+    Process,
+    Remote,
+    made_all,
+    remote,
+    start_worker,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,13 +109,7 @@ def pids(client: Client) -> set[int]:
 
 def swept(X: Any, after: Callable[[Pass], None], **settings: Any) -> SweepResult:
     """Make all passes of a sweep, doing something after each."""
-    passes = iter_passes(X, **{**SWEEP, **settings})
-    while True:
-        try:
-            after(next(passes))
-        except StopIteration as done:
-            result: SweepResult = done.value
-            return result
+    return made_all(iter_passes(X, **{**SWEEP, **settings}), after)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -142,6 +146,39 @@ def test_tiles_that_stay_are_read_again_when_their_worker_dies(
 
         given = X.compute() if kind == "numpy" else X
         assert_same_bits(swept(given, kill, cache="always"), expected)
+
+
+@pytest.mark.parametrize(
+    ("init", "dtype", "moments"),
+    [
+        ("k-means++", "uint8", {("sample fit", 1)}),
+        # Between the rounds that note the nearest candidates, and in both fits.
+        ("k-means||", "float32", {("pass", 4), ("candidate fit", 7), ("sample fit", 8)}),
+    ],
+)
+def test_what_workers_hold_for_starts_is_made_again_when_one_dies(
+    machines: Remote,
+    digits: TileStore,
+    monkeypatch: pytest.MonkeyPatch,
+    init: str,
+    dtype: str,
+    moments: set[tuple[str, int]],
+) -> None:
+    monkeypatch.setattr("daskkm.seeding._SAMPLE", 1000)
+    X = digits.features().rechunk((701, -1)).astype(dtype)
+    with dask.config.set(scheduler="threads"):
+        expected = daskkm.fit_sweep(X, **SWEEP | {"init": init})
+    left = set(moments)
+    with connected(machines.address) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+
+        def kill(done: Pass) -> None:
+            if (done.stage, done.number) in left:
+                left.remove((done.stage, done.number))
+                os.kill(min(pids(client)), signal.SIGKILL)
+
+        assert_same_bits(swept(X, kill, init=init), expected)
+    assert not left
 
 
 def test_all_workers_lost_and_replaced_or_gone_for_good(

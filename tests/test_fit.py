@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from daskkm.store import TileStore
+
+
+READS = ("sample", "pass")  # stages of a fit that read tiles
 
 
 class CountingRows:
@@ -52,8 +56,9 @@ def counting(rows: NDArray[Any], chunk: int = 1000) -> tuple[CountingRows, da.Ar
 def test_a_sweep_reads_no_more_often_than_its_slowest_model(rows: NDArray[Any]) -> None:
     ks, n_init = range(3, 8), 4
     source, X = counting(rows)
-    rounds = list(
-        iter_passes(
+    rounds = [
+        done
+        for done in iter_passes(
             X,
             ks,
             n_init=n_init,
@@ -63,7 +68,8 @@ def test_a_sweep_reads_no_more_often_than_its_slowest_model(rows: NDArray[Any]) 
             random_state=0,
             cache="never",
         )
-    )
+        if done.stage in READS
+    ]
     steps = rounds[-1].steps
     assert len(steps) == 5 * n_init
     slowest = max(step.iteration for step in steps.values()) + 1  # the measure that ends it
@@ -443,29 +449,30 @@ def test_types_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("init", "coarse", "seeding_passes"),
+    ("init", "coarse", "seeding_passes", "stages"),
     [
-        ("k-means++", False, 4),
-        ("k-means||", False, 7),
-        ("k-means++", True, 1),
-        ("k-means||", True, 8),
+        ("k-means++", False, 4, []),
+        ("random", False, 1, ["sample", "draw"]),
+        ("k-means++", True, 1, ["sample", "draw", "sample fit"]),
+        ("k-means||", False, 7, ["pass", "draw", "candidate fit"]),
+        ("k-means||", True, 8, ["pass", "draw", "candidate fit", "sample", "sample fit"]),
     ],
 )
-def test_every_pass_of_a_seeding_is_shown(
-    monkeypatch: pytest.MonkeyPatch, init: str, coarse: bool, seeding_passes: int
+def test_every_stage_of_a_fit_is_shown_as_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, init: str, coarse: bool, seeding_passes: int, stages: list[str]
 ) -> None:
     monkeypatch.setattr("daskkm.seeding._SAMPLE", 24)
     tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
-    passes = list(
-        iter_passes(
-            tiles, [3], n_init=2, init=init, max_iter=2, tol=0, random_state=0, coarse=coarse
-        )
+    settings: dict[str, Any] = {"max_iter": 2, "tol": 0, "random_state": 0, "coarse": coarse}
+    shown = list(iter_passes(tiles, [3], n_init=2, init=init, **settings))
+    assert [stage for stage, _ in groupby(done.stage for done in shown)] == [*stages, "pass"]
+    assert [done.number for done in shown] == list(
+        accumulate(int(done.stage in READS) for done in shown)
     )
-    assert [done.number for done in passes] == list(range(1, len(passes) + 1))
-    assert [bool(done.steps) for done in passes[: seeding_passes + 1]] == [
-        *[False] * seeding_passes,
-        True,
-    ]
+    draws = 2 if "draw" in stages else 0  # a restart each
+    assert sum(done.stage == "draw" for done in shown) == draws
+    assert next(done.number for done in shown if done.steps) == seeding_passes + 1
+    assert all(done.stage == "pass" for done in shown if done.steps or done.seeding is not None)
 
 
 @pytest.mark.parametrize("chunk", [1, 7])

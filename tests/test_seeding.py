@@ -20,6 +20,11 @@ def make_tiles(seed: int, n: int, distinct: int) -> NDArray[Any]:
     return rng.integers(0, 256, (distinct, 6), np.uint8)[rng.integers(0, distinct, n)]
 
 
+def starts(*args: Any) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Those of all restarts."""
+    return {name: start for drawn in seeding.starts(*args) for name, start in drawn.items()}
+
+
 def ones(tiles: NDArray[Any]) -> NDArray[np.int64]:
     return np.ones(len(tiles), np.int64)
 
@@ -48,10 +53,10 @@ def test_the_first_k_of_a_longer_seeding_are_the_seeding_of_k(
     seed: int, n: int, distinct: int, method: str
 ) -> None:
     sample = make_tiles(seed, n, distinct)
-    together = seeding.starts(sample, None, [2, 5, 9], 3, method, seed)
+    together = starts(sample, None, [2, 5, 9], 3, method, seed)
     assert list(together) == [(k, r) for r in range(3) for k in (2, 5, 9)]
     for (k, restart), start in together.items():
-        alone = seeding.starts(sample, None, [k], restart + 1, method, seed)[k, restart]
+        alone = starts(sample, None, [k], restart + 1, method, seed)[k, restart]
         np.testing.assert_array_equal(start, alone)
         # Every centroid is a tile, and none is drawn twice while there are others.
         held = {tuple(tile) for tile in sample.tolist()}
@@ -62,8 +67,8 @@ def test_the_first_k_of_a_longer_seeding_are_the_seeding_of_k(
 
 def test_restarts_and_seeds_differ() -> None:
     sample = make_tiles(0, 500, 500)
-    drawn = seeding.starts(sample, None, [4], 5, "k-means++", 0)
-    others = seeding.starts(sample, None, [4], 5, "k-means++", 1)
+    drawn = starts(sample, None, [4], 5, "k-means++", 0)
+    others = starts(sample, None, [4], 5, "k-means++", 1)
     assert len({start.tobytes() for start in (*drawn.values(), *others.values())}) == 10
 
 
@@ -122,8 +127,8 @@ def test_a_weight_is_a_number_of_tiles_in_any_order(seed: int, n: int, method: s
     sample = make_tiles(seed, n, 30)
     weights = rng.integers(0, 4, n) | (np.arange(n) == 0)
     repeated = rng.permutation(sample.repeat(weights, axis=0))
-    weighted = seeding.starts(sample, weights, [2, 5], 3, method, seed)
-    for name, start in seeding.starts(repeated, None, [2, 5], 3, method, seed).items():
+    weighted = starts(sample, weights, [2, 5], 3, method, seed)
+    for name, start in starts(repeated, None, [2, 5], 3, method, seed).items():
         np.testing.assert_array_equal(start, weighted[name])
 
 
