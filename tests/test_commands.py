@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import daskkm
-from daskkm import assessment, cli, groups, kernel, places, tiles
+from daskkm import assessment, cli, find, groups, kernel, places
 from daskkm.errors import reason
 from daskkm.label import command as label_command
 from daskkm.results import _errors_named as named
@@ -586,7 +586,7 @@ def test_reason_is_never_none(error: Exception, text: str, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "iterdir", fail)
     if isinstance(error, OSError):
         with pytest.raises(daskkm.SheetError, match=re.escape(f"({text})")):
-            tiles.find_sheets(Path("images"))
+            find.find_images(ROOT / "images")
         with pytest.raises(daskkm.ResultsError, match=re.escape(f"({text})")), named(Path("r")):
             fail()
 
