@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from daskkm.errors import SchedulerError
+from daskkm.errors import SchedulerError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,7 +202,7 @@ def _why(error: Exception, address: str, security: Security) -> str:
     text = " ".join(map(str, chain))
     for each in chain:
         if isinstance(each, socket.gaierror):
-            return f"its host is unknown: {each.strerror}; is it written as it should be?"
+            return f"its host is unknown: {reason(each)}; is it written as it should be?"
         if isinstance(each, ssl.SSLCertVerificationError):
             return (
                 f"its certificate is refused, {each.verify_message}; name the authority "
@@ -276,8 +276,7 @@ def _security(address: str, given: dict[str, str]) -> Security:
                 raise ValueError(msg)  # noqa: TRY301
             Path(file).read_bytes()
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            msg = f"{file}: the {what} cannot be read ({why}); give another: {option}"
+            msg = f"{file}: the {what} cannot be read ({reason(error)}); give another: {option}"
             raise SchedulerError(msg) from error
     _check_certificates(ca, cert, key)
     return security

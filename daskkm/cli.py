@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import gc
 import math
+import os
 import sys
+import traceback
 import warnings
+from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,13 +18,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 
 from daskkm import addresses, interrupts, paths
-from daskkm.errors import DaskkmError, SchedulerError
+from daskkm.errors import DaskkmError, SchedulerError, printable, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
+# Set to show where an error was raised.
+TRACEBACK = "DASKKM_TRACEBACK"
+SETTINGS: dict[str, Any] = {"show_default": True, "help_option_names": ["-h", "--help"]}
+
+
+def run(
+    command: click.Command, args: list[str] | None = None, prog_name: str | None = None
+) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 wrong usage, 130 and 143 interrupted.
 
     Parameters
@@ -29,6 +39,8 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
     command : click.Command
     args : list of str, optional
         Those of the process if not given.
+    prog_name : str, optional
+        Name of the program in its help; found out if not given.
     """
     interrupts.unwind()
     atexit.register(_end_helper)  # before multiprocessing does: the last that registers goes first
@@ -37,23 +49,36 @@ def run(command: click.Command, args: list[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     status = 0
     try:
-        _main(command, args)
+        _main(command, args, prog_name)
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except OSError as error:  # such as of a folder that may not be entered, asked for what it holds
-        what = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {what}{error.strerror or error}; see to that, and run again", err=True)
-        status = 1
+    except Exception as error:  # noqa: BLE001 (as of what a command imports)
+        failure = Failure(in_one_line(error))
+        failure.__cause__ = error
+        failure.show()
+        status = failure.exit_code
     interrupts.end_at_once()
     # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
     gc.freeze()
     sys.exit(status)
 
 
-def _main(command: click.Command, args: list[str] | None) -> None:
+def run_module(name: str) -> NoReturn:
+    """Run one of the commands as ``python -m daskkm.NAME``, and exit.
+
+    The command is imported by its own name, so that errors of that are shown in one line too.
+
+    Parameters
+    ----------
+    name : str
+    """
+    run(group, [name, *sys.argv[1:]], "python -m daskkm")
+
+
+def _main(command: click.Command, args: list[str] | None, prog_name: str | None) -> None:
     try:
-        command.main(args, standalone_mode=False)
+        command.main(args, prog_name, standalone_mode=False)
     finally:
         interrupts.end_if_interrupted()  # whatever the interrupt has become on its way
 
@@ -73,25 +98,75 @@ def _show_warning(
     file: TextIO | None = None,  # noqa: ARG001
     line: str | None = None,  # noqa: ARG001
 ) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 class Command(click.Command):
-    """A command whose errors name its own flags where they name parameters."""
+    """A command that ends with one line, whatever is raised, and names its own flags in it."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raise ClickException, exit status 1, for a DaskkmError."""
+        """Run the command; raise ClickException, exit status 1, for any error."""
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
         except DaskkmError as error:
             names = {option.partition("=")[0] for option in error.options}
             flags = [param.opts[0] for param in self.params if param.name in names]
-            raise _Failed(error.with_options(flags)) from error
+            raise Failure(error.with_options(flags)) from error
+        except Exception as error:
+            raise Failure(in_one_line(error)) from error
 
 
-class _Failed(click.ClickException):
+class Failure(click.ClickException):
+    """The line with which a command fails, after a traceback if the environment asks for it.
+
+    Parameters
+    ----------
+    message : str
+    """
+
     def show(self, file: Any = None) -> None:  # noqa: ARG002
+        """Print it to standard error."""
+        if os.environ.get(TRACEBACK) and self.__cause__ is not None:
+            traceback.print_exception(self.__cause__)
         click.echo(f"error: {self.message}", err=True)
+
+
+_MOST_TEXT = 500  # characters of an error that others raised
+
+
+def in_one_line(error: Exception) -> str:
+    """Return a description of any error in one line, with a hint.
+
+    Parameters
+    ----------
+    error : Exception
+
+    Returns
+    -------
+    str
+    """
+    if isinstance(error, DaskkmError):
+        return str(error)
+    text = printable(" ".join(reason(error).split()))
+    if len(text) > _MOST_TEXT:
+        text = text[:_MOST_TEXT] + " …"
+    if isinstance(error, OSError):  # such as of a folder that may not be entered
+        where = f"{printable(str(error.filename))}: " if error.filename else ""
+        return f"{where}{text}; see to that, and run again"
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({text}); free some, or ask for less at a time"
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == "_load_config_file" for frame in frames):
+        return f"dask's configuration: {text}; mend or remove the file"
+    package = str(Path(__file__).parent)
+    ours = [f for f in frames if f.filename.startswith(package) and f.filename != __file__]
+    where = "".join(f" at {f.filename}:{f.lineno}" for f in (ours or frames)[-1:])
+    return (
+        f"internal error: {type(error).__name__}: {text}{where}; "
+        f"report it with the traceback, which {TRACEBACK}=1 in the environment shows"
+    )
 
 
 class _Lazy(click.Group):
@@ -106,11 +181,29 @@ class _Lazy(click.Group):
         command: click.Command = import_module(f"daskkm.{cmd_name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        known = args[0] in names or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:
+            close = get_close_matches(args[0], names, 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Commands: {', '.join(names)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
 
-@click.command(cls=_Lazy)
+
+@click.command("daskkm", cls=_Lazy, context_settings=SETTINGS)
 @click.version_option(package_name="daskkm", prog_name="daskkm")
 def group() -> None:
     """k-means over image tiles that do not fit in memory."""
+
+
+@click.command("daskkm", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def dask_command(args: tuple[str, ...]) -> None:
+    """k-means over image tiles that do not fit in memory."""
+    run(group, list(args), "dask daskkm")
 
 
 def given(name: str) -> bool:
@@ -133,11 +226,34 @@ _FOLLOWS = {
 _OTHERS_FOLLOW = ("tls_ca_file", "tls_cert", "tls_key")
 
 
-def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+_DASKS_THREADS = ("threads", "threading")
+
+
+def _scheduler_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """Return the name of the scheduler: the one that was given, or dask is set to, or local."""
+    setting = ""
+    if value is None:
+        import dask
+
+        value = "local"
+        if address := dask.config.get("scheduler-address", None):
+            setting = " (dask's setting scheduler-address, or DASK_SCHEDULER_ADDRESS)"
+            scheme = dask.config.get("distributed.comm.default-scheme", "tcp")
+            plain = "://" not in str(address) and not str(address).endswith(".json")
+            value = f"{scheme}://{address}" if plain else str(address)
+        elif (named := dask.config.get("scheduler", None)) in _DASKS_THREADS:
+            value = "threads"
+        elif named:
+            click.echo(
+                f"warning: dask's setting scheduler is {named!r}; this command works on a local "
+                "scheduler instead (--scheduler)",
+                err=True,
+            )
     try:
         return addresses.check_name(value)
     except SchedulerError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
+        msg = f"{error}{setting}"
+        raise click.BadParameter(msg, ctx, param) from error
 
 
 def _followed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -145,7 +261,8 @@ def _followed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     name = ctx.params["scheduler_name"]
     follows = () if name.startswith("tcp:") else _FOLLOWS.get(name, _OTHERS_FOLLOW)
     if given(str(param.name)) and param.name not in follows:
-        msg = f"{param.opts[0]} has no use with --scheduler {name}"
+        set_by_dask = "" if given("scheduler_name") else ", which dask is set to; name another"
+        msg = f"{param.opts[0]} has no use with --scheduler {name}{set_by_dask}"
         raise click.UsageError(msg)
     return value
 
@@ -190,11 +307,11 @@ _SCHEDULER_OPTIONS = (
     click.option(
         "--scheduler",
         "scheduler_name",
-        default="local",
         callback=_scheduler_name,
         is_eager=True,  # it is known when the others are looked at
         metavar="NAME",
-        help="local, threads, tcp://host:8786, tls://host:8786 or a scheduler file (.json).",
+        help="local, threads, tcp://host:8786, tls://host:8786 or a scheduler file (.json).  "
+        "[default: dask's setting, else local]",
     ),
     click.option(
         "--workers",
@@ -253,6 +370,13 @@ overwrite_option = click.option(
     help="Replace a store that does not hold what is asked for, and its labels.",
 )
 
+quiet_option = click.option(
+    "--quiet",
+    "-q",
+    is_flag=True,
+    help="No progress and no explanations; results, warnings and errors only.",
+)
+
 _MOST = 100_000
 _DIGITS = 9  # of any number in a list; Python refuses to read those of thousands
 
@@ -276,7 +400,9 @@ class KList(click.ParamType[tuple[int, ...]]):
             if max(len(lo), len(hi)) > _DIGITS or max(int(lo), int(hi or lo)) > _MOST:
                 self.fail(f"{part!r} goes beyond the most that makes sense, {_MOST}", param, ctx)
             numbers = range(int(lo), int(hi or lo) + 1)
-            if not numbers or not int(lo):
+            if not numbers:
+                self.fail(f"{part!r} runs backwards; write {hi}-{lo}", param, ctx)
+            if not int(lo):
                 self.fail(f"{part!r} holds no k of 1 or more", param, ctx)
             ks.update(numbers)
         return tuple(sorted(ks))

@@ -71,6 +71,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def reason(error: BaseException) -> str:
+    """Return the cause of an error as the system words it, else its message, else its type.
+
+    Parameters
+    ----------
+    error : BaseException
+        An OSError without a number has no words of the system, and perhaps no message.
+
+    Returns
+    -------
+    str
+    """
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class SheetError(DaskkmError):
     """A sheet that cannot be read, or does not fit with the others.
 
@@ -183,4 +198,31 @@ class FitError(DaskkmError, ValueError):
     Traceback (most recent call last):
         ...
     daskkm.errors.FitError: there are 2 tiles, too few for k = 3; lower k
+    """
+
+
+class DtypeError(DaskkmError, TypeError):
+    """Tiles of a dtype that is not supported.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> daskkm.fit_sweep([[1j], [2j]], [1])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.DtypeError: tiles of dtype complex128 are not supported; convert them to ...
+    """
+
+
+class SumOverflowError(DaskkmError, OverflowError):
+    """Tiles so many, or of such large values, that their sums do not fit 64 bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskkm.kernel import check_exact
+    >>> check_exact(10**8, 256, np.dtype("uint16"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.SumOverflowError: 100000000 tiles (weights added up) of 256 uint16 features ...
     """

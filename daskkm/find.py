@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daskkm import paths
-from daskkm.errors import SheetError, printable
+from daskkm.errors import SheetError, printable, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -146,7 +146,7 @@ def _look_into(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
             entry: entry.is_dir() for entry in entries if entry.suffix.lower() not in SUFFIXES
         }
     except OSError as error:
-        msg = f"{folder}: the folder cannot be read ({error.strerror}); see that it can be"
+        msg = f"{folder}: the folder cannot be read ({reason(error)}); see that it can be"
         raise SheetError(msg) from error
     if store is not None and folder.absolute() == store.absolute().parent:
         own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # its lock and checkpoint too

@@ -6,6 +6,9 @@ if __name__ == "__main__":
     from daskkm import interrupts
 
     interrupts.end_at_once()
+    from daskkm import cli
+
+    cli.run_module("ingest")
 
 import math
 import operator
@@ -21,6 +24,7 @@ import numpy as np
 from daskkm import cli, paths, places, tiles
 from daskkm.errors import SheetError, StoreError, printable
 from daskkm.find import describe_unread, find_images
+from daskkm.progress import Progress
 from daskkm.store import STORE, TileStore, clear, is_there, learnt, open_store
 from daskkm.writer import OVERWRITE, check_sheets, create_store, describe_tiles, tile_of_begun
 
@@ -41,6 +45,7 @@ def ingest(
     *,
     on_bad: str = "fail",
     overwrite: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> TileStore:
     """Cut sheets into tiles and write them to a store.
 
@@ -67,6 +72,9 @@ def ingest(
     overwrite : bool, default False
         Whether to replace a store, or an ingest that was cut short, that does not hold what is
         asked for. Labels and distances of a store that is replaced are deleted.
+    on_image : callable, optional
+        Called after each image, as ``on_image(done, total)``, with the number of images that are
+        done, and of all. Not called where the store holds them already.
 
     Returns
     -------
@@ -109,7 +117,7 @@ def ingest(
     present = _open_present(store, overwrite=overwrite)
     size = size or _default_size(store, present, begun)
     if present is None or not _is_as_asked(present, files, size, overwrite=overwrite):
-        present = _write(files, store, size, on_bad, overwrite=overwrite)
+        present = _write(files, store, size, on_bad, on_image, overwrite=overwrite)
     _refuse(present.skipped, files, on_bad)
     return present
 
@@ -119,6 +127,7 @@ def _write(
     store: str | os.PathLike[str],
     tile: tuple[int, int],
     on_bad: str,
+    on_image: Callable[[int, int], None] | None,
     *,
     overwrite: bool,
 ) -> TileStore:
@@ -140,6 +149,8 @@ def _write(
                 writer.skip(bad[path])
             else:
                 _append(writer, path, shapes[path], tile, leave_out)
+            if on_image is not None:
+                on_image(writer.done, len(files))
         if not writer.sheets:
             _refuse(writer.skipped, files, "fail")
     written = open_store(store)
@@ -347,7 +358,7 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
         warnings.warn(msg, stacklevel=4)
 
 
-@click.command("ingest", cls=cli.Command, context_settings={"show_default": True})
+@click.command("ingest", cls=cli.Command, context_settings=cli.SETTINGS)
 @click.argument("images", type=cli.LocalPath(), nargs=-1)
 @click.option(
     "--store",
@@ -368,26 +379,27 @@ def _warn_of_cropping(sheets: Sequence[Sheet]) -> None:
     help="What to do where a file is no sheet, or none that fits.",
 )
 @cli.overwrite_option
+@cli.quiet_option
 def command(
     images: tuple[Path, ...],
     store: Path,
     tile: tuple[int, int] | None,
     on_bad: str,
     overwrite: bool,
+    quiet: bool,
 ) -> None:
     """Cut the sheets IMAGES into tiles and write them to a store.
 
     IMAGES are folders, files or quoted patterns; "images" if none is given. An ingest that was cut
     short goes on where it stopped.
     """
-    written = ingest(images or "images", store, tile, on_bad=on_bad, overwrite=overwrite)
+    with Progress(quiet=quiet) as progress, progress.stage("ingest", "images") as advance:
+        written = ingest(
+            images or "images", store, tile, on_bad=on_bad, overwrite=overwrite, on_image=advance
+        )
     height, width = written.tile[:2]
     click.echo(
         f"{printable(str(store))}: {cli.count(len(written), 'tile')} of {height} x {width} "
         f"from {cli.count(len(written.sheets), 'sheet')}"
     )
     say_skipped(written)
-
-
-if __name__ == "__main__":
-    cli.run(command)

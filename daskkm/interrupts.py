@@ -27,6 +27,7 @@ _UNWINDING_SECONDS = 30
 _AGAIN_SECONDS = 1
 _ending: SystemExit | None = None
 _postponements = 0
+_erase: Callable[[], bytes] = bytes
 
 
 def end_at_once() -> None:
@@ -86,6 +87,24 @@ def postponed() -> Iterator[None]:
 
 
 @contextmanager
+def erasing(erase: Callable[[], bytes]) -> Iterator[None]:
+    """Have a display removed before an interrupt is said.
+
+    Parameters
+    ----------
+    erase : callable
+        Ends the display and returns codes that remove it from the terminal. It is called by a
+        handler of signals, at any moment: it must neither raise nor wait.
+    """
+    global _erase  # noqa: PLW0603
+    before, _erase = _erase, erase
+    try:
+        yield
+    finally:
+        _erase = before
+
+
+@contextmanager
 def unreached() -> Iterator[None]:
     """Start threads that, with processes that they start, are never reached by a Ctrl-C.
 
@@ -108,9 +127,10 @@ def _handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) 
 def _say(number: int) -> None:
     """Say how the process ends, to whom it is that still listens."""
     # Not by the stream: what was interrupted may hold its lock.
+    codes = _erase()
     with suppress(OSError):
         if sys.stderr is not None and select.select([], [2], [], 0)[1]:
-            os.write(2, f"{_ENDINGS[number][0]}\n".encode())
+            os.write(2, codes + f"{_ENDINGS[number][0]}\n".encode())
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from daskkm.compilation import compile_kernel
+from daskkm.errors import DtypeError, SumOverflowError
 from daskkm.products import LANES, PANEL, add_vectors, aligned, pairs, score, scratch
 
 if TYPE_CHECKING:
@@ -262,15 +263,15 @@ def check_finite(tiles: NDArray[Any]) -> None:
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
-    """Raise TypeError if tiles of this dtype are not supported."""
+    """Raise DtypeError, a TypeError, if tiles of this dtype are not supported."""
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
         names = ", ".join(map(str, SUPPORTED_DTYPES))
         msg = f"tiles of dtype {dtype} are not supported; convert them to one of {names}"
-        raise TypeError(msg)
+        raise DtypeError(msg)
 
 
 def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
-    """Raise OverflowError if statistics of n tiles of d features could exceed int64.
+    """Raise SumOverflowError if statistics of n tiles of d features could exceed int64.
 
     With weights n is their sum. Without, only 16-bit tiles can get there: 2**63 / 65535**2 is
     2.1e9 pixels, while 8-bit tiles would need 1.4e14. Squared distances between tiles, which
@@ -282,7 +283,7 @@ def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
             f"sums of squares; use at most {(2**63 - 1) // (d * span(dtype) ** 2)}, "
             "or scale tiles to 8 bits"
         )
-        raise OverflowError(msg)
+        raise SumOverflowError(msg)
 
 
 class Prepared(NamedTuple):

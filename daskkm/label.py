@@ -6,9 +6,13 @@ if __name__ == "__main__":
     from daskkm import interrupts
 
     interrupts.end_at_once()
+    from daskkm import cli
+
+    cli.run_module("label")
 
 import hashlib
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +22,14 @@ from daskkm import cli, scheduler
 from daskkm.errors import FitError, StoreError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
     from daskkm.estimator import KMeans
     from daskkm.model import FittedModel
-    from daskkm.store import TileStore
+    from daskkm.store import Target, TileStore
 
 
 def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = False) -> None:
@@ -67,8 +74,17 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
     _write(store, _fitted(model), distances=distances)
 
 
-def _write(store: TileStore, model: FittedModel, *, distances: bool) -> NDArray[Any]:
-    """Write labels as `label` does, and return how many tiles each was given."""
+def _write(
+    store: TileStore,
+    model: FittedModel,
+    *,
+    distances: bool,
+    showing: Callable[[Target], AbstractContextManager[Any]] = nullcontext,
+) -> NDArray[Any]:
+    """Write labels as `label` does, and return how many tiles each was given.
+
+    The work is done in the context that `showing` returns for what the labels are written to.
+    """
     from daskkm import blocks
 
     _check_fits(store, model)
@@ -78,7 +94,7 @@ def _write(store: TileStore, model: FittedModel, *, distances: bool) -> NDArray[
         "inertia": model.inertia_,
         "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
     }
-    with store.writing_labels(said, distances=distances) as targets:
+    with store.writing_labels(said, distances=distances) as targets, showing(targets[0]):
         lazy = blocks.write_labels(store.streamed(scheduler.threads()), centroids, *targets)
         sizes: NDArray[Any]
         (sizes,) = scheduler.compute(lazy)
@@ -126,7 +142,7 @@ def _check_fits(store: TileStore, model: FittedModel) -> None:
         raise FitError(msg)
 
 
-@click.command("label", cls=cli.Command, context_settings={"show_default": True})
+@click.command("label", cls=cli.Command, context_settings=cli.SETTINGS)
 @click.argument("model_path", metavar="MODEL", type=cli.LocalPath())
 @click.option(
     "--store",
@@ -136,32 +152,44 @@ def _check_fits(store: TileStore, model: FittedModel) -> None:
     help="The Zarr store of tiles, into which the labels go.",
 )
 @click.option("--distances", is_flag=True, help="Write the distances to all centroids too.")
+@cli.quiet_option
 @cli.scheduler_options
 def command(
-    model_path: Path, store_path: Path, distances: bool, scheduler_name: str, **local: Any
+    model_path: Path,
+    store_path: Path,
+    distances: bool,
+    quiet: bool,
+    scheduler_name: str,
+    **local: Any,
 ) -> None:
     """Label the tiles of a store by a saved MODEL, such as centroids/5/model.zarr.
 
     Writes labels/K, and distances/K if asked to, into the store.
     """
     from daskkm.model import load_saved
+    from daskkm.progress import Progress
     from daskkm.store import open_store
 
     started = time.perf_counter()
     model, store = load_saved(model_path).model, open_store(store_path)
     _check_fits(store, model)  # before a scheduler is started
     k = len(model.cluster_centers_)
-    with scheduler.connect(scheduler_name, **local) as client:
+    with (
+        Progress(quiet=quiet) as progress,
+        scheduler.connect(scheduler_name, **local) as client,
+    ):
         if client is not None:
-            click.echo(f"dashboard: {client.dashboard_link}", err=True)
-        sizes = _write(store, model, distances=distances)
+            progress.say(f"dashboard: {client.dashboard_link}")
+
+        def showing(target: Target) -> AbstractContextManager[Any]:
+            return progress.stage(
+                "label", "chunks", total=target.array.cdata_shape[0], poll=target.n_written
+            )
+
+        sizes = _write(store, model, distances=distances, showing=showing)
     places = [store_path / name / str(k) for name in ("labels", "distances")[: 1 + distances]]
     click.echo(
         f"{cli.count(len(store), 'tile')} in clusters of {' '.join(map(str, sizes))}, "
         f"{time.perf_counter() - started:.1f} s; labels are in "
         f"{' and '.join(printable(str(place)) for place in places)}"
     )
-
-
-if __name__ == "__main__":
-    cli.run(command)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from daskkm import locks
-from daskkm.errors import ResultsError
+from daskkm.errors import ResultsError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -195,5 +195,5 @@ def _errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = f"{path}: results cannot be written ({error.strerror}); choose another place for them"
+        msg = f"{path}: results cannot be written ({reason(error)}); choose another place for them"
         raise ResultsError(msg) from error

@@ -6,6 +6,9 @@ if __name__ == "__main__":
     from daskkm import interrupts
 
     interrupts.end_at_once()
+    from daskkm import cli
+
+    cli.run_module("sweep")
 
 import itertools
 import math
@@ -25,11 +28,12 @@ if TYPE_CHECKING:
     from daskkm.assessment import Assessment
     from daskkm.fit import SweepResult
     from daskkm.model import FittedModel
+    from daskkm.progress import Progress
     from daskkm.quality import Quality
     from daskkm.store import TileStore
 
 
-@click.command("sweep", cls=cli.Command, context_settings={"show_default": True})
+@click.command("sweep", cls=cli.Command, context_settings=cli.SETTINGS)
 @click.option(
     "--images",
     type=cli.LocalPath(),
@@ -96,6 +100,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Each sheet holds tiles of one class: report purity, ARI and NMI against the sheets.",
 )
+@cli.quiet_option
 @cli.scheduler_options
 def command(
     images: tuple[Path, ...],
@@ -113,6 +118,7 @@ def command(
     fresh: bool,
     seed: int,
     sheet_classes: bool,
+    quiet: bool,
     scheduler_name: str,
     **local: Any,
 ) -> None:
@@ -121,11 +127,12 @@ def command(
     Writes OUT/K/centroidI.png and OUT/K/model.zarr for every k, OUT/contact_sheet.png and
     OUT/sweep.json. A sweep that was cut short goes on from its last pass when it is run again.
     """
-    from daskkm import model, progress, results
+    from daskkm import model, results
     from daskkm.assessment import assess_counted
     from daskkm.checkpoint import held
     from daskkm.fit import iter_passes
     from daskkm.ingest import say_skipped
+    from daskkm.progress import Progress, closing_table, size
 
     started = time.perf_counter()
     place = checkpoint or Path(f"{store_path}.checkpoint")
@@ -140,19 +147,23 @@ def command(
     # Each of these before an ingest, which may take hours.
     tls = {name: file for name, file in local.items() if name.startswith("tls_")}
     scheduler.check_reachable(scheduler_name, **tls)
-    with results.held(out), held(place, fresh=fresh) as kept:
+    with (
+        Progress(quiet=quiet) as progress,
+        results.held(out),
+        held(place, fresh=fresh) as kept,
+    ):
         store = alone
         if store is None:
-            store = _ingest(images, store_path, on_bad, overwrite=overwrite)
+            store = _ingest(images, store_path, on_bad, progress, overwrite=overwrite)
         tiles, sheets = cli.count(len(store), "tile"), cli.count(len(store.sheets), "sheet")
-        click.echo(f"{printable(str(store_path))}: {tiles} from {sheets}", err=True)
+        progress.say(f"{printable(str(store_path))}: {tiles} from {sheets}")
         if kept.said:
             said = f"a sweep was cut short after pass {kept.said['number']}"
-            click.echo(f"{printable(str(place))}: {said}", err=True)
+            progress.say(f"{printable(str(place))}: {said}")
         with scheduler.connect(scheduler_name, **local) as client:
             if client is not None:
-                click.echo(f"dashboard: {client.dashboard_link}", err=True)
-            result = progress.show_all(
+                progress.say(f"dashboard: {client.dashboard_link}")
+            result = progress.passes(
                 iter_passes(
                     store,
                     ks,
@@ -168,16 +179,16 @@ def command(
             settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol}
             settings["seed"] = seed
             _save_models(out, result.models, store.tile, settings)
-            click.echo("one pass more: how good each k is", err=True)
             classes = store.provenance_of("sheet") if sheet_classes else None
-            found = assess_counted(store, result.models, classes, result)
+            with progress.stage("figures"):
+                found = assess_counted(store, result.models, classes, result)
         source = {"store": store_path.as_posix(), "settings": settings}
         _save_figures(out, result, found, store, source)
         kept.clear()
-    click.echo(progress.closing_table(result.models, found.qualities))
+    click.echo(closing_table(result.models, found.qualities, quiet=quiet))
     click.echo(
         f"{result.passes + found.passes} passes, "
-        f"{(result.bytes_read + found.bytes_read) / 1e6:.1f} MB read, "
+        f"{size(result.bytes_read + found.bytes_read)} read, "
         f"{time.perf_counter() - started:.1f} s; "
         f"look at {printable(str(out / 'contact_sheet.png'))}"
     )
@@ -223,14 +234,20 @@ def _open_alone(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
 
 
 def _ingest(
-    images: tuple[Path, ...], store_path: Path, on_bad: str, *, overwrite: bool
+    images: tuple[Path, ...],
+    store_path: Path,
+    on_bad: str,
+    progress: Progress,
+    *,
+    overwrite: bool,
 ) -> TileStore:
     """Return the store of the images, ingested if it is not there."""
     from daskkm.ingest import ingest
     from daskkm.writer import tile_of_begun
 
     tile_of_begun(store_path)  # what was begun is not cut anew in tiles of another size
-    return ingest(images, store_path, on_bad=on_bad, overwrite=overwrite)
+    with progress.stage("ingest", "images") as advance:
+        return ingest(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=advance)
 
 
 def _place(out: Path, k: int) -> Path:
@@ -296,7 +313,3 @@ def _figures(quality: Quality) -> dict[str, float | None]:
     if quality.purity is not None:
         names += ["purity", "adjusted_rand", "normalized_mutual_info"]
     return {name: getattr(quality, name) for name in names}
-
-
-if __name__ == "__main__":
-    cli.run(command)

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from daskkm import formats
-from daskkm.errors import SheetError, printable
+from daskkm.errors import SheetError, printable, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -331,8 +331,7 @@ def _errors_named(path: Path) -> Iterator[None]:
         msg = f"{path}: it has more than {_MOST_PIXELS} pixels; cut the sheet up"
         raise SheetError(msg) from error
     except Exception as error:  # broken files make Pillow's plugins raise whatever they meet
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        msg = f"{path}: the image cannot be read ({why}); replace or remove the file"
+        msg = f"{path}: the image cannot be read ({reason(error)}); replace or remove the file"
         raise SheetError(msg) from error
 
 

@@ -6,6 +6,9 @@ if __name__ == "__main__":
     from daskkm import interrupts
 
     interrupts.end_at_once()
+    from daskkm import cli
+
+    cli.run_module("verify")
 
 import math
 import time
@@ -21,6 +24,7 @@ from dask.system import CPU_COUNT
 
 from daskkm import chunks, cli, groups, paths
 from daskkm.errors import StoreError, printable
+from daskkm.progress import Progress, size
 from daskkm.store import (
     DISTANCES,
     LABELS,
@@ -97,12 +101,13 @@ class _Found(NamedTuple):
     errors: list[StoreError]
     chunks: int = 0
     bytes: int = 0
+    total: int = 0  # chunks of the store, known from its metadata
 
 
 def _checked(path: Path) -> Iterator[_Found]:
     """Check the metadata of a store, then its chunks, run after run."""
     contents, errors = _contents(path.absolute())
-    yield _Found(errors)
+    yield _Found(errors, total=sum(c.array.cdata_shape[0] for c in contents))
     runs = (
         (content, first)
         for content in contents
@@ -266,30 +271,30 @@ def _check_run(content: _Content, first: int) -> _Found:
     return _Found(errors, len(starts), whole)
 
 
-@click.command("verify", cls=cli.Command)
+@click.command("verify", cls=cli.Command, context_settings=cli.SETTINGS)
 @click.argument("store", type=cli.LocalPath(), default=Path("store/tiles.zarr"))
-def command(store: Path) -> None:
+@cli.quiet_option
+def command(store: Path, quiet: bool) -> None:
     """Check all of a STORE: its metadata, and every chunk of tiles, provenance and labels.
 
     Prints what is wrong, a line each.
     """
     started = time.perf_counter()
-    n_errors, n_chunks, n_bytes = 0, 0, 0
-    for found in _checked(store):
-        for error in found.errors:
-            click.echo(error)
-        n_errors += len(found.errors)
-        n_chunks += found.chunks
-        n_bytes += found.bytes
+    n_errors, n_chunks, n_bytes, total = 0, 0, 0, 0
+    with Progress(quiet=quiet) as progress, progress.stage("verify", "chunks") as advance:
+        for found in _checked(store):
+            for error in found.errors:
+                click.echo(error)
+            n_errors += len(found.errors)
+            n_chunks += found.chunks
+            n_bytes += found.bytes
+            total += found.total
+            advance(n_chunks, total)
     read = (
-        f"{cli.count(n_chunks, 'chunk')}, {n_bytes / 1e6:.1f} MB read, "
+        f"{cli.count(n_chunks, 'chunk')}, {size(n_bytes)} read, "
         f"{time.perf_counter() - started:.1f} s"
     )
     if n_errors:
         msg = f"{store}: {cli.count(n_errors, 'error')} in {read}; do what is said above"
         raise StoreError(msg)
     click.echo(f"{printable(str(store))}: {read}; all of it is as it was written")
-
-
-if __name__ == "__main__":
-    cli.run(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from tests.forks import Forks
 
 ROOT = Path(__file__).parent.parent
+
+# Commands that tests start print a line for each pass.
+os.environ["DASKKM_PROGRESS_SECONDS"] = "0"
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

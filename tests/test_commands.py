@@ -5,33 +5,44 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import pty
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+import dask
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 import daskkm
-from daskkm import assessment, cli, groups, places
+from daskkm import assessment, cli, find, groups, kernel, places
+from daskkm.errors import reason
 from daskkm.label import command as label_command
+from daskkm.results import _errors_named as named
 from daskkm.sweep import command as sweep_command
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daskkm.store import TileStore
 
 
-def run(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *map(str, args)]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | env,
     )
 
 
@@ -47,7 +58,8 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_sweep_with_all_defaults(home: Path) -> None:
-    done = run("daskkm.sweep", cwd=home)
+    # As long between two lines that only those appear which do not depend on the time.
+    done = run("daskkm.sweep", cwd=home, DASKKM_PROGRESS_SECONDS="3600")
     assert done.returncode == 0, done.stderr
     said = json.loads((home / "centroids" / "sweep.json").read_text())
     assert said.keys() == {
@@ -93,14 +105,13 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
                 np.testing.assert_allclose(np.asarray(picture).ravel(), centroid, atol=0.5)
     with Image.open(home / "centroids" / "contact_sheet.png") as picture:
         assert min(picture.size) > 400
-    # On standard error where things are and a line a pass; on standard output the results.
-    errors = done.stderr.splitlines()
-    assert errors[0] == "store/tiles.zarr: 5610 tiles from 5 sheets"
+    # On standard error where things are and how far they have come; on standard output the results.
+    place, *dashboard, last = done.stderr.splitlines()
+    assert place == "store/tiles.zarr: 5610 tiles from 5 sheets"
     # Not always the second line: the port may be taken, which is said first.
-    assert sum(line.startswith("dashboard: http://127.0.0.1:") for line in errors) == 1
-    assert len([line for line in errors if line.startswith("pass ")]) == result.passes
-    assert errors[-2].startswith(f"pass {result.passes}: 0 of 80 models moving")
-    assert errors[-1] == "one pass more: how good each k is"
+    assert dashboard[-1].startswith("dashboard: http://127.0.0.1:")
+    assert len(dashboard) <= 2
+    assert last.startswith(f"pass {result.passes}: 0 of 80 models moving, ")
     table = done.stdout.splitlines()
     assert [line.split()[0] for line in table[1:6]] == ["3", "4", "5", "6", "7"]
     assert table[-2] == "The curve of inertia has its knee at k = 5."
@@ -165,7 +176,7 @@ def test_one_of_a_thing_is_not_many(sheets: Path, tmp_path: Path) -> None:
     done = run("daskkm.ingest", sheets, "--store", "s.zarr", "--tile", "32x24", cwd=tmp_path)
     assert done.stdout == "s.zarr: 1 tile of 32 x 24 from 1 sheet\n"
     done = sweep("--store", "s.zarr", "--k", "1", cwd=tmp_path)
-    assert done.stderr.startswith("s.zarr: 1 tile from 1 sheet\n")
+    assert "s.zarr: 1 tile from 1 sheet\n" in done.stderr
 
 
 def test_the_sizes_that_are_printed_are_those_of_the_run(
@@ -193,26 +204,6 @@ def test_the_sizes_that_are_printed_are_those_of_the_run(
     label_command.main([str(tmp_path / "m.zarr"), *flags], standalone_mode=False)
     assert f"clusters of {' '.join(map(str, ours.counts_))}, " in capsys.readouterr().out
     np.testing.assert_array_equal(store.labels(3), others.predict(store).compute())
-
-
-def test_on_a_terminal_progress_is_rewritten_in_place(home: Path) -> None:
-    main, terminal = pty.openpty()
-    command = [sys.executable, "-m", "daskkm.sweep", "--scheduler", "threads", "--k", "2,3"]
-    with subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=terminal) as process:
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(main, 4096)
-            except OSError:  # the other end is closed
-                break
-    os.close(main)
-    assert process.returncode == 0
-    assert b"\x1b[3A\x1b[J" in shown
-    end = shown.split(b"\x1b[J")[-1].decode().splitlines()
-    assert "0 of 32 models moving" in end[0]
-    assert [line.split()[:3] for line in end[1:3]] == [["k", "=", "2"], ["k", "=", "3"]]
-    assert all(line.endswith("done") for line in end[1:3])
 
 
 @pytest.mark.faults
@@ -260,7 +251,8 @@ def test_sweep_with_a_mistyped_store_is_refused(sheets: Path, tmp_path: Path, em
 
 
 def test_ingest_says_what_it_did_and_what_it_cropped(sheets: Path, tmp_path: Path) -> None:
-    done = run("daskkm.ingest", sheets, "--store", "s.zarr", "--tile", "10x8", cwd=tmp_path)
+    flags = ("--store", "s.zarr", "--tile", "10x8", "--quiet")
+    done = run("daskkm.ingest", sheets, *flags, cwd=tmp_path)
     assert done.stdout == "s.zarr: 20 tiles of 10 x 8 from 3 sheets\n"
     assert done.stderr.startswith(
         "warning: pixels that fill no whole tile were cropped: s_1.png (4 "
@@ -345,7 +337,6 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--k", "7-3"),
         ("--k", "0"),
         ("--k", "three"),
         ("--k", ""),
@@ -500,3 +491,195 @@ def test_error_names_parameters_in_python_and_flags_in_a_command(
     assert in_command in done.stderr
     assert str(error).endswith(in_python)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def uint16_sums() -> None:
+    kernel.check_exact(10**8, 256, np.dtype(np.uint16))
+
+
+def complex_tiles() -> None:
+    kernel.check_dtype(np.dtype(complex))
+
+
+def too_much_memory() -> None:
+    np.empty(1 << 60, np.uint8)
+
+
+def raises(error: Exception) -> Callable[[], None]:
+    def body() -> None:
+        raise error
+
+    return body
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (uint16_sums, ["uint16 features could overflow", "use at most"]),
+        (complex_tiles, ["complex128 are not supported", "convert them"]),
+        (too_much_memory, ["memory ran out (Unable to allocate 1.00 EiB"]),
+        (raises(MemoryError()), ["memory ran out (MemoryError)"]),
+        (raises(OSError()), ["OSError; see to that"]),
+        (raises(OSError("it is\ngone")), ["it is gone; see to that"]),
+        (raises(PermissionError(13, "Permission denied", "a\nb")), ["a\\nb: Permission denied; "]),
+        (raises(KeyError("x")), ["internal error: KeyError: 'x' at ", "test_commands.py:"]),
+        (raises(ValueError("a\n\nb")), ["internal error: ValueError: a b at "]),
+        (raises(RecursionError("x" * 5000)), ["internal error: RecursionError: xxx", " … at "]),
+        (
+            raises(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")),
+            ["UnicodeDecodeError: 'utf-8'"],
+        ),
+        (raises(AssertionError()), ["internal error: AssertionError: AssertionError at"]),
+    ],
+)
+def test_command_ends_with_one_line_whatever_is_raised(
+    body: Callable[[], None], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = cli.Command("test", callback=body)
+    monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    done = CliRunner().invoke(command, [])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: .+\n", done.stderr)
+    assert len(done.stderr) < 1000
+    assert "None" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    if "internal" in done.stderr:
+        assert f"{cli.TRACEBACK}=1" in done.stderr
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    traced = CliRunner().invoke(command, [])
+    assert traced.stderr.startswith("Traceback (most recent call last):\n")
+    assert traced.stderr.endswith(done.stderr)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", ["a: [1,\nb: {", "- a list", "\x00"])
+@pytest.mark.parametrize(
+    "command", [("daskkm.verify",), ("daskkm", "sweep"), ("daskkm.label", "m")]
+)
+def test_malformed_configuration_of_dask_is_one_line(
+    tmp_path: Path, text: str, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "dask.yaml").write_text(text)
+    done = run(*command, cwd=tmp_path, DASK_CONFIG=str(tmp_path))
+    assert_fails(done, "dask's configuration", "dask.yaml", "is malformed", "mend or remove")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(), "OSError"),
+        (OSError("full"), "full"),
+        (OSError(28, "No space left on device", "f"), "No space left on device"),
+        (TimeoutError(), "TimeoutError"),
+        (socket.gaierror("unknown"), "unknown"),
+        (ValueError("null byte"), "null byte"),
+    ],
+)
+def test_reason_is_never_none(error: Exception, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reason(error) == text
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    if isinstance(error, OSError):
+        with pytest.raises(daskkm.SheetError, match=re.escape(f"({text})")):
+            find.find_images(ROOT / "images")
+        with pytest.raises(daskkm.ResultsError, match=re.escape(f"({text})")), named(Path("r")):
+            fail()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["swep"], "No such command 'swep'. Did you mean 'sweep'?"),
+        (["verfiy", "store"], "Did you mean 'verify'?"),
+        (["fit"], "No such command 'fit'. Commands: ingest, sweep, label, verify."),
+        (["sweep", "--stor", "x"], "--store"),
+        (["sweep", "--k", "7-3"], "'7-3' runs backwards; write 3-7"),
+        (["sweep", "--k", "2,9-8"], "'9-8' runs backwards; write 8-9"),
+        (["sweep", "--k", "0-2"], "holds no k of 1 or more"),
+    ],
+)
+def test_wrong_usage_says_what_was_meant(args: list[str], words: str) -> None:
+    done = CliRunner().invoke(cli.group, args)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("name", [(), ("ingest",), ("sweep",), ("label",), ("verify",)])
+def test_each_command_has_a_short_flag_for_help(name: tuple[str, ...]) -> None:
+    short, long = (CliRunner().invoke(cli.group, [*name, flag]) for flag in ("-h", "--help"))
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
+    assert "-h, --help" in short.stdout
+
+
+@click.command(cls=cli.Command)
+@cli.scheduler_options
+def where(scheduler_name: str, **_: object) -> None:
+    click.echo(scheduler_name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "expected"),
+    [
+        ({}, (), "local"),
+        ({"scheduler-address": "tcp://host:8786"}, (), "tcp://host:8786"),
+        ({"scheduler-address": "tls://host:8786"}, (), "tls://host:8786"),
+        ({"scheduler-address": "host:8786"}, (), "tcp://host:8786"),
+        ({"scheduler-address": "tcp://host:8786"}, ("--scheduler", "local"), "local"),
+        ({"scheduler-address": "tcp://host:8786", "scheduler": "threads"}, (), "tcp://host:8786"),
+        ({"scheduler": "threads"}, (), "threads"),
+        ({"scheduler": "threading"}, ("--threads-per-worker", "1"), "threads"),
+    ],
+)
+def test_scheduler_is_the_one_that_dask_is_set_to(
+    settings: dict[str, str], flags: tuple[str, ...], expected: str
+) -> None:
+    unset = {"scheduler-address": None, "scheduler": None}
+    with dask.config.set(unset | settings):
+        done = CliRunner().invoke(where, flags)
+    assert (done.exit_code, done.output) == (0, f"{expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "status", "words"),
+    [
+        ({"scheduler": "processes"}, (), 0, ["warning: ", "'processes'", "--scheduler", "local\n"]),
+        ({"scheduler-address": "ucx://h:1"}, (), 2, ["'ucx://h:1'", "DASK_SCHEDULER_ADDRESS"]),
+        ({"scheduler-address": "tcp://h:x"}, (), 2, ["tcp://h:x", "DASK_SCHEDULER_ADDRESS"]),
+        (
+            {"scheduler-address": "tcp://h:1"},
+            ("--workers", "3"),
+            2,
+            ["--workers has no use with --scheduler tcp://h:1, which dask is set to"],
+        ),
+    ],
+)
+def test_setting_of_dask_that_cannot_be_followed_is_said(
+    settings: dict[str, str], flags: tuple[str, ...], status: int, words: list[str]
+) -> None:
+    with dask.config.set({"scheduler-address": None, "scheduler": None} | settings):
+        done = CliRunner().invoke(where, flags)
+    assert done.exit_code == status
+    for word in words:
+        assert word in done.output
+
+
+def test_commands_are_commands_of_dask_too(tmp_path: Path) -> None:
+    done = run("dask", "daskkm", "verify", "none.zarr", cwd=tmp_path)
+    assert_fails(done, "none.zarr")
+    done = run("dask", "daskkm", "swep", "-h", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Usage: dask daskkm [OPTIONS] COMMAND" in done.stderr
+    assert "Did you mean 'sweep'?" in done.stderr
+    code = (
+        "import sys; from daskkm.cli import dask_command;"
+        "print(*{'numpy', 'dask', 'zarr', 'numba', 'PIL', 'rich'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

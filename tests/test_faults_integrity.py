@@ -791,7 +791,7 @@ def test_the_command(ruined: tuple[Path, list[str]], sound: Path) -> None:
     ):
         assert (good.wait(), bad.wait()) == (0, 1)
     (line,) = good.output
-    assert re.search(r"t\.zarr: 30 chunks, 0\.0 MB read, [\d.]+ s; all of it is as it was", line)
+    assert re.search(r"t\.zarr: 30 chunks, [\d.]+ kB read, [\d.]+ s; all of it is as it was", line)
     assert len(bad.output) == len(expected)
     (line,) = bad.lines
     assert re.match(r"error: .*t\.zarr: 7 errors in 20 chunks, ", line)

@@ -118,7 +118,7 @@ def test_an_interrupted_sweep_says_so_and_goes_on(
     assert ended.status == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], ended.lines
     last = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
     assert ended.lines[-1] == last
-    usual = ("pass ", "tiles.zarr: ", "one pass more")
+    usual = ("pass ", "tiles.zarr: ")
     assert all(line.startswith(usual) for line in ended.lines[:-1]), ended.lines
     done = forked.run(*SWEEP, *args, cwd=place, **said)
     assert done.status == 0, done.lines

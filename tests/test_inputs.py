@@ -336,7 +336,7 @@ def test_sizes_are_found_by_the_scheduler_that_was_chosen() -> None:
     some = LAZY[LAZY[:, 0] > 0.5]
     weights = da.ones(60, chunks=20)[LAZY[:, 0] > 0.5]
     with dask.config.set(scheduler=forbidden):
-        reader = Reader(some, weights, scheduler=get)  # type: ignore[arg-type]
+        reader = Reader(some, weights, scheduler=get)
     assert reader.shape[0] == (X[:, 0] > 0.5).sum()
     assert made
     assert np.isnan(some.shape[0])  # what was given stays as it was

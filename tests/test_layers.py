@@ -24,8 +24,9 @@ FLOORS = (
     ("reader",),
     ("starts", "checkpoint"),
     ("fit",),
-    ("estimator", "assessment", "progress", "ingest", "verify"),
-    ("label", "sweep"),
+    ("estimator", "assessment", "progress"),
+    ("ingest", "verify", "label"),
+    ("sweep",),
     ("__init__", "__main__"),
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -70,7 +71,7 @@ MAY_IMPORT = {
     "checkpoint": {"numpy"},
     "assessment": {"dask", "numpy"},
     "estimator": {"dask", "numpy", "sklearn"},
-    "progress": {"click"},
+    "progress": {"click", "rich"},
     "ingest": {"click", "numpy"},
     "verify": {"click", "dask", "numpy", "zarr"},
     "label": {"click", "numpy"},
