@@ -254,6 +254,9 @@ def _client(scheduler: Any) -> Any:
     except RuntimeError as error:
         msg = f"no scheduler can be used ({error}); make a Client that is not asynchronous"
         raise SchedulerError(msg) from error
+    except ValueError as error:  # a name that dask does not know
+        msg = f"dask's scheduler is not known ({error}); set another in dask.config"
+        raise SchedulerError(msg) from error
     client: Any = found if hasattr(found, "scheduler_info") else None
     # One that has closed itself is not dask's choice any more: nobody takes its place, unless it is
     # another's by name.

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
     ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "products", "formats"),
-    ("kernel", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses"),
+    ("kernel", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses", "parameters"),
     ("places",),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli", "writer"),
@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "metadata": set(),
     "plan": set(),
     "addresses": {"distributed"},
+    "parameters": {"numpy"},
     "seeding": {"numpy"},
     "formats": {"numpy", "PIL"},
     "find": set(),
