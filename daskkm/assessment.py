@@ -11,7 +11,8 @@ import dask.array as da
 import numpy as np
 
 from daskkm import inputs, lloyd, quality, scheduler, source
-from daskkm.errors import FitError
+from daskkm.errors import FitError, ParameterError
+from daskkm.model import fitted_model
 from daskkm.quality import Quality
 from daskkm.reader import Reader
 
@@ -197,8 +198,8 @@ def _checked(tiles: da.Array, models: Any) -> dict[int, FittedModel]:
     """Return the models, or what estimators among them have fitted, if they are of such tiles."""
     if not isinstance(models, Mapping) or not models:
         msg = f"models are {models!r}; give a mapping of each k to its model, at least one"
-        raise FitError(msg)
-    found: dict[int, Any] = {k: getattr(model, "fitted_", model) for k, model in models.items()}
+        raise ParameterError(msg)
+    found = {k: fitted_model(model) for k, model in models.items()}
     for k, model in found.items():
         d = model.cluster_centers_.shape[1]
         if tiles.shape[1] != d:

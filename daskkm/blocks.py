@@ -23,7 +23,9 @@ import numpy as np
 
 from daskkm import kernel
 from daskkm.bounds import Resident
+from daskkm.errors import FitError
 from daskkm.lloyd import Farthest
+from daskkm.seeding import TOO_LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -237,6 +239,8 @@ def _summed(
     )
 
 
+# What overflows is refused where statistics are checked, by name.
+@np.errstate(over="ignore", invalid="ignore")
 def _added(parts: Any, axis: tuple[int, ...], keepdims: bool) -> NDArray[Any]:  # noqa: ARG001
     """Add up one array, or several, along their first axis, of length 1."""
     first, *others = parts if isinstance(parts, list) else [parts]
@@ -246,6 +250,7 @@ def _added(parts: Any, axis: tuple[int, ...], keepdims: bool) -> NDArray[Any]:  
     return np.asarray(total if keepdims else total[0])
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _summed_pieces(
     function: Callable[..., NDArray[Any]], block: Any, columns: Sequence[NDArray[Any]]
 ) -> NDArray[Any]:
@@ -653,6 +658,8 @@ def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[
 def _one_distances(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
     kernel.check_finite(tiles)
     distances = kernel.distances_to_all(tiles, centroids)
+    if not np.isfinite(distances).all():
+        raise FitError(TOO_LARGE)
     return np.sqrt(distances, out=distances)
 
 

@@ -255,6 +255,8 @@ def _one_drawn(weights: NDArray[Any], first: int, *, n: int, seed: int) -> list[
     ]
 
 
+# What overflows is refused by the first pass that measures the tiles.
+@np.errstate(over="ignore", invalid="ignore")
 def _one_trials(
     tiles: NDArray[Any],
     first: int,

@@ -189,7 +189,7 @@ class CheckpointError(DaskkmError):
 
 
 class FitError(DaskkmError, ValueError):
-    """Parameters that do not fit the tiles.
+    """Tiles that cannot be fitted, or parameters that do not fit them.
 
     Examples
     --------
@@ -197,7 +197,22 @@ class FitError(DaskkmError, ValueError):
     >>> daskkm.fit_sweep([[0.0], [1.0]], [3])
     Traceback (most recent call last):
         ...
-    daskkm.errors.FitError: there are 2 tiles, too few for k = 3; lower k
+    daskkm.errors.FitError: n_samples=2 should be >= n_clusters=3; lower k
+    """
+
+
+class ParameterError(DaskkmError, ValueError, TypeError):
+    """A parameter of the wrong type, or with a value that is not allowed.
+
+    Both ValueError and TypeError, as scikit-learn's InvalidParameterError.
+
+    Examples
+    --------
+    >>> import daskkm
+    >>> daskkm.fit_sweep([[0.0], [1.0]], [1], coarse="no")
+    Traceback (most recent call last):
+        ...
+    daskkm.errors.ParameterError: coarse is 'no'; give True or False
     """
 
 

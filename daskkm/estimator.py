@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,21 +15,29 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from daskkm import inputs, kernel, lloyd, rows
-from daskkm.errors import FitError, ModelError
-from daskkm.fit import fit_sweep
-from daskkm.model import load_saved
-from daskkm.reader import Reader
+from daskkm import inputs, kernel, lloyd, rows, scheduler
+from daskkm.errors import FitError, ModelError, ParameterError
+from daskkm.fit import iter_passes
+from daskkm.model import FittedModel, load_saved
+from daskkm.parameters import as_choice, as_flag, as_integer
+from daskkm.reader import Reader, made_all
 from daskkm.source import as_tiles
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     import dask.array as da
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
+
+    from daskkm.fit import SweepResult
+    from daskkm.parameters import RandomState
+    from daskkm.reader import Pass
+
+_ALGORITHMS = ("lloyd", "elkan", "auto")
 
 
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -62,8 +69,16 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     tol : float, default 1e-4
         A restart has converged when the squared shifts of its centroids sum to no more than
         this times the mean variance of the features.
-    random_state : int, numpy.random.RandomState or None, default None
-        Seed of all draws; None takes one from NumPy's global state.
+    verbose : int or bool, default 0
+        Whether to print a line a pass over the tiles, in scikit-learn's words, with the inertia
+        of the best restart.
+    random_state : int, numpy.random.RandomState, numpy.random.Generator or None, default None
+        Seed of all draws, or what draws one; None takes one from NumPy's global state.
+    copy_x : bool, default True
+        Here for scikit-learn's sake: X is never changed, whether or not.
+    algorithm : {"lloyd", "elkan", "auto"}, default "lloyd"
+        Here for scikit-learn's sake: all are exact, so the result is the same. Which distances
+        can be left out is for daskkm to find (`cache`).
     coarse : bool, default True
         Whether restarts with drawn starts are fitted to a sample first, where there are more
         than 32,768 tiles, and only the best to all: see `daskkm.fit_sweep`.
@@ -73,6 +88,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features), float64
+        May be assigned, also before a fit: all methods then answer by what was assigned.
+        `labels_`, `inertia_` and `n_iter_` stay those of the fit; `save` leaves them out.
     labels_ : ndarray or lazy dask array of shape (n,), int32
         The cluster of each tile, counted from 0.
     inertia_ : float
@@ -83,7 +100,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     feature_names_in_ : ndarray of shape (n_features_in_,), str
         Only where X had names.
     fitted_ : FittedModel
-        All of this as a sweep returns it, with the tiles in each cluster.
+        What the methods answer by, as a sweep returns it, with the tiles in each cluster.
 
     See Also
     --------
@@ -94,6 +111,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     Lloyd's algorithm (IEEE Trans. Inf. Theory 28, 1982). ``tol``, ``n_iter_`` and what becomes
     of empty clusters are as in scikit-learn, except that X is not centred first and labels that
     repeat after a relocation do not end a fit. Inertia, centroids and labels belong together.
+
+    float32 tiles are read as they are, but centroids and distances are float64, where
+    scikit-learn's are float32: labels, inertia and centroids would not belong together if
+    centroids were rounded. So `transform` takes 8 n_clusters bytes a tile, twice as many; where
+    that counts, take ``model.transform(X).astype("float32")`` of lazy input, block by block.
 
     Examples
     --------
@@ -121,7 +143,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         n_init: str | int = "auto",
         max_iter: int = 300,
         tol: float = 1e-4,
-        random_state: int | np.random.RandomState | None = None,
+        verbose: int | bool = 0,
+        random_state: RandomState = None,
+        copy_x: bool = True,
+        algorithm: str = "lloyd",
         coarse: bool = True,
         cache: str = "auto",
     ) -> None:
@@ -130,7 +155,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
+        self.verbose = verbose
         self.random_state = random_state
+        self.copy_x = copy_x
+        self.algorithm = algorithm
         self.coarse = coarse
         self.cache = cache
 
@@ -157,9 +185,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
         Raises
         ------
+        ParameterError
+            If a parameter is of the wrong type or out of range: a ValueError and a TypeError.
         ValueError
-            If a parameter is out of range, there are fewer tiles than clusters, or tiles or
-            weights are NaN or infinite.
+            If there are fewer tiles than clusters, or tiles or weights are NaN or infinite.
         TypeError
             If X is sparse, or no array of numbers.
         OverflowError
@@ -170,26 +199,24 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ConvergenceWarning
             If fewer than `n_clusters` tiles differ.
         RuntimeWarning
-            If there is one start, an array, and `n_init` asks for more.
+            If there is one start, an array, and `n_init` asks for more, or `algorithm` is
+            "elkan" for one cluster.
         """
-        if isinstance(self.init, Mapping):
-            msg = "init is a mapping, which is for a sweep of many k; give an array"
-            raise FitError(msg)
+        k = self._checked_parameters()
         X = self._validated(X, reset=True)
-        k = self._checked_n_clusters(X)
-        self.fitted_ = fit_sweep(
+        passes = iter_passes(
             X,
             [k],
             n_init=self._restarts(),
             init=self.init,
             max_iter=self.max_iter,
             tol=self.tol,
-            random_state=self._seed(),
+            random_state=self._random_state(),
             sample_weight=sample_weight,
             coarse=self.coarse,
             cache=self.cache,
-        ).models[k]
-        self._show_fitted()
+        )
+        self._show(made_all(_printed(passes) if self.verbose else passes).models[k])
         self.labels_ = self.fitted_.predict(X)
         found = np.count_nonzero(self.fitted_.counts_)
         if found < k:
@@ -218,7 +245,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         NotFittedError
             Before `fit`.
         """
-        check_is_fitted(self)
         return self.fitted_.predict(self._validated(X, reset=False))
 
     def fit_predict(
@@ -266,8 +292,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError, TypeError, NotFittedError
             As `predict`.
         """
-        check_is_fitted(self)
-        return self.fitted_.transform(self._validated(X, reset=False))
+        distances = self.fitted_.transform(self._validated(X, reset=False))
+        # Not every library of data frames takes a dask array.
+        if (
+            inputs.is_lazy(distances)
+            and _get_output_config("transform", self)["dense"] != "default"
+        ):
+            (distances,) = scheduler.compute(distances)
+        return distances
 
     def score(
         self,
@@ -293,18 +325,19 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError, TypeError, NotFittedError
             As `predict`.
         """
-        check_is_fitted(self)
+        centroids = self.cluster_centers_
         tiles = Reader(self._validated(X, reset=False), sample_weight)
-        k = len(self.cluster_centers_)
-        statistics = tiles.measure(self.cluster_centers_, np.array([0, k]))
-        return -lloyd.inertia(statistics, self.cluster_centers_)
+        statistics = tiles.measure(centroids, np.array([0, len(centroids)]))
+        return -lloyd.inertia(statistics, centroids)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a Zarr group, from which `load_model` reads the very same.
 
         Parameters and all that was fitted are kept, but for `labels_`, which `predict` gives
         again. Nothing is pickled. A saved model that was there is replaced when this one is
-        complete, anything else never.
+        complete, anything else never. Where `cluster_centers_` was assigned, these are saved, and
+        the tiles in each cluster, inertia and iterations are not: they are those of other
+        centroids.
 
         Parameters
         ----------
@@ -318,7 +351,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         NotFittedError
             Before `fit`.
         """
-        check_is_fitted(self)
+        fitted = self.fitted_
         params = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
         extra = {}
         if isinstance(params["init"], np.ndarray):
@@ -332,24 +365,52 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
                 raise ModelError(msg)
         names = getattr(self, "feature_names_in_", None)
         settings = {"params": params, "feature_names": None if names is None else list(names)}
-        self.fitted_.save(path, settings=settings, extra=extra)
+        fitted.save(path, settings=settings, extra=extra)
+
+    @property
+    def fitted_(self) -> FittedModel:
+        """Model that the methods answer by; NotFittedError before there is one."""
+        check_is_fitted(self)
+        return self._fitted
+
+    @property
+    def cluster_centers_(self) -> NDArray[np.float64]:
+        """Centroids that the methods answer by; NotFittedError before there are any."""
+        return self.fitted_.cluster_centers_
+
+    @cluster_centers_.setter
+    def cluster_centers_(self, centroids: ArrayLike) -> None:
+        self._fitted = FittedModel.from_centroids(centroids)
+        self.n_features_in_ = self._fitted.cluster_centers_.shape[1]
+        if len(getattr(self, "feature_names_in_", ())) not in (0, self.n_features_in_):
+            del self.feature_names_in_  # they were of other features
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return True after a fit, and once centroids were assigned."""
+        return "_fitted" in vars(self)
 
     @property
     def _n_features_out(self) -> int:
         """Number of columns of `transform`, for `get_feature_names_out`."""
         return len(self.cluster_centers_)
 
-    def _show_fitted(self) -> None:
+    def _show(self, model: FittedModel) -> None:
         """Show what was fitted under scikit-learn's names."""
-        self.cluster_centers_ = self.fitted_.cluster_centers_
-        self.inertia_ = self.fitted_.inertia_
-        self.n_iter_ = self.fitted_.n_iter_
+        self._fitted = model
+        self.inertia_ = model.inertia_
+        self.n_iter_ = model.n_iter_
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Return X, recognized or as an array; keep or compare what is known of features."""
         found = inputs.recognize(X)
         if inputs.is_lazy(found) or rows.MappedFile.of(found):  # a check would read all of it
             tiles = as_tiles(found)
+            if tiles.shape[0] == 0:
+                msg = (
+                    f"Found array with 0 sample(s) (shape={tiles.shape}) while a minimum of 1 is "
+                    f"required by {type(self).__name__}."
+                )
+                raise FitError(msg)
             names = inputs.columns(X)  # of which scikit-learn knows those of data frames
             validate_data(
                 self, tiles if names is None else names, reset=reset, skip_check_array=True
@@ -361,36 +422,89 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         # is what others become.
         is_numeric = isinstance(X, np.ndarray) and X.dtype.kind in "biuf"
         dtypes = None if is_numeric else [np.float64, *kernel.SUPPORTED_DTYPES]
-        return validate_data(self, X, reset=reset, dtype=dtypes)
+        X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
+        kernel.check_finite(X)  # in the words that are used of lazy tiles
+        return X
 
-    def _checked_n_clusters(self, X: Any) -> int:
-        k = self.n_clusters
-        if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
-            msg = f"n_clusters is {k!r}; give an integer of at least 1"
-            raise FitError(msg)
-        n = as_tiles(X).shape[0]
-        if n < k:  # never so of an unknown size: that is found out, and refused, by reading
-            msg = f"n_samples={n} should be >= n_clusters={k}."
-            raise FitError(msg)
-        return int(k)
+    def _checked_parameters(self) -> int:
+        """Return the number of clusters; raise ParameterError if a parameter of ours is wrong.
+
+        Those of `fit_sweep` are checked there.
+        """
+        k = as_integer("n_clusters", self.n_clusters, 1)
+        as_flag("copy_x", self.copy_x)
+        as_choice("algorithm", self.algorithm, _ALGORITHMS)
+        if not isinstance(self.verbose, bool):
+            as_integer("verbose", self.verbose, 0)
+        if isinstance(self.init, Mapping):
+            msg = "init is a mapping, which is for a sweep of many k; give an array"
+            raise ParameterError(msg)
+        if self.algorithm == "elkan" and k == 1:
+            msg = (
+                "algorithm='elkan' doesn't make sense for a single cluster. Using 'lloyd' instead."
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=3)
+        return k
 
     def _restarts(self) -> int:
         drawn = isinstance(self.init, str) or callable(self.init)
-        if self.n_init == "auto":
+        if isinstance(self.n_init, str) and self.n_init == "auto":
             # An array is compared with no string: that gives an array.
             return 10 if drawn and self.init not in ("k-means++", "k-means||") else 1
-        if not drawn and self.n_init != 1:
+        restarts = as_integer("n_init", self.n_init, 1)
+        if not drawn and restarts != 1:
             msg = (
                 "Explicit initial center position passed: performing only one init in "
                 f"{type(self).__name__} instead of n_init={self.n_init}."
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=3)
-        return self.n_init  # type: ignore[return-value]  # fit_sweep checks it
+        return restarts
 
-    def _seed(self) -> int:
-        if isinstance(self.random_state, Integral):
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+    def _random_state(self) -> RandomState:
+        """Return the random state, or NumPy's global one, which None stands for."""
+        if self.random_state is None:
+            return check_random_state(None)  # type: ignore[no-any-return]
+        return self.random_state
+
+
+def _printed(
+    passes: Generator[Pass, None, SweepResult],
+) -> Generator[Pass, None, SweepResult]:
+    """Print a line for each pass of one k, in scikit-learn's words; return their result."""
+    converged: set[int] = set()
+    before = 0
+    while True:
+        try:
+            done = next(passes)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        for line in _lines(done, converged, first=not before):
+            print(line)  # noqa: T201 (what verbose asks for, where scikit-learn's users look)
+        before = len(done.steps)
+        yield done
+
+
+def _lines(done: Pass, converged: set[int], *, first: bool) -> list[str]:
+    """Return what is to be printed of a pass, and add the restarts that converged in it."""
+    if not done.steps:
+        return [f"Initialization, pass {done.number}."]
+    steps = {restart: step for (_, restart), step in done.steps.items()}
+    moving = sum(not step.last for step in steps.values())
+    of = f" (best of {len(steps)} restarts, {moving} not done)" if len(steps) > 1 else ""
+    iteration = max(step.iteration for step in steps.values()) - 1
+    lines = ["Initialization complete"] if first else []
+    lines.append(f"Iteration {iteration}, inertia {min(s.inertia for s in steps.values())}{of}.")
+    for restart, step in steps.items():
+        if step.converged and restart not in converged:
+            converged.add(restart)
+            how = (
+                f"center shift {step.shift} within tolerance"
+                if step.shift
+                else "strict convergence"
+            )
+            which = f" (restart {restart})" if len(steps) > 1 else ""
+            lines.append(f"Converged at iteration {step.iteration - 1}{which}: {how}.")
+    return lines
 
 
 def load_model(path: str | os.PathLike[str]) -> KMeans:
@@ -428,15 +542,14 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
     names = saved.settings.get("feature_names")
     try:
         model = KMeans(**{**params, **saved.extra})
-        fits = model.n_clusters == k and len(names or range(d)) == d
+        fits = len(names or range(d)) == d
     except TypeError as error:
         msg = f"{path}: the saved model's parameters are none of KMeans ({error}); fit it again"
         raise ModelError(msg) from error
     if not fits:
-        msg = f"{path}: the saved model's parameters are not those of its centroids; fit it again"
+        msg = f"{path}: the saved model's feature names are not {d}, one a feature; fit it again"
         raise ModelError(msg)
-    model.fitted_ = saved.model
-    model._show_fitted()
+    model._show(saved.model)
     model.n_features_in_ = d
     if names:
         model.feature_names_in_ = np.array(names, object)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
 
 from daskkm import lloyd
 from daskkm.checkpoint import held
+from daskkm.errors import ParameterError
 from daskkm.model import FittedModel
+from daskkm.parameters import as_flag, as_seed
 from daskkm.reader import Reader, made_all
 from daskkm.source import identity, tile_shape
 from daskkm.starts import Settings, starts
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from daskkm.checkpoint import Checkpoint
     from daskkm.lloyd import Step
+    from daskkm.parameters import RandomState
     from daskkm.reader import Pass
     from daskkm.starts import Init
 
@@ -76,7 +80,7 @@ def fit_sweep(
     init: Init = "k-means++",
     max_iter: int = 300,
     tol: float = 1e-4,
-    random_state: int | None = None,
+    random_state: RandomState = None,
     sample_weight: ArrayLike | da.Array | None = None,
     coarse: bool = True,
     cache: str = "auto",
@@ -107,8 +111,8 @@ def fit_sweep(
     tol : float, default 1e-4
         A model has converged when the squared shifts of its centroids sum to no more than
         this times the mean variance of the features; 0 runs until the clusters settle.
-    random_state : int, optional
-        Seed of all draws; one is drawn if none is given.
+    random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
+        Seed of all draws, or what draws one; one is drawn from the system if none is given.
     sample_weight : array of shape (n,), optional
         Weights of the tiles, not negative; 1 each if not given. Where all are whole numbers,
         of whatever dtype, and add up to less than 2**53, a tile of weight w adds to sums exactly
@@ -125,8 +129,8 @@ def fit_sweep(
         pass. The result is the same to the bit.
     checkpoint : path-like, optional
         A folder in which to keep, after every pass, where the fit stands. A fit that was killed
-        and is run again goes on from there, to the same bits; without `random_state`, with the
-        seed that was drawn. The folder is removed when the fit is done.
+        and is run again goes on from there, to the same bits; with the seed that was drawn, where
+        `random_state` is not an integer. The folder is removed when the fit is done.
     fresh : bool, default False
         Whether to start over, whatever the checkpoint holds.
 
@@ -139,12 +143,12 @@ def fit_sweep(
     CheckpointError
         If the checkpoint is damaged, of other tiles or other parameters, held by another fit,
         or cannot be written.
+    ParameterError
+        If a parameter is of the wrong type or out of range.
     FitError
-        If a parameter is out of range, weights are negative, not finite or all zero, there
-        are fewer tiles than clusters, a pass would take more memory than a worker has, or X, in
-        memory here, more than workers in other processes have.
-    ValueError
-        If float tiles are not finite, or too large to square.
+        If float tiles are not finite, or too large to square, weights are negative, not finite
+        or all zero, there are fewer tiles than clusters, a pass would take more memory than a
+        worker has, or X, in memory here, more than workers in other processes have.
     TypeError
         If X is no array of numbers, or sparse.
     OverflowError
@@ -178,9 +182,9 @@ def fit_sweep(
     >>> result.models[2].inertia_, sorted(result.models[2].cluster_centers_.ravel().tolist())
     (4.0, [1.0, 101.0])
     """
-    if fresh and checkpoint is None:
+    if as_flag("fresh", fresh) and checkpoint is None:
         msg = "fresh=True is about a checkpoint, and there is none; give its folder"
-        raise ValueError(msg)
+        raise ParameterError(msg)
     with nullcontext() if checkpoint is None else held(checkpoint, fresh=fresh) as kept:
         result = made_all(
             iter_passes(
@@ -210,7 +214,7 @@ def iter_passes(
     init: Init,
     max_iter: int,
     tol: float,
-    random_state: int | None,
+    random_state: RandomState,
     sample_weight: ArrayLike | da.Array | None = None,
     coarse: bool = True,
     cache: str = "auto",
@@ -227,10 +231,14 @@ def iter_passes(
 
     Raises
     ------
-    CheckpointError, FitError, ValueError, TypeError, OverflowError
+    CheckpointError, ParameterError, FitError, TypeError, OverflowError
         As `fit_sweep`.
     """
-    if checkpoint is not None and random_state is None and checkpoint.said:
+    given = isinstance(random_state, Integral)
+    if not given and random_state is not None:
+        # A generator moves on whether or not its seed is used: what comes after does not differ.
+        random_state = as_seed(random_state)
+    if checkpoint is not None and not given and checkpoint.said:
         random_state = checkpoint.said["of"]["random_state"]
     settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
     tiles = Reader(X, sample_weight, cache=cache)

@@ -24,6 +24,7 @@ import numpy as np
 from daskkm import cli, paths, places, tiles
 from daskkm.errors import SheetError, StoreError, printable
 from daskkm.find import describe_unread, find_images
+from daskkm.parameters import as_choice, as_flag
 from daskkm.progress import Progress
 from daskkm.store import STORE, TileStore, clear, is_there, learnt, open_store
 from daskkm.writer import OVERWRITE, check_sheets, create_store, describe_tiles, tile_of_begun
@@ -86,6 +87,8 @@ def ingest(
         If there are no sheets, or one cannot be read, differs in its bands from the others,
         or holds no whole tile. Headers are checked before anything is written. With
         ``on_bad="skip"``, if that leaves none.
+    ParameterError
+        If `on_bad` is neither of the two, or `overwrite` is not a bool.
     StoreError
         If the store cannot be written, something else is in its place, or another run is writing
         it. Without `overwrite`, before any sheet is decoded, if a store is there that is damaged
@@ -106,9 +109,8 @@ def ingest(
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
     size = None if tile is None else _tile_size(tile)
-    if on_bad not in {"fail", "skip"}:
-        msg = f"on_bad is {on_bad!r}, not 'fail' or 'skip'"
-        raise ValueError(msg)
+    on_bad = as_choice("on_bad", on_bad, ("fail", "skip"))
+    overwrite = as_flag("overwrite", overwrite)
     store = paths.local(store, StoreError)
     files, unread = find_images(images, store)
     if unread:

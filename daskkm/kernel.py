@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from daskkm.compilation import compile_kernel
-from daskkm.errors import DtypeError, SumOverflowError
+from daskkm.errors import DtypeError, FitError, SumOverflowError
 from daskkm.products import LANES, PANEL, add_vectors, aligned, pairs, score, scratch
 
 if TYPE_CHECKING:
@@ -256,10 +256,11 @@ def nearest_two(
 
 
 def check_finite(tiles: NDArray[Any]) -> None:
-    """Raise ValueError if float tiles hold NaN or infinity."""
+    """Raise FitError if float tiles hold NaN or infinity."""
     if tiles.dtype.kind == "f" and not np.isfinite(tiles).all():
-        msg = "the tiles hold NaN or infinity; mend them"
-        raise ValueError(msg)
+        what = "NaN" if np.isnan(tiles).any() else "infinity"
+        msg = f"Input X contains {what}; drop such tiles, or replace the values"
+        raise FitError(msg)
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:

@@ -52,7 +52,11 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
     Raises
     ------
     FitError
-        If the model is none or not fitted, or was fitted to tiles of another shape or dtype.
+        If the model was fitted to tiles of another shape or dtype.
+    ParameterError
+        If the model is no model, or `distances` is not a bool.
+    NotFittedError
+        If the model is an estimator that is not fitted.
     StoreError
         If the store is none, a tile cannot be read, or labels cannot be written.
 
@@ -70,8 +74,12 @@ def label(store: TileStore, model: FittedModel | KMeans, *, distances: bool = Fa
     >>> bool((store.labels(3) == model.labels_).all())
     True
     """
+    from daskkm.model import fitted_model
+    from daskkm.parameters import as_flag
+
     _check_store(store)
-    _write(store, _fitted(model), distances=distances)
+    distances = as_flag("distances", distances)
+    _write(store, fitted_model(model), distances=distances)
 
 
 def _write(
@@ -91,7 +99,7 @@ def _write(
     centroids = model.cluster_centers_
     said = {
         "k": len(centroids),
-        "inertia": model.inertia_,
+        "inertia": None if model.dtype is None else model.inertia_,
         "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
     }
     with store.writing_labels(said, distances=distances) as targets, showing(targets[0]):
@@ -112,27 +120,15 @@ def _check_store(store: Any) -> None:
         raise StoreError(msg)
 
 
-def _fitted(model: Any) -> FittedModel:
-    """Return what a model, or an estimator, was fitted to; raise FitError if that is nothing."""
-    from daskkm.model import FittedModel
-
-    fitted = getattr(model, "fitted_", model)
-    if isinstance(fitted, FittedModel):
-        return fitted
-    what = f"{type(model).__name__} is no model"
-    if hasattr(model, "fit"):
-        what = f"this {type(model).__name__} is not fitted"
-    msg = f"{what}; fit a daskkm.KMeans, or read a saved model by daskkm.load_model"
-    raise FitError(msg)
-
-
 def _check_fits(store: TileStore, model: FittedModel) -> None:
     """Raise FitError if the model was fitted to tiles unlike those of the store."""
     X = store.features()
+    # Centroids that were given are of no dtype, and arrays have tiles of no shape.
+    dtype = model.dtype or X.dtype
     here: tuple[Any, ...] = (store.tile, X.dtype)
-    there: tuple[Any, ...] = (model.tile, model.dtype)
+    there: tuple[Any, ...] = (model.tile, dtype)
     if model.tile is None:
-        here, there = ((X.shape[1],), X.dtype), (model.cluster_centers_.shape[1:], model.dtype)
+        here, there = ((X.shape[1],), X.dtype), (model.cluster_centers_.shape[1:], dtype)
     if here != there:
         kinds = [f"{dtype} of shape {shape}" for shape, dtype in (there, here)]
         msg = (

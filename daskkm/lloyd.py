@@ -169,6 +169,7 @@ class _Model:
         stopped = step.converged or step.iteration >= max_iter
         return cls(step.updated, step.iteration, step.shift, step.converged, stopped)
 
+    @np.errstate(over="ignore")  # the shift of centroids from very far off may be infinite
     def advance(
         self,
         measured: NDArray[Any],

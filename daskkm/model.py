@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from daskkm import blocks, inputs, kernel, paths, scheduler, source
-from daskkm.errors import FitError, ModelError
+from daskkm.errors import FitError, ModelError, ParameterError
+from daskkm.parameters import as_array
 from daskkm.source import as_tiles
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import dask.array as da
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from daskkm.groups import Kind
 
@@ -36,17 +37,18 @@ class FittedModel:
     ----------
     cluster_centers_ : ndarray of shape (k, d), float64
     counts_ : ndarray of shape (k,), int64 (float64 if there were fractional weights)
-        Weight of the tiles of each cluster: their number, unless they had weights.
+        Weight of the tiles of each cluster: their number, unless they had weights. NaN where
+        centroids were assigned, not fitted.
     inertia_ : float
-        Sum of squared distances of the tiles to their centroid, times their weights.
+        Sum of squared distances of the tiles to their centroid, times their weights; or NaN.
     n_iter_ : int
         Updates of the centroids.
     converged_ : bool
         Whether it stopped by itself, not by `max_iter`.
     restart_ : int
         Which of the restarts it was, from 0.
-    dtype : numpy.dtype
-        Of the tiles that it was fitted to.
+    dtype : numpy.dtype or None
+        Of the tiles that it was fitted to; None where centroids were assigned.
     tile : tuple of int, or None
         Shape of a tile, (height, width) or (height, width, bands); None if it was fitted to an
         array of features.
@@ -68,8 +70,40 @@ class FittedModel:
     n_iter_: int
     converged_: bool
     restart_: int
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any] | None
     tile: tuple[int, ...] | None
+
+    @classmethod
+    def from_centroids(cls, centroids: ArrayLike) -> Self:
+        """Return a model of centroids that were not fitted: nothing is known of their tiles.
+
+        Parameters
+        ----------
+        centroids : array-like of shape (k, d)
+
+        Returns
+        -------
+        FittedModel
+
+        Raises
+        ------
+        ParameterError
+            If they are not a matrix of finite numbers.
+        """
+        found = as_array("cluster_centers_", centroids)
+        if found.ndim != 2 or not found.size or not np.isfinite(found).all():
+            msg = f"cluster_centers_ has shape {found.shape}; give k rows of d finite numbers"
+            raise ParameterError(msg)
+        return cls(
+            cluster_centers_=found,
+            counts_=np.full(len(found), np.nan),
+            inertia_=math.nan,
+            n_iter_=0,
+            converged_=False,
+            restart_=0,
+            dtype=None,
+            tile=None,
+        )
 
     def predict(self, X: Any) -> Any:
         """Return the label of the nearest centroid for every tile.
@@ -156,11 +190,11 @@ class FittedModel:
         arrays |= {f"extra/{name}": values for name, values in (extra or {}).items()}
         said = {
             "k": k,
-            "inertia": float(self.inertia_),
+            "inertia": None if math.isnan(self.inertia_) else float(self.inertia_),
             "n_iter": int(self.n_iter_),
             "converged": bool(self.converged_),
             "restart": int(self.restart_),
-            "dtype": self.dtype.str,
+            "dtype": self.dtype and self.dtype.str,
             "tile": self.tile,
             "settings": dict(settings or {}),
             "extra": list(extra or {}),
@@ -235,11 +269,11 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
         model = FittedModel(
             cluster_centers_=whole("cluster_centers"),
             counts_=whole("counts"),
-            inertia_=float(said["inertia"]),
+            inertia_=math.nan if said["inertia"] is None else float(said["inertia"]),
             n_iter_=int(said["n_iter"]),
             converged_=bool(said["converged"]),
             restart_=int(said["restart"]),
-            dtype=np.dtype(said["dtype"]),
+            dtype=None if said["dtype"] is None else np.dtype(said["dtype"]),
             tile=None if said["tile"] is None else tuple(map(int, said["tile"])),
         )
         settings = dict(said["settings"])
@@ -251,6 +285,34 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
         msg = f"{path}: the saved model is damaged: {problem}; {kind.mend}"
         raise ModelError(msg)
     return Saved(model, settings, {name: whole(f"extra/{name}") for name in names})
+
+
+def fitted_model(model: Any) -> FittedModel:
+    """Return the model that an estimator was fitted to, or a model as it is.
+
+    Parameters
+    ----------
+    model : FittedModel or KMeans
+
+    Returns
+    -------
+    FittedModel
+
+    Raises
+    ------
+    ParameterError
+        If it is something else.
+    NotFittedError
+        If it is an estimator that is not fitted.
+    """
+    found = model.fitted_ if hasattr(type(model), "fitted_") else model
+    if isinstance(found, FittedModel):
+        return found
+    msg = (
+        f"{type(model).__name__} is not a model; fit a daskkm.KMeans, or read a saved model by "
+        "daskkm.load_model"
+    )
+    raise ParameterError(msg)
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -283,11 +345,12 @@ def _problem(model: FittedModel) -> str | None:
         return (
             f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
         )
-    if model.dtype.newbyteorder("=") not in kernel.SUPPORTED_DTYPES:
+    fitted = model.dtype is not None
+    if model.dtype is not None and model.dtype.newbyteorder("=") not in kernel.SUPPORTED_DTYPES:
         return f"no model is fitted to tiles of dtype {model.dtype}"
     if tile is not None and (math.prod(tile) != centroids.shape[1] or min(tile) < 1):
         return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"
-    if not (np.isfinite(centroids).all() and math.isfinite(model.inertia_)):
+    if not np.isfinite(centroids).all() or math.isfinite(model.inertia_) != fitted:
         return "its centroids or its inertia are not finite"
     return None
 

@@ -13,6 +13,7 @@ import numpy as np
 from daskkm import blocks, draws, inputs, kernel, lloyd, plan, rows, seeding, source
 from daskkm.bounds import bound_bytes
 from daskkm.errors import FitError
+from daskkm.parameters import as_choice
 from daskkm.scheduler import (
     chosen,
     compute,
@@ -103,11 +104,8 @@ class Reader:
         cache: str = "never",
         bounds: bool = True,
     ) -> None:
-        if cache not in CACHES:
-            msg = f"cache is {cache!r}; use one of {', '.join(CACHES)}"
-            raise FitError(msg)
+        self._cache = as_choice("cache", cache, CACHES)
         self._scheduler = scheduler = chosen(scheduler)
-        self._cache = cache
         self._bounds = bounds
         self._kept = self._bounded = False
         self.passes = 0
@@ -350,7 +348,7 @@ class Reader:
             X, read = self.tiles, fewer
         self._count(read)
         sample = np.asarray(*self._compute(blocks.taken(X, indices)))
-        _check_finite(sample)
+        kernel.check_finite(sample)
         return sample
 
     def take_weights(self, indices: NDArray[np.int64]) -> NDArray[Any] | None:
@@ -426,12 +424,13 @@ class Reader:
             )
             raise FitError(msg)
         weights = da.asarray(weights).rechunk((self.tiles.chunks[0],))
-        least, total, whole = self._compute(
-            weights.min(), weights.sum(dtype=np.float64), (weights == da.rint(weights)).all()
+        # Scaled down, exactly, lest the sum overflow with a warning.
+        least, scaled, whole = self._compute(
+            weights.min(), (weights * 2.0**-64).sum(), (weights == da.rint(weights)).all()
         )
+        total = float(scaled) * 2.0**64
         if not (least >= 0 and 0 < total < np.inf):
-            msg = "sample_weight is negative or not finite somewhere, or zero everywhere; mend it"
-            raise FitError(msg)
+            raise FitError(_weights_problem(float(least), float(scaled)))
         # Beyond 2**53 sums of whole floats are not whole.
         return weights.astype(np.int64 if whole and total < 2**53 else np.float64), int(total)
 
@@ -445,7 +444,17 @@ def made_all(passes: Generator[Pass, None, T]) -> T:
             return done.value  # type: ignore[no-any-return]
 
 
+def _weights_problem(least: float, scaled: float) -> str:
+    """Return what is wrong with weights, by the least of them and their sum, scaled down."""
+    if np.isnan(scaled) or np.isinf(scaled):
+        return f"Input sample_weight contains {'NaN' if np.isnan(scaled) else 'infinity'}"
+    if least < 0:
+        return f"sample_weight contains {least}; weights are not negative"
+    if scaled == 0:
+        return "sample_weight is zero everywhere; give some tiles a weight"
+    return seeding.TOO_LARGE
+
+
 def _check_finite(values: NDArray[Any] | float) -> None:
     if not np.isfinite(values).all():
-        msg = "the tiles hold NaN, infinity or values (or weights) too large to square; mend them"
-        raise FitError(msg)
+        raise FitError(seeding.TOO_LARGE)

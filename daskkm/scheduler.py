@@ -334,6 +334,9 @@ def _client(scheduler: Any) -> Any:
     except RuntimeError as error:
         msg = f"no scheduler can be used ({error}); make a Client that is not asynchronous"
         raise SchedulerError(msg) from error
+    except ValueError as error:  # a name that dask does not know
+        msg = f"dask's scheduler is not known ({error}); set another in dask.config"
+        raise SchedulerError(msg) from error
     if getattr(get, "__module__", "") == "dask.multiprocessing":
         _warn_of_processes()
     found = getattr(get, "__self__", None)

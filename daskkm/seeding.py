@@ -19,14 +19,20 @@ in any blocks, and needs no total known beforehand.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+
+from daskkm.errors import FitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+#: Message for values whose squares cannot be summed.
+TOO_LARGE = "Input X, or sample_weight, is too large to square and sum up; scale it down"
 
 METHODS = ("k-means++", "k-means||", "random")
 
@@ -235,13 +241,28 @@ def starts(
     ------
     dict of (k, restart) to ndarray of shape (k, d), float64
         Of one restart; tiles again, where k is larger than the number of distinct ones.
+
+    Raises
+    ------
+    FitError
+        If squared distances, times the weights, may overflow.
     """
+    _check_squares(sample, weights)
     tiles, masses = distinct(sample, weights)
     draw = {"k-means++": kmeans_plusplus, "random": random_tiles}[method]
     rngs = [np.random.default_rng([seed, _STREAM_START, restart]) for restart in range(n_init)]
     for restart, rows in enumerate(draw(tiles, masses, max(ks), rngs)):
         longest = tiles[rows].astype(np.float64)
         yield {(k, restart): longest[:k] for k in ks}
+
+
+def _check_squares(tiles: NDArray[Any], weights: NDArray[Any] | None) -> None:
+    """Raise FitError if the sum of squared distances among tiles may overflow."""
+    peak = max(abs(float(tiles.min())), abs(float(tiles.max())))
+    # Twice the peak apart, at most; in Python's floats, which overflow without a warning.
+    highest = 4 * tiles.size * peak * peak * (1.0 if weights is None else float(weights.max()))
+    if not highest < math.inf:
+        raise FitError(TOO_LARGE)
 
 
 def distinct(

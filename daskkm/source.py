@@ -62,8 +62,16 @@ def as_tiles(X: Any) -> da.Array:
     if np.isnan(tiles.shape[1:]).any():
         msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
         raise FitError(msg)
-    if tiles.ndim != 2 or not tiles.shape[1]:
-        msg = f"X has shape {tiles.shape}; give it as (n_tiles, n_features)"
+    if tiles.ndim != 2:
+        msg = (
+            f"Expected 2D array, got {tiles.ndim}D array instead: X has shape {tiles.shape}. "
+            "Reshape your data to (n_tiles, n_features)"
+        )
+        raise FitError(msg)
+    if not tiles.shape[1]:
+        msg = (
+            f"Found array with 0 feature(s) (shape={tiles.shape}) while a minimum of 1 is required"
+        )
         raise FitError(msg)
     dtype = _converted(tiles.dtype)
     if isinstance(tiles, np.ndarray):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import dask
 import numpy as np
 
 from daskkm import inputs, lloyd, plan, rows, seeding
-from daskkm.errors import FitError
+from daskkm.errors import FitError, ParameterError
+from daskkm.parameters import as_array, as_flag, as_integer, as_number, as_seed
 from daskkm.reader import Pass, Reader
 from daskkm.scheduler import workers
 from daskkm.source import sending
@@ -20,6 +20,7 @@ from daskkm.source import sending
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from daskkm.parameters import RandomState
     from daskkm.reader import Seeding
 
     Starts = dict[tuple[int, int], NDArray[np.float64]]
@@ -54,41 +55,33 @@ class Settings:
         init: Init,
         max_iter: int,
         tol: float,
-        random_state: int | None,
+        random_state: RandomState,
         *,
         coarse: bool,
     ) -> Self:
-        """Return the settings with Python's integers, and a seed, or say what is wrong with them.
+        """Return the settings with Python's integers, and a seed.
 
         Raises
         ------
-        FitError
+        ParameterError
+            If one of them is not what `daskkm.fit_sweep` takes.
         """
         if not np.iterable(ks):
-            msg = f"ks is {ks!r}; give a sequence of numbers of clusters, such as [{ks!r}]"
-            raise FitError(msg)
-        ks = list(ks)
-        seed = secrets.randbits(32) if random_state is None else random_state
-        numbers: dict[str, Any] = {f"ks[{i}]": k for i, k in enumerate(ks)}
-        if not numbers:
+            msg = f"ks is {ks!r}; give a sequence of numbers of clusters, such as [5]"
+            raise ParameterError(msg)
+        unique = sorted({as_integer(f"ks[{i}]", k, 1) for i, k in enumerate(ks)})
+        if not unique:
             msg = "ks is empty; give at least one number of clusters"
-            raise FitError(msg)
-        numbers |= {"n_init": n_init, "max_iter": max_iter, "random_state": seed}
-        for name, number in numbers.items():
-            least = 0 if name == "random_state" else 1
-            whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-            if not whole or number < least:
-                msg = f"{name} is {number!r}; give an integer of at least {least}"
-                raise FitError(msg)
-        if not isinstance(tol, Real) or not 0 <= tol < np.inf:
-            msg = f"tol is {tol!r}; give a finite number of at least 0"
-            raise FitError(msg)
-        if isinstance(init, str) and init not in seeding.METHODS:
-            known = ", ".join(seeding.METHODS)
-            msg = f"init {init!r} is not known; use one of {known} or an array"
-            raise FitError(msg)
-        unique = sorted({int(k) for k in ks})
-        return cls(unique, int(n_init), init, int(max_iter), float(tol), int(seed), bool(coarse))
+            raise ParameterError(msg)
+        return cls(
+            unique,
+            as_integer("n_init", n_init, 1),
+            _checked_init(init),
+            as_integer("max_iter", max_iter, 1),
+            as_number("tol", tol),
+            secrets.randbits(32) if random_state is None else as_seed(random_state),
+            as_flag("coarse", coarse),
+        )
 
     @property
     def named(self) -> dict[str, Any]:
@@ -118,7 +111,7 @@ class Settings:
             self.given(tiles.shape[1])
         n = tiles.shape[0]
         if n < self.ks[-1]:
-            msg = f"there are {n} tiles, too few for k = {self.ks[-1]}; lower k"
+            msg = f"n_samples={n} should be >= n_clusters={self.ks[-1]}; lower k"
             raise FitError(msg)
 
     def samples(self, tiles: Reader) -> bool:
@@ -339,18 +332,49 @@ def _made(tiles: Reader, passes: Generator[Seeding, None, T]) -> Generator[Pass,
         yield tiles.made(seeding=after)
 
 
-def _start(given: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Return starting centroids that were given, as an array of their own."""
-    inputs.check_unmasked(given, f"init for k = {shape[0]}")
-    try:
-        start = np.array(given, np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        msg = f"the starting centroids for k = {shape[0]} are no array of numbers ({error})"
-        raise FitError(msg) from error
-    if start.shape != shape or not np.isfinite(start).all():
+def _checked_init(init: Any) -> Any:
+    """Return `init` if it is a method, function, mapping, or array of numbers.
+
+    Raises
+    ------
+    ParameterError
+        If it is something else.
+    """
+    if isinstance(init, str) and init not in seeding.METHODS:
+        msg = f"init is {init!r}; use one of {', '.join(seeding.METHODS)}, an array or a function"
+        raise ParameterError(msg)
+    if not (isinstance(init, str | Mapping) or callable(init) or np.iterable(init)):
+        msg = f"init is {init!r}; give the name of a method, an array or a function"
+        raise ParameterError(msg)
+    return init
+
+
+def _start(given: Any, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Return initial centroids that were given, as an array of their own.
+
+    Raises
+    ------
+    ParameterError
+        If they are not an array of numbers.
+    FitError
+        If they are not (k, d) finite ones.
+    """
+    k, d = shape
+    inputs.check_unmasked(given, f"init for k = {k}")
+    start = as_array(f"init for k = {k}", given)
+    if start.ndim != 2 or len(start) != k:
         msg = (
-            f"the starting centroids for k = {shape[0]} have shape {start.shape}; "
-            f"give finite numbers of shape {shape}"
+            f"The shape of the initial centers {start.shape} does not match the number of "
+            f"clusters {k}; give them as {shape}"
         )
+        raise FitError(msg)
+    if start.shape[1] != d:
+        msg = (
+            f"The shape of the initial centers {start.shape} does not match the number of "
+            f"features of the data {d}; give them as {shape}"
+        )
+        raise FitError(msg)
+    if not np.isfinite(start).all():
+        msg = f"The initial centers for k = {k} contain NaN or infinity"
         raise FitError(msg)
     return start

@@ -31,6 +31,7 @@ from zarr.errors import ContainsGroupError
 from daskkm import groups, metadata, paths, places, plan
 from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.groups import Kind
+from daskkm.parameters import as_choice, as_integer
 from daskkm.tiles import File, Sheet, Skipped, grid
 
 if TYPE_CHECKING:
@@ -202,8 +203,10 @@ class TileStore:
         ------
         StoreError
             If there are none.
+        ParameterError
+            If `k` is not an integer of at least 1.
         """
-        return self._learnt(LABELS, k, (), "int32")
+        return self._learnt(LABELS, as_integer("k", k, 1), (), "int32")
 
     def distances(self, k: int) -> da.Array:
         """Return the distances of every tile to the centroids of a model, lazily.
@@ -219,7 +222,10 @@ class TileStore:
         ------
         StoreError
             If there are none, or they are of another model than the labels.
+        ParameterError
+            If `k` is not an integer of at least 1.
         """
+        k = as_integer("k", k, 1)
         found = self._learnt(DISTANCES, k, (k,), "float64")
         of, labels_of = (self._said(kind, k) for kind in (DISTANCES, LABELS))
         if of != labels_of:  # two runs took their places at once
@@ -321,7 +327,13 @@ class TileStore:
         -------
         dask array of shape (n_tiles,), int32
             In blocks of the same tiles as those of `features`.
+
+        Raises
+        ------
+        ParameterError
+            If `name` is none of the three.
         """
+        name = as_choice("name", name, self._where)
         blocks = normalize_chunks(self.tiles.chunks[:1], (len(self),))
         return self._rows(self._where[name], (), STORE, name).rechunk(blocks)
 

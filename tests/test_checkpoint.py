@@ -22,6 +22,8 @@ from daskkm.fit import SweepResult, iter_passes
 from daskkm.reader import made_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.faults
@@ -99,17 +101,27 @@ def test_a_fit_that_is_cut_short_after_any_pass_ends_in_the_same_bits(
     assert_same_bits(fit(broken, folder, **settings), whole)
 
 
-def test_it_is_removed_with_the_fit_and_the_seed_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "state", [lambda: None, np.random.default_rng, lambda: np.random.RandomState(5)]
+)
+def test_it_is_removed_with_the_fit_and_the_seed_is_kept(
+    state: Callable[[], Any], tmp_path: Path
+) -> None:
     X, folder = make_tiles(), tmp_path / "new" / "checkpoint"
-    fit(X, folder, 2, random_state=None)
+    fit(X, folder, 2, random_state=state())
     with held(folder) as kept:
         assert kept.said is not None
         seed = kept.said["of"]["random_state"]
-    result = daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": None}), checkpoint=folder)
+    again = state()
+    result = daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": again}), checkpoint=folder)
     assert result.random_state == seed
+    if isinstance(again, np.random.RandomState):  # it has moved on as if no fit was cut short
+        state_of_one = np.random.RandomState(5)
+        assert seed == state_of_one.randint(2**31 - 1)
+        assert again.randint(100) == state_of_one.randint(100)
     assert_same_bits(result, daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": seed})))
     assert not folder.exists()
-    with pytest.raises(daskkm.FitError, match="too few"):
+    with pytest.raises(daskkm.FitError, match="should be >= n_clusters"):
         daskkm.fit_sweep(X, [900], checkpoint=folder)
     assert not folder.exists()
 

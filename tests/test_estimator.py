@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import pickle
+import shutil
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dask
@@ -251,7 +254,7 @@ def test_tiles_in_memory_go_to_workers_without_a_warning() -> None:
 def test_starts_that_do_not_fit_are_said_before_tiles_are_read() -> None:
     X = da.map_blocks(lambda: 1 / 0, chunks=((9, 9), (4,)), dtype="uint8", meta=np.empty((0, 0)))
     for init in (np.zeros((2, 4)), {2: np.zeros((3, 4))}, np.zeros((3, 5)), "kmeans"):
-        with pytest.raises(daskkm.FitError, match=r"starting centroids for k = 3|not known"):
+        with pytest.raises(ValueError, match=r"initial centers|init is 'kmeans'"):
             daskkm.fit_sweep(X, [3], init=init)
 
 
@@ -267,6 +270,10 @@ def test_random_states() -> None:
     drawn = [inertia(state), inertia(state)]
     assert drawn[0] != drawn[1]  # the state has moved on
     assert inertia(np.random.RandomState(0)) == drawn[0]
+    generator = np.random.default_rng(0)
+    drawn = [inertia(generator), inertia(generator)]
+    assert drawn[0] != drawn[1]
+    assert inertia(np.random.default_rng(0)) == drawn[0]
     before = np.random.RandomState(0).get_state()
     np.random.set_state(before)  # noqa: NPY002 (what None stands for)
     unseeded = inertia(None)
@@ -357,16 +364,32 @@ def test_one_tile_is_its_centroid() -> None:
         ({"n_clusters": 2.0}, "n_clusters is 2.0; give"),
         ({"n_clusters": "many"}, "n_clusters is 'many'; give"),
         ({"n_clusters": True}, "n_clusters is True; give"),
-        ({"n_clusters": 301}, "n_samples=300 should be >= n_clusters=301"),
         ({"n_init": 0}, "n_init is 0; give an integer of at least 1"),
         ({"n_init": "often"}, "n_init is 'often'; give"),
-        ({"init": "k-means"}, "init 'k-means' is not known; use one of"),
-        ({"init": None}, r"starting centroids for k = 3 have shape \(\)"),
-        ({"init": np.zeros((2, 6))}, r"k = 3 have shape \(2, 6\); give .* shape \(3, 6\)"),
-        ({"init": lambda X, k, random_state: X[: k - 1]}, r"have shape \(2, 6\)"),
+        ({"init": "k-means"}, "init is 'k-means'; use one of"),
+        ({"n_clusters": np.True_}, "n_clusters is np.True_; give"),
+        ({"n_init": True}, "n_init is True; give"),
+        ({"n_init": np.ones(3)}, "n_init is array"),
+        ({"init": None}, "init is None; give the name of a method"),
+        ({"init": 3}, "init is 3; give the name of a method"),
+        ({"init": {3: np.zeros((3, 6))}}, "init is a mapping"),
+        ({"max_iter": 2.0}, "max_iter is 2.0"),
+        ({"tol": True}, "tol is True"),
+        ({"tol": "tight"}, "tol is 'tight'"),
+        ({"coarse": "no"}, "coarse is 'no'; give True or False"),
+        ({"coarse": None}, "coarse is None"),
+        ({"cache": "no"}, "cache is 'no'; use one of auto, always, never"),
+        ({"cache": True}, "cache is True"),
+        ({"copy_x": "no"}, "copy_x is 'no'; give True or False"),
+        ({"algorithm": "full"}, "algorithm is 'full'; use one of lloyd, elkan, auto"),
+        ({"algorithm": None}, "algorithm is None"),
+        ({"verbose": -1}, "verbose is -1; give an integer of at least 0"),
+        ({"verbose": "yes"}, "verbose is 'yes'"),
+        ({"random_state": 1.5}, "random_state is 1.5"),
+        ({"random_state": True}, "random_state is True"),
         ({"max_iter": 0}, "max_iter is 0"),
         ({"tol": -1}, "tol is -1"),
-        ({"random_state": "dice"}, "'dice' cannot be used to seed"),
+        ({"random_state": "dice"}, "random_state is 'dice'; give an integer"),
         ({"random_state": -1}, "random_state is -1"),
     ],
 )
@@ -374,13 +397,35 @@ def test_one_tile_is_its_centroid() -> None:
 def test_settings_that_do_not_fit_are_refused(
     holds: Callable[[NDArray[Any]], Any], changes: dict[str, Any], match: str
 ) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(daskkm.ParameterError, match=match) as error:
         KMeans(**{"n_clusters": 3} | changes).fit(holds(make_tiles()))
+    assert isinstance(error.value, ValueError)  # as scikit-learn's InvalidParameterError
+    assert isinstance(error.value, TypeError)
 
 
-def test_too_few_tiles_of_an_unknown_number() -> None:
-    with pytest.raises(daskkm.FitError, match="there are 300 tiles, too few for k = 301"):
-        KMeans(301).fit(selected(make_tiles()))
+@pytest.mark.parametrize(
+    ("init", "match"),
+    [
+        (np.zeros((2, 6)), r"shape of the initial centers \(2, 6\) .* the number of clusters 3"),
+        (np.zeros((3, 5)), r"centers \(3, 5\) .* the number of features of the data 6"),
+        (lambda X, k, random_state: X[: k - 1], r"\(2, 6\) does not match the number of clusters"),
+        (np.full((3, 6), np.nan), "initial centers for k = 3 contain NaN"),
+        (np.ma.masked_less(np.zeros((3, 6)), 1), "init for k = 3 is not an array of real numbers"),
+        (np.zeros((3, 6), complex), "init for k = 3 .* masked or complex"),
+    ],
+)
+@pytest.mark.parametrize("holds", [np.asarray, in_blocks])
+def test_initial_centers_of_another_shape_are_refused(
+    holds: Callable[[NDArray[Any]], Any], init: Any, match: str
+) -> None:
+    with pytest.raises((daskkm.FitError, daskkm.ParameterError), match=match):
+        KMeans(3, init=init, n_init=1).fit(holds(make_tiles()))
+
+
+@pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr, selected])
+def test_fewer_tiles_than_clusters_are_refused(holds: Callable[[NDArray[Any]], Any]) -> None:
+    with pytest.raises(daskkm.FitError, match="n_samples=300 should be >= n_clusters=301"):
+        KMeans(301).fit(holds(make_tiles()))
 
 
 def spoilt(value: Any) -> NDArray[np.float64]:
@@ -392,17 +437,31 @@ def spoilt(value: Any) -> NDArray[np.float64]:
 @pytest.mark.parametrize(
     ("X", "error", "match"),
     [
-        (spoilt(np.nan), ValueError, "contains NaN"),
-        (spoilt(np.inf), ValueError, "contains infinity"),
-        (in_blocks(spoilt(np.nan)), ValueError, "hold NaN, infinity"),
-        (in_blocks(spoilt(np.inf)), ValueError, "hold NaN, infinity"),
+        (spoilt(np.nan), daskkm.FitError, "Input X contains NaN; drop"),
+        (spoilt(np.inf), daskkm.FitError, "Input X contains infinity; drop"),
+        (in_blocks(spoilt(np.nan)), daskkm.FitError, "Input X contains NaN; drop"),
+        (in_blocks(spoilt(np.inf)), daskkm.FitError, "Input X contains infinity; drop"),
         (sparse.csr_array(make_tiles()), TypeError, "[Ss]parse"),
         (make_tiles() * 1j, ValueError, "Complex data not supported"),
         (in_blocks(make_tiles() * 1j), TypeError, "complex128 are not supported"),
         (make_tiles()[0], ValueError, "Expected 2D array, got 1D"),
-        (da.from_array(make_tiles()[0]), ValueError, r"X has shape \(6,\)"),
-        (make_tiles()[:0], ValueError, r"0 sample\(s\)"),
-        (in_blocks(make_tiles()[:0]), ValueError, "n_samples=0"),
+        (
+            da.from_array(make_tiles()[0]),
+            ValueError,
+            "Expected 2D array, got 1D .*Reshape your data",
+        ),
+        (make_tiles()[:0], ValueError, r"Found array with 0 sample\(s\) \(shape=\(0, 6\)\)"),
+        (
+            in_blocks(make_tiles()[:0]),
+            ValueError,
+            r"Found array with 0 sample\(s\) \(shape=\(0, 6\)",
+        ),
+        (
+            make_tiles()[:, :0],
+            ValueError,
+            r"0 feature\(s\) \(shape=\(300, 0\)\) while a minimum of 1",
+        ),
+        (da.zeros((9, 0)), ValueError, r"0 feature\(s\) \(shape=\(9, 0\)\) while a minimum of 1"),
         (np.ma.masked_equal(make_tiles(), 0), ValueError, "masked array"),
         ([["a", "b"]] * 4, ValueError, "could not convert string"),
     ],
@@ -418,6 +477,8 @@ def spoilt(value: Any) -> NDArray[np.float64]:
         "one axis in blocks",
         "no tiles",
         "no tiles in blocks",
+        "no features",
+        "no features in blocks",
         "masked",
         "words",
     ],
@@ -446,10 +507,11 @@ def test_nothing_is_said_before_a_fit() -> None:
 @pytest.mark.parametrize(
     ("weights", "match"),
     [
-        (np.full(300, -1.0), "negative or not finite somewhere, or zero everywhere"),
-        (np.r_[np.ones(299), -1], "negative"),
-        (np.r_[np.ones(299), np.nan], "not finite"),
-        (np.r_[np.ones(299), np.inf], "not finite"),
+        (np.full(300, -1.0), "sample_weight contains -1.0; weights are not negative"),
+        (np.r_[np.ones(299), -1], "sample_weight contains -1.0"),
+        (np.r_[np.ones(299), np.nan], "Input sample_weight contains NaN"),
+        (np.r_[np.ones(299), np.inf], "Input sample_weight contains infinity"),
+        (np.full(300, 1e308), "sample_weight, is too large to square and sum up"),
         (np.zeros(300), "zero everywhere"),
         (np.ones(299), r"shape \(299,\) .* for each of the 300 tiles"),
         (np.ones((300, 1)), r"shape \(300, 1\)"),
@@ -460,6 +522,7 @@ def test_nothing_is_said_before_a_fit() -> None:
         "one negative",
         "NaN",
         "infinite",
+        "huge",
         "zero",
         "too few",
         "two axes",
@@ -512,11 +575,14 @@ def test_tiles_that_are_not_finite_are_found_when_they_are_read(bad: float) -> N
     tiles[250, 2] = bad
     for method in (model.predict, model.transform):
         lazy = method(in_blocks(tiles))
-        with pytest.raises(ValueError, match="NaN or infinity"):
+        with pytest.raises(daskkm.FitError, match="Input X contains"):
             lazy.compute()
+        with pytest.raises(daskkm.FitError, match="Input X contains"):
+            method(tiles)
     for method in (model.score, model.fit):
-        with pytest.raises(ValueError, match=r"NaN|infinity"):
-            method(in_blocks(tiles))
+        for X in (tiles, in_blocks(tiles)):
+            with pytest.raises(daskkm.FitError, match="Input X contains"):
+                method(X)
 
 
 def test_big_endian_tiles_are_tiles() -> None:
@@ -543,7 +609,7 @@ def test_weights_by_place_and_as_one_number() -> None:
 def test_a_mapping_is_no_start() -> None:
     tiles = make_tiles()
     init: Any = {2: tiles[:2]}
-    with pytest.raises(daskkm.FitError, match="init is a mapping"):
+    with pytest.raises(daskkm.ParameterError, match="init is a mapping"):
         KMeans(2, init=init).fit(tiles)
 
 
@@ -602,7 +668,6 @@ def test_what_only_a_pickle_could_hold_is_not_saved(
         {"params": None},
         {"params": [1]},
         {"params": {"lr": 3}},
-        {"params": {"n_clusters": 99}},
         {"params": {"n_clusters": 2}, "feature_names": ["a"]},
         {"params": {"n_clusters": 2}, "feature_names": 5},
     ],
@@ -612,7 +677,237 @@ def test_parameters_that_are_no_estimators_are_not_loaded(
 ) -> None:
     model = KMeans(2, random_state=0).fit(make_tiles())
     model.fitted_.save(tmp_path / "model.zarr", settings=settings)
-    with pytest.raises(daskkm.ModelError, match=r"model\.zarr: the saved model's parameters"):
+    with pytest.raises(daskkm.ModelError, match=r"model\.zarr: the saved model's"):
         daskkm.load_model(tmp_path / "model.zarr")
     model.fitted_.save(tmp_path / "model.zarr")
     assert daskkm.load_model(tmp_path / "model.zarr").n_clusters == 2
+
+
+def test_parameters_set_after_a_fit_are_saved_as_they_are(tmp_path: Path) -> None:
+    model = KMeans(2, random_state=0).fit(make_tiles())
+    model.set_params(n_clusters=5).save(tmp_path / "model.zarr")
+    again = daskkm.load_model(tmp_path / "model.zarr")
+    assert (again.n_clusters, again.cluster_centers_.shape) == (5, (2, 6))
+    np.testing.assert_array_equal(again.predict(make_tiles()), model.labels_)
+
+
+# Centroids that are assigned.
+
+
+def answers(model: KMeans, X: Any, folder: Path) -> list[Any]:
+    """Return what each method answers, and what a saved copy does."""
+    model.save(folder / "model.zarr")
+    found: list[Any] = []
+    for each in (model, daskkm.load_model(folder / "model.zarr")):
+        found += [each.predict(X), each.transform(X), each.score(X), each.cluster_centers_]
+        found.append(each.get_feature_names_out())
+    return [np.asarray(part) for part in found]
+
+
+def assigned(model: KMeans, centroids: Any) -> KMeans:
+    model.cluster_centers_ = centroids
+    return model
+
+
+@pytest.mark.parametrize("holds", [np.asarray, in_blocks])
+def test_assigned_centroids_are_what_every_method_answers_by(
+    holds: Callable[[NDArray[Any]], Any], tmp_path: Path
+) -> None:
+    X = holds(make_tiles())
+    fitted = KMeans(4, random_state=0).fit(X)
+    order = np.array([2, 0, 3, 1])
+    centroids = fitted.cluster_centers_[order]
+    labels = np.argsort(order)[np.asarray(fitted.labels_)]
+    expected = np.asarray(fitted.transform(X))[:, order]
+    models = [
+        assigned(clone(fitted), centroids),
+        assigned(KMeans(), centroids),
+        assigned(KMeans(3, random_state=0).fit(X), centroids.tolist()),
+        assigned(fitted, centroids),
+        pickle.loads(pickle.dumps(fitted)),
+        copy.deepcopy(fitted),
+    ]
+    for model in models:
+        predicted, distances, score, centers, names, *again = answers(model, X, tmp_path)
+        np.testing.assert_array_equal(predicted, labels)
+        np.testing.assert_array_equal(distances, expected)
+        np.testing.assert_array_equal(centers, centroids)
+        assert score == pytest.approx(-fitted.inertia_)
+        assert names.tolist() == [f"kmeans{i}" for i in range(4)]
+        for part, other in zip([predicted, distances, score, centers, names], again, strict=True):
+            np.testing.assert_array_equal(part, other)
+    assert not hasattr(clone(fitted), "cluster_centers_")
+
+
+def test_assigned_centroids_leave_what_the_fit_found() -> None:
+    tiles = make_tiles()
+    model = KMeans(3, random_state=0).fit(tiles)
+    labels, inertia = model.labels_.copy(), model.inertia_
+    centroids = model.cluster_centers_[::-1].copy()
+    model.cluster_centers_ = centroids
+    np.testing.assert_array_equal(model.labels_, labels)
+    assert model.inertia_ == inertia
+    # The model that is saved says nothing of tiles that were counted for other centroids.
+    assert np.isnan(model.fitted_.counts_).all()
+    assert np.isnan(model.fitted_.inertia_)
+    centroids[:] = 0
+    np.testing.assert_array_equal(model.predict(tiles), 2 - labels)
+    again = model.fit(tiles)
+    assert again.fitted_.counts_.sum() == 300
+
+
+def test_assigned_centroids_may_have_other_features() -> None:
+    frame = pandas.DataFrame(make_tiles(dtype="float64"), columns=list("abcdef"))
+    model = KMeans(3, random_state=0).fit(frame)
+    model.cluster_centers_ = model.cluster_centers_ + 1
+    assert model.feature_names_in_.tolist() == list("abcdef")
+    model.cluster_centers_ = model.cluster_centers_[:, :5]
+    assert (model.n_features_in_, hasattr(model, "feature_names_in_")) == (5, False)
+    assert model.predict(frame.to_numpy()[:, :5]).shape == (300,)
+    with pytest.raises(ValueError, match="X has 6 features, but KMeans is expecting 5"):
+        model.predict(frame.to_numpy())
+
+
+@pytest.mark.parametrize(
+    "centroids",
+    [None, "many", 3.0, np.zeros(3), np.zeros((0, 3)), [[1, np.nan]], [[1], [2, 3]], [[1j]]],
+)
+def test_centroids_that_are_none_are_not_assigned(centroids: Any) -> None:
+    model = KMeans(2, random_state=0).fit(make_tiles())
+    before = model.cluster_centers_
+    with pytest.raises(daskkm.ParameterError, match="cluster_centers_"):
+        model.cluster_centers_ = centroids
+    assert model.cluster_centers_ is before
+
+
+def test_assigned_centroids_label_a_store(digits: daskkm.TileStore, tmp_path: Path) -> None:
+    store = daskkm.open_store(shutil.copytree(digits.path, tmp_path / "tiles.zarr"))
+    model = assigned(KMeans(2), [np.zeros(256), np.full(256, 255.0)])
+    daskkm.label(store, model)
+    np.testing.assert_array_equal(store.labels(2), model.predict(store))
+    assert daskkm.assess(store, {2: model})[2].inertia == -model.score(store)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, store: model.predict(store),
+        lambda model, store: model.transform(store),
+        lambda model, store: model.score(store),
+        lambda model, store: model.get_feature_names_out(),
+        lambda model, store: model.save("model.zarr"),
+        lambda model, store: model.cluster_centers_,
+        lambda model, store: model.fitted_,
+        lambda model, store: daskkm.label(store, model),
+        lambda model, store: daskkm.assess(store, {8: model}),
+    ],
+)
+def test_unfitted_is_one_error_everywhere(
+    ask: Callable[[KMeans, Any], Any], digits: daskkm.TileStore
+) -> None:
+    model = KMeans()
+    model.labels_ = np.zeros(3)  # which makes no model
+    with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
+        ask(model, digits)
+
+
+# Parameters that are scikit-learn's.
+
+
+@pytest.mark.parametrize("algorithm", ["lloyd", "elkan", "auto"])
+@pytest.mark.parametrize("copy_x", [True, False])
+def test_algorithms_give_the_same_bits_and_leave_the_tiles(algorithm: str, copy_x: bool) -> None:
+    tiles = make_tiles(dtype="float64")
+    before = tiles.copy()
+    model = KMeans(3, random_state=0, algorithm=algorithm, copy_x=copy_x).fit(tiles)
+    assert_same_bits(model, KMeans(3, random_state=0).fit(tiles))
+    np.testing.assert_array_equal(tiles, before)
+
+
+@pytest.mark.parametrize(("init", "n_init"), [("random", 1), ("random", 3), ("k-means||", 2)])
+def test_verbose_prints_a_line_a_pass(
+    init: str, n_init: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"init": init, "n_init": n_init, "random_state": 0, "tol": 0}
+    silent = KMeans(3, **settings).fit(make_tiles())
+    assert capsys.readouterr().out == ""
+    model = KMeans(3, verbose=True, **settings).fit(make_tiles())
+    assert_same_bits(model, silent)
+    lines = capsys.readouterr().out.splitlines()
+    passes = [line for line in lines if line.startswith("Iteration ")]
+    assert [line.startswith("Iteration 0, inertia ") for line in passes].count(True) == 1
+    assert f"inertia {model.inertia_}" in passes[-1]
+    assert lines.count("Initialization complete") == 1
+    assert sum("strict convergence" in line for line in lines) == n_init
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars"])
+@pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr, selected])
+def test_data_frames_of_distances(holds: Callable[[NDArray[Any]], Any], container: str) -> None:
+    module = importlib.import_module(container)
+    X = holds(make_tiles())
+    model = KMeans(3, random_state=0).fit(X)
+    expected = np.asarray(model.transform(X))
+    model.set_output(transform=container)
+    framed = [model.transform(X), model.fit_transform(X)]
+    with sklearn.config_context(transform_output=container):
+        framed.append(KMeans(3, random_state=0).fit(X).transform(X))
+    for frame in framed:
+        assert isinstance(frame, module.DataFrame)
+        assert list(frame.columns) == ["kmeans0", "kmeans1", "kmeans2"]
+        np.testing.assert_array_equal(frame.to_numpy(), expected)
+
+
+# Values too large to square.
+
+
+@pytest.mark.parametrize("init", [*INITS, "array"])
+@pytest.mark.parametrize("holds", [np.asarray, in_blocks])
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda tiles: tiles * 1e200,
+        lambda tiles: np.where(np.arange(300)[:, None] == 77, 1e200, tiles),
+        lambda tiles: tiles / 255 * 1.3e154,
+        lambda tiles: tiles / 255 * 1.7e308,
+    ],
+    ids=["all", "one", "to sum", "most"],
+)
+def test_values_too_large_to_square_are_refused_without_a_warning(
+    values: Callable[[NDArray[Any]], NDArray[Any]],
+    holds: Callable[[NDArray[Any]], Any],
+    init: str,
+) -> None:
+    """Warnings are errors here."""
+    tiles = values(make_tiles(dtype="float64"))
+    start: Any = tiles[:3] if init == "array" else init
+    with pytest.raises(daskkm.FitError, match="too large to square and sum up; scale it down"):
+        KMeans(3, init=start, n_init=1, random_state=0).fit(holds(tiles))
+
+
+@pytest.mark.parametrize("holds", [np.asarray, in_blocks])
+def test_distances_too_large_to_square_are_refused(
+    holds: Callable[[NDArray[Any]], Any],
+) -> None:
+    tiles = make_tiles(dtype="float64")
+    model = KMeans(3, random_state=0).fit(tiles)
+    for method in (model.transform, model.score):
+        with pytest.raises(daskkm.FitError, match="too large to square"):
+            np.asarray(method(holds(tiles * 1e200)))
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("dtype", ["uint16", "float64"])
+def test_weights_too_large_are_refused_without_a_warning(init: str, dtype: str) -> None:
+    tiles = make_tiles(dtype="float64") * 257
+    with pytest.raises(daskkm.FitError, match="too large to square and sum up"):
+        KMeans(3, init=init, random_state=0).fit(tiles.astype(dtype), sample_weight=1e300)
+
+
+def test_the_largest_float32_tiles_are_fitted() -> None:
+    tiles = (make_tiles(dtype="float64") / 255 * np.finfo(np.float32).max).astype(np.float32)
+    model = KMeans(3, random_state=0).fit(tiles)
+    assert np.isfinite(model.inertia_)
+    assert model.cluster_centers_.dtype == model.transform(tiles).dtype == np.float64
+    far = KMeans(2, init=np.array([[0.0] * 6, [1e200] * 6])).fit(make_tiles())
+    assert np.isfinite(far.inertia_)

@@ -596,8 +596,10 @@ def test_nothing_but_bad_files_is_an_error(tmp_path: Path, name: str) -> None:
         daskkm.ingest(folder, tmp_path / "t.zarr", tile=8, on_bad="skip")
     with pytest.raises(StoreError):
         daskkm.open_store(tmp_path / "t.zarr")
-    with pytest.raises(ValueError, match="on_bad is 'ignore'"):
+    with pytest.raises(daskkm.ParameterError, match="on_bad is 'ignore'; use one of"):
         daskkm.ingest(folder, tmp_path / "t.zarr", tile=8, on_bad="ignore")
+    with pytest.raises(daskkm.ParameterError, match="overwrite is 'no'; give True or False"):
+        daskkm.ingest(folder, tmp_path / "t.zarr", tile=8, overwrite="no")  # type: ignore[arg-type]
 
 
 FUZZ = """if True:

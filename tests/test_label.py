@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 
 import daskkm
 from daskkm import chunks, groups, kernel
-from daskkm.errors import FitError, StoreError
+from daskkm.errors import FitError, ParameterError, StoreError
 
 if TYPE_CHECKING:
     from daskkm.model import FittedModel
@@ -217,12 +218,20 @@ def test_what_cannot_be_labelled(store: TileStore) -> None:
     for no_store in (str(store.path), store.path, store.features(), np.zeros((3, 64), np.uint8)):
         with pytest.raises(StoreError, match=r"^labels go into a TileStore, which .* is not; get"):
             daskkm.label(no_store, model)  # type: ignore[arg-type]
-    with pytest.raises(FitError, match=r"^this KMeans is not fitted; fit a"):
+    with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         daskkm.label(store, daskkm.KMeans(5))
+    with pytest.raises(ParameterError, match="distances is 'no'; give True or False"):
+        daskkm.label(store, model, distances="no")  # type: ignore[arg-type]
     for no_model in ("m.zarr", None, model.cluster_centers_):
-        with pytest.raises(FitError, match=r"is no model; .*daskkm\.load_model"):
+        with pytest.raises(ParameterError, match=r"is not a model; .*daskkm\.load_model"):
             daskkm.label(store, no_model)  # type: ignore[arg-type]
     assert not (store.path / "labels").exists()
+    for k in ("2", 2.0, True, 0, None):
+        for read in (store.labels, store.distances):
+            with pytest.raises(ParameterError, match=r"k is .*; give an integer"):
+                read(k)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="name is 'page'; use one of sheet, row, col"):
+        store.provenance_of("page")
 
 
 def agrees(store: TileStore, models: list[FittedModel], *, distances: bool) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 FLOORS = (
     ("errors", "interrupts", "locks", "paths", "chunks", "metadata", "compilation", "formats"),
-    ("products", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses"),
+    ("products", "lloyd", "seeding", "tiles", "find", "groups", "plan", "addresses", "parameters"),
     ("kernel", "places", "inputs", "rows"),
     ("scheduler", "store", "source", "bounds", "quality", "results", "report"),
     ("blocks", "cli", "writer"),
@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "inputs": {"dask", "numpy"},
     "rows": {"dask", "numpy"},
     "addresses": {"distributed"},
+    "parameters": {"numpy"},
     "seeding": {"numpy"},
     "formats": {"numpy", "PIL"},
     "find": set(),
