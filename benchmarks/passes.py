@@ -12,16 +12,20 @@ import numpy as np
 from benchmarks import data, peers, schedulers
 from benchmarks.timing import Case, Outcome, interleaved, judge
 from daskkm import blocks, lloyd
+from daskkm.assessment import assess_counted
+from daskkm.fit import fit_sweep
 from daskkm.reader import Reader
 from daskkm.scheduler import threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
+    from daskkm.fit import SweepResult
+    from daskkm.model import FittedModel
     from daskkm.store import TileStore
 
 
@@ -109,6 +113,34 @@ def beside_reading(
     what = f"k = {', '.join(map(str, ks))}; {tiles:,} tiles"
     sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": n_threads}
     return [Case(what, where, next(iter(READS)), found, sizes)]
+
+
+def beside_figures(
+    folder: Path, *, ks: Sequence[int], tiles: int, rounds: int, threads: Sequence[int] = (1, 2)
+) -> list[Case]:
+    """Compare the figures of a sweep's models with one pass over the same models."""
+    source = data.store(tiles, folder)
+    fitted = fit_sweep(source, ks, n_init=1, max_iter=3, random_state=0)
+    models = fitted.models
+    cases = []
+    for n in threads:
+        with schedulers.threads(n) as where:
+            sides: dict[str, Work] = {
+                "one pass": one_pass(source, [m.cluster_centers_ for m in models.values()]),
+                "figures, alone": functools.partial(_assessed, source, models, None),
+                "figures, after a fit": functools.partial(_assessed, source, models, fitted),
+            }
+            found = interleaved(sides, rounds)
+        what = f"k = {ks[0]} to {ks[-1]}; {tiles:,} tiles"
+        sizes = {"tiles": tiles, "k": list(ks), "rounds": rounds, "threads": n}
+        cases.append(Case(what, where, "one pass", found, sizes))
+    return cases
+
+
+def _assessed(
+    source: TileStore, models: Mapping[int, FittedModel], fitted: SweepResult | None
+) -> Outcome:
+    return Outcome(said={"passes": assess_counted(source, models, None, fitted).passes})
 
 
 def many_blocks(

@@ -111,6 +111,20 @@ ROWS: dict[str, Row] = {
         _sized(20_000, 400_000, 4_000_000, rounds=(9, 9)),
         target="at most 2.2 reads",
     ),
+    "figures": Row(
+        "The figures for choosing k, beside one pass over the same models",
+        passes.beside_figures,
+        {"ks": SWEEP},
+        _sized(10_000, 400_000, 2_000_000, rounds=(5, 7)),
+        target="at most 3 passes",
+    ),
+    "figures-many": Row(
+        "The figures of many k, beside one pass over the same models",
+        passes.beside_figures,
+        {"ks": tuple(range(5, 26))},
+        _sized(10_000, 400_000, 2_000_000, rounds=(3, 5)),
+        target="at most 3 passes",
+    ),
     "coarse": Row(
         "Passes over all tiles to convergence, coarse to fine and without",
         fits.coarse,

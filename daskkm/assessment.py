@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskkm import inputs, lloyd, quality, scheduler, source
+from daskkm import inputs, lloyd, quality, scheduler, spread
 from daskkm.errors import FitError, ParameterError
 from daskkm.model import fitted_model
 from daskkm.quality import Quality
 from daskkm.reader import Reader
+from daskkm.spread import Clusters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from daskkm.fit import SweepResult
     from daskkm.model import FittedModel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,19 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     """Say how well each model fits the tiles, in figures by which to choose k.
 
     Takes two passes over the tiles for all models together: the first sums the clusters, the
-    second measures distances to their means, which are not known before. Tiles whose chunks
-    are of unknown sizes take one more. Figures are those of the labels that `predict` gives.
+    second measures distances to their means, which are not known before. For 8-bit tiles both
+    take about as long as three iterations of all models. Tiles whose chunks are of unknown
+    sizes take one pass more. Figures are those of the labels that `predict` gives.
 
     For integer tiles every figure is the same to the last bit whatever the chunks. Distances
     are summed in fixed point for that, to within 2**-21 of a mean distance for 10**9 tiles of
     256 uint8 features and 2**-33 of a mean silhouette, and a bit finer each time the number
     of tiles halves.
+
+    Of more than 8,192 8-bit tiles, distances are to centroids and means that are rounded to 16
+    bits a feature: of 256 features, to 1/128 of a grey level or less. That changes a silhouette or
+    a Davies-Bouldin index of the sample sheets by less than 1e-6.
+    Inertia, sizes and Calinski-Harabasz are exact, and so are the figures of classes.
 
     Parameters
     ----------
@@ -62,8 +72,9 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
         As in `SweepResult.models`.
     classes : NumPy or dask array of shape (n,), non-negative integers, optional
         The true class of each tile, for purity, adjusted Rand index and normalized mutual
-        information. Its chunks need not be those of X. Each class that occurs costs a column in
-        the sums of every cluster.
+        information, which are left out, with a warning, where no two tiles share a class. Its
+        chunks need not be those of X. Each class that occurs costs a column in the sums of
+        every cluster.
 
     Returns
     -------
@@ -125,8 +136,8 @@ def assess_counted(
     FitError, ValueError, TypeError, OverflowError
         As `assess`.
     """
-    models = _checked(source.as_tiles(X), models)
     tiles = Reader(X)
+    models = _checked(tiles.tiles, models)
     if not tiles.shape[0]:
         msg = "X has no tiles; give it some"
         raise FitError(msg)
@@ -139,13 +150,17 @@ def assess_counted(
         statistics = np.concatenate([fitted.statistics[k] for k in models])
 
     sums = [_Sums(statistics[lo:hi], stack[lo:hi]) for lo, hi in pairwise(offsets)]
-    means, filled = (
-        np.concatenate(parts) for parts in zip(*((s.means, s.sizes > 0) for s in sums), strict=True)
+    # A cluster without tiles is no other cluster, and no tile's own.
+    clusters = Clusters(
+        np.concatenate([own.centroids[own.filled] for own in sums]),
+        np.concatenate([own.means[own.filled] for own in sums]),
+        np.cumsum([0, *(int(own.filled.sum()) for own in sums)], dtype=np.intp),
     )
-    spread, scales = tiles.spread(stack, offsets, means, filled, classes, names)
+    found = tiles.spread(clusters, classes, names)
+    scales = spread.scales(*tiles.shape, tiles.tiles.dtype)
     qualities = {
-        k: own.quality(spread[lo:hi, :2] / scales, spread[lo:hi, 2], spread[lo:hi, 3:].astype(int))
-        for k, own, (lo, hi) in zip(models, sums, pairwise(offsets), strict=True)
+        k: own.quality(found[lo:hi, :2] / scales, found[lo:hi, 2], found[lo:hi, 3:].astype(int))
+        for k, own, (lo, hi) in zip(models, sums, pairwise(clusters.offsets), strict=True)
     }
     return Assessment(qualities, tiles.passes, tiles.bytes_read)
 
@@ -162,20 +177,24 @@ class _Sums:
         return np.asarray(self.statistics[:, -2], np.int64)
 
     @property
+    def filled(self) -> NDArray[np.bool_]:
+        return self.sizes > 0
+
+    @property
     def means(self) -> NDArray[np.float64]:
         return lloyd.means(self.statistics)
 
     def quality(
         self, sums: NDArray[np.float64], squares: NDArray[Any], table: NDArray[np.int64]
     ) -> Quality:
-        """Return the figures, given each cluster's sums of the second pass."""
-        sizes, filled = self.sizes, self.sizes > 0
+        """Return the figures, given what the second pass summed of each cluster that has tiles."""
+        sizes, filled = self.sizes, self.filled
         compared = quality.comparable(sizes)
-        spreads = sums[filled, 0] / sizes[filled]
+        spreads = sums[:, 0] / sizes[filled]
         classed = table.shape[1] > 0
         exact = self.statistics.dtype.kind == "i"
         part = self.statistics[filled], self.centroids[filled]
-        within = float(sum(lloyd.scatter(*part) if exact else squares[filled]))
+        within = float(sum(lloyd.scatter(*part) if exact else squares))
         return Quality(
             inertia=lloyd.inertia(self.statistics, self.centroids),
             sizes=sizes,
@@ -212,7 +231,11 @@ def _checked(tiles: da.Array, models: Any) -> dict[int, FittedModel]:
 
 
 def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | None]:
-    """Return the classes that occur, and those of the tiles in the tiles' chunks."""
+    """Return the classes that occur, and those of the tiles in the tiles' chunks.
+
+    None where no two tiles share a class: then each would cost a column of its own, for figures
+    that depend on k alone.
+    """
     if classes is None:
         return np.empty(0, int), None
     classes = inputs.column(classes, "classes")
@@ -231,4 +254,11 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
     if names[0] < 0:
         msg = f"classes hold {names[0]}; number them from 0"
         raise FitError(msg)
+    if len(names) == n > 1:
+        _log.warning(
+            "classes: each of %d tiles has its own. Purity, ARI and NMI would say nothing, and are "
+            "left out.",
+            n,
+        )
+        return np.empty(0, int), None
     return names, classes.rechunk((tiles.chunks[0],))

@@ -11,8 +11,6 @@ A large stack is a task of its own, so that it reaches each worker once and not 
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +20,7 @@ import dask.array as da
 import numpy as np
 
 from daskkm import kernel
+from daskkm import spread as spreads
 from daskkm.bounds import Resident
 from daskkm.errors import FitError
 from daskkm.lloyd import Farthest
@@ -33,12 +32,14 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from numpy.typing import NDArray
 
+    from daskkm.spread import Clusters
+
 _Found = TypeVar("_Found", bound=tuple[Any, ...])
 
 _FAN_IN = 8
 _LITTLE = 1 << 20  # bytes
 _ROUNDING = 1e-13  # of a mean of many floats, relative
-_PANEL = 1024  # tiles whose distances to all centroids are in memory at once
+_FEW = 8192  # tiles for which the definition of a distance costs little
 
 
 def statistics(
@@ -486,11 +487,7 @@ def joined(found: Sequence[_Found]) -> _Found:
 
 def spread(
     X: da.Array,
-    stack: NDArray[np.float64],
-    offsets: NDArray[np.intp],
-    means: NDArray[np.float64],
-    filled: NDArray[np.bool_],
-    scales: tuple[float, float],
+    clusters: Clusters,
     classes: da.Array | None,
     names: NDArray[Any],
 ) -> da.Array:
@@ -498,14 +495,10 @@ def spread(
 
     Parameters
     ----------
-    X, stack, offsets
-        As for `statistics`; float tiles are finite.
-    means : ndarray of shape (sum of k, d), float64
-        The mean tile of each cluster.
-    filled : ndarray of shape (sum of k,), bool
-        Which clusters have tiles.
-    scales : tuple of two floats
-        As `spread_scales` gives them.
+    X : dask array of shape (n, d)
+        Tiles, in one chunk along the features; finite.
+    clusters : Clusters
+        All that have tiles.
     classes : dask array of shape (n,), or None
         The class of each tile, in the chunks of X.
     names : ndarray of shape (n_classes,)
@@ -514,47 +507,21 @@ def spread(
     Returns
     -------
     dask array of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
-        Per centroid, over the tiles labelled with it: the sum of their distances to the mean
-        and that of their simplified silhouettes, both times their scale; for float tiles the
-        sum of the squares of those distances; the tiles of each class.
+        As `daskkm.spread.add_up`; by products where there are more than 8,192 8-bit tiles.
     """
+    n, d = X.shape
     return _summed(
         _spread,
         _with(X, classes),
-        (len(stack), 3 + len(names)),
+        (len(clusters.stack), 3 + len(names)),
         kernel.statistics_dtype(X.dtype),
-        stack=_shared(X, stack),
-        offsets=offsets,
-        means=_shared(X, means),
-        filled=filled,
-        scales=scales,
+        stack=_shared(X, clusters.stack),
+        means=_shared(X, clusters.means, "means"),
+        offsets=clusters.offsets,
+        scales=spreads.scales(n, d, X.dtype),
         names=names,
+        rounded=X.dtype.itemsize == 1 and n > _FEW,
     )
-
-
-def spread_scales(n: int, d: int, dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the units of fixed point in which `spread` sums distances and silhouettes.
-
-    Integers do not care in which order they are added, so each distance is rounded to a
-    multiple of 2**-p, with p as large as keeps the sum of n of the largest below 2**62.
-    Floats, whose labels' statistics depend on chunks anyway, are summed as they are.
-
-    Parameters
-    ----------
-    n, d : int
-        Tiles, and features of each.
-    dtype : numpy.dtype
-        Of the tiles.
-
-    Returns
-    -------
-    tuple of two floats
-        Powers of two, of at least n times the largest distance and n; 1 for float tiles.
-    """
-    if dtype.kind == "f":
-        return 1.0, 1.0
-    longest = math.sqrt(d) * kernel.span(dtype)
-    return 2.0 ** (62 - math.ceil(math.log2(n * longest))), 2.0 ** (62 - math.ceil(math.log2(n)))
 
 
 def _shared(X: da.Array, array: NDArray[Any], name: str = "stack") -> Any:
@@ -596,59 +563,27 @@ def _remembered_statistics(
     return block.statistics(stack, offsets, models)[None]
 
 
-def _spread(block: Any, *classes: NDArray[Any], **arguments: Any) -> NDArray[Any]:
-    return _summed_pieces(partial(_one_spread, **arguments), block, classes)
-
-
-def _one_spread(
-    tiles: NDArray[Any],
-    classes: NDArray[Any] | None = None,
-    *,
+def _spread(
+    block: Any,
+    *classes: NDArray[Any],
     stack: NDArray[np.float64],
-    offsets: NDArray[np.intp],
     means: NDArray[np.float64],
-    filled: NDArray[np.bool_],
-    scales: tuple[float, float],
+    offsets: NDArray[np.intp],
+    scales: spreads.Scales,
     names: NDArray[Any],
+    rounded: bool,
 ) -> NDArray[Any]:
-    """Return a block's `spread`, model by model and cluster by cluster."""
-    kind = kernel.statistics_dtype(tiles.dtype)
-    found = np.zeros((len(stack), 3 + len(names)), kind)
-    codes = None if classes is None else np.searchsorted(names, classes)
-    for lo, hi in pairwise(offsets):
-        labels, silhouettes = _silhouettes(tiles, stack[lo:hi], filled[lo:hi])
-        for j in np.unique(labels):
-            own, row = labels == j, found[lo + j]
-            distances = np.sqrt(kernel.distances_to_all(tiles[own], means[lo + j][None]))
-            row[0] = _fixed(distances, scales[0], kind).sum()
-            row[1] = _fixed(silhouettes[own], scales[1], kind).sum()
-            if kind.kind == "f":
-                row[2] = np.square(distances).sum()
-            if codes is not None:
-                row[3:] = np.bincount(codes[own], minlength=len(names))
-    return found
+    clusters = spreads.Clusters(stack, means, offsets)
+    products: spreads.Products | None = None
 
+    def of_piece(tiles: NDArray[Any], classes: NDArray[Any] | None = None) -> NDArray[Any]:
+        nonlocal products  # once for all pieces
+        codes = None if classes is None else np.searchsorted(names, classes)
+        if rounded:
+            products = products or spreads.prepare(tiles.dtype, clusters)
+        return spreads.add_up(tiles, clusters, scales, codes, len(names), products)
 
-def _silhouettes(
-    tiles: NDArray[Any], centroids: NDArray[np.float64], filled: NDArray[np.bool_]
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return each tile's label and simplified silhouette under one model."""
-    labels, silhouettes = np.empty(len(tiles), np.intp), np.empty(len(tiles))
-    for start in range(0, len(tiles), _PANEL):
-        panel = slice(start, start + _PANEL)
-        squares = kernel.distances_to_all(tiles[panel], centroids)
-        labels[panel], own, other = kernel.nearest_two(squares, filled)
-        a, b = np.sqrt(own), np.sqrt(other)
-        # b is never less than a. It is infinite if there is no other cluster: no silhouette.
-        known = (b > 0) & (b < np.inf)
-        silhouettes[panel] = np.divide(b - a, b, out=np.zeros_like(b), where=known)
-    return labels, silhouettes
-
-
-def _fixed(values: NDArray[np.float64], scale: float, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Return values in units of 1 / scale: whole ones, if they are summed as integers."""
-    scaled = values * scale
-    return scaled if kind.kind == "f" else np.rint(scaled).astype(kind)
+    return _summed_pieces(of_piece, block, classes)
 
 
 def _one_labels(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # Modules whose functions are compiled.
-SOURCES = ("compilation", "products", "kernel", "bounds")
+SOURCES = ("compilation", "products", "kernel", "bounds", "spread")
 
 _PACKAGE = Path(__file__).parent
 _log = logging.getLogger(__name__)

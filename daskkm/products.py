@@ -274,6 +274,47 @@ def add_vectors(
 
 
 @intrinsic
+def dot_vectors(typing_context: Any, tiles: Any, i: Any, weights: Any, j: Any, d: Any) -> Any:
+    """Return 8-bit tile i times row j of 16-bit weights, d > 0 features that are whole vectors."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tiles, i, weights, j, d = arguments
+        x = _Rows(context, builder, signature.args[0], tiles)
+        w = _Rows(context, builder, signature.args[2], weights)
+        extend = builder.sext if signature.args[0].dtype.signed else builder.zext
+        lanes = 2 * LANES
+        short, wide = _vector(_SHORT, lanes), _vector(_INT, lanes)
+        total, none = _vector(_INT, LANES), ir.Constant(wide, ir.Undefined)
+        before = builder.block
+        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        p, so_far = builder.phi(_INDEX), builder.phi(total)
+        p.add_incoming(_index(0), before)
+        so_far.add_incoming(ir.Constant(total, None), before)
+        tile = builder.load(x.at(i, p, _vector(_BYTE, lanes)), align=1)
+        weight = builder.load(w.at(j, p, short), align=2)
+        product = builder.mul(extend(tile, wide), builder.sext(weight, wide))
+        # The pattern of `_dot`.
+        pair = builder.add(
+            builder.shuffle_vector(product, none, _lanes(range(0, lanes, 2))),
+            builder.shuffle_vector(product, none, _lanes(range(1, lanes, 2))),
+        )
+        sums = builder.add(so_far, pair)
+        so_far.add_incoming(sums, loop)
+        following = builder.add(p, _index(lanes))
+        p.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
+        builder.position_at_end(after)
+        reduce = builder.module.declare_intrinsic(
+            f"llvm.vector.reduce.add.v{LANES}i32", (), ir.FunctionType(_INT, (total,))
+        )
+        return builder.call(reduce, [sums])
+
+    return types.int32(tiles, types.intp, weights, types.intp, types.intp), generate
+
+
+@intrinsic
 def fetch(typing_context: Any, tiles: Any, i: Any, p: Any) -> Any:
     """Ask for the line of the cache that holds feature p of tile i, without waiting for it."""
 

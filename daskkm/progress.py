@@ -459,7 +459,11 @@ def size(n_bytes: int) -> str:
 
 
 def closing_table(
-    models: Mapping[int, FittedModel], qualities: Mapping[int, Quality], *, quiet: bool = False
+    models: Mapping[int, FittedModel],
+    qualities: Mapping[int, Quality],
+    *,
+    classes: bool = False,
+    quiet: bool = False,
 ) -> str:
     """Return a table of the models, a line each, and how to read it.
 
@@ -467,7 +471,9 @@ def closing_table(
     ----------
     models : mapping of k to FittedModel
     qualities : mapping of k to Quality
-        Of the same k.
+        Of the same k; empty if the figures were not measured.
+    classes : bool
+        Whether figures of classes were asked for.
     quiet : bool
         Whether to leave out how to read it.
 
@@ -476,8 +482,9 @@ def closing_table(
     str
         The lines, those of the models of no more characters than the terminal has, or 100.
     """
-    cells = [_cells(k, model, qualities[k]) for k, model in models.items()]
-    columns = list(zip(_HEADINGS, *cells, strict=False))  # without classes, there are fewer cells
+    width = _width()
+    cells = [_cells(k, model, qualities.get(k)) for k, model in models.items()]
+    columns = list(zip(_HEADINGS, *cells, strict=False))  # there may be fewer cells
     widths = [max(map(len, column)) for column in columns]
     head, *lines = (
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -490,25 +497,43 @@ def closing_table(
             for line, model in zip(lines, models.values(), strict=True)
         ),
     ]
-    width = _width()
     lines = [_cut(line, width) for line in lines]
-    if quiet:
-        return "\n".join(lines)
-    lines.append(
-        "CH (Calinski-Harabasz) and silh (silhouette): more is better; DB (Davies-Bouldin): less."
-    )
+    return "\n".join(lines if quiet else lines + _explain(models, qualities, classes=classes))
+
+
+def _explain(
+    models: Mapping[int, FittedModel], qualities: Mapping[int, Quality], *, classes: bool
+) -> list[str]:
+    """Return lines that say how to read the closing table."""
+    lines = []
+    if qualities:
+        lines.append(
+            "CH (Calinski-Harabasz) and silh (silhouette): more is better; "
+            "DB (Davies-Bouldin): less."
+        )
     if any(q.purity is not None for q in qualities.values()):
         lines.append("purity, ARI (adjusted Rand) and NMI: more is better, 1 is perfect.")
+    elif classes and qualities:
+        lines.append(
+            "purity, ARI and NMI are left out: each sheet is one tile, a class of its own."
+        )
     found = knee({k: model.inertia_ for k, model in models.items()})
     if found is not None:
-        lines.append(f"The curve of inertia has its knee at k = {found}.")
-    return "\n".join(lines)
+        among = f"k = {min(models)} to {max(models)}"
+        lines.append(
+            f"The curve of inertia has its knee at k = {found} among {among}; "
+            "another range of k can move it."
+        )
+    return lines
 
 
-def _cells(k: int, model: FittedModel, quality: Quality) -> list[str]:
+def _cells(k: int, model: FittedModel, quality: Quality | None) -> list[str]:
     """Return a line of the table but for the sizes, under as many of the headings."""
     cells = [str(k), f"{model.inertia_:.6g}", str(model.n_iter_)]
-    cells += ["yes" if model.converged_ else "no", _figure(quality.calinski_harabasz, 1)]
+    cells.append("yes" if model.converged_ else "no")
+    if quality is None:
+        return cells
+    cells.append(_figure(quality.calinski_harabasz, 1))
     cells += [_figure(quality.davies_bouldin), _figure(quality.silhouette)]
     of_classes = quality.purity, quality.adjusted_rand, quality.normalized_mutual_info
     return cells if quality.purity is None else cells + [_figure(value) for value in of_classes]

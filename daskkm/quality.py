@@ -45,8 +45,8 @@ class Quality:
         to its own centroid and b that to the nearest centroid of another cluster that has
         tiles; high is good.
     purity : float or None
-        Share of the tiles that are of their cluster's commonest class; None without classes,
-        as are the next two.
+        Share of the tiles that are of their cluster's commonest class; None without classes or
+        where no two tiles share one, as are the next two.
     adjusted_rand : float or None
         Agreement of the pairs of tiles with the classes, 0 for chance and 1 for all.
     normalized_mutual_info : float or None
@@ -232,6 +232,9 @@ def knee(inertias: Mapping[int, float]) -> int | None:
     It is the k whose point lies farthest below the chord from the first point of the curve to
     the last, the lowest of equals. Both axes are thought to be scaled to 0 to 1, as in the
     source; the order of the points is the same without. Compared in exact fractions.
+
+    It depends on the range of k: the chord ends at the largest, and a longer curve tends to have
+    its knee farther right.
 
     Parameters
     ----------

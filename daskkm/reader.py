@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.lloyd import Step
+    from daskkm.spread import Clusters
 
     Seeding = Sequence[seeding.Trial] | seeding.Pool
 
@@ -326,19 +327,12 @@ class Reader:
         return found  # type: ignore[no-any-return]
 
     def spread(
-        self,
-        stack: NDArray[np.float64],
-        offsets: NDArray[np.intp],
-        means: NDArray[np.float64],
-        filled: NDArray[np.bool_],
-        classes: da.Array | None,
-        names: NDArray[Any],
-    ) -> tuple[NDArray[Any], tuple[float, float]]:
-        """Make a pass: how tiles spread about the means, in units of 1 / scales."""
-        scales = blocks.spread_scales(*self.shape, self.tiles.dtype)
-        lazy = blocks.spread(self.blocks, stack, offsets, means, filled, scales, classes, names)
+        self, clusters: Clusters, classes: da.Array | None, names: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Make a pass: how the tiles of every cluster spread about its mean, as `blocks.spread`."""
+        lazy = blocks.spread(self.blocks, clusters, classes, names)
         self._count(self.shape[0])
-        return np.asarray(*self._compute(lazy)), scales
+        return np.asarray(*self._compute(lazy))
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Make a pass over the blocks that hold these tiles, and bring them together."""

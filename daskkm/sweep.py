@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 @click.option(
     "--n-init", type=click.IntRange(1), default=16, help="Restarts of each k; the best is kept."
 )
-@click.option("--max-iter", type=click.IntRange(1), default=100, help="Most iterations of a model.")
+@click.option("--max-iter", type=click.IntRange(1), default=300, help="Most iterations of a model.")
 @click.option(
     "--tol",
     type=cli.Number(),
@@ -100,6 +100,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Each sheet holds tiles of one class: report purity, ARI and NMI against the sheets.",
 )
+@click.option(
+    "--quality/--no-quality",
+    default=True,
+    help="Whether to measure the figures for choosing k, which takes about as long as two "
+    "iterations of all k.",
+)
 @cli.quiet_option
 @cli.scheduler_options
 def command(
@@ -119,6 +125,7 @@ def command(
     seed: int,
     sheet_classes: bool,
     quiet: bool,
+    quality: bool,
     scheduler_name: str,
     **local: Any,
 ) -> None:
@@ -128,7 +135,7 @@ def command(
     OUT/sweep.json. A sweep that was cut short goes on from its last pass when it is run again.
     """
     from daskkm import model, results
-    from daskkm.assessment import assess_counted
+    from daskkm.assessment import Assessment, assess_counted
     from daskkm.checkpoint import held
     from daskkm.fit import iter_passes
     from daskkm.ingest import say_skipped
@@ -179,13 +186,16 @@ def command(
             settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol}
             settings["seed"] = seed
             _save_models(out, result.models, store.tile, settings)
-            classes = store.provenance_of("sheet") if sheet_classes else None
-            with progress.stage("figures"):
-                found = assess_counted(store, result.models, classes, result)
+            found = Assessment({}, 0, 0)
+            if quality:
+                with progress.stage("figures"):
+                    classes = store.provenance_of("sheet") if sheet_classes else None
+                    found = assess_counted(store, result.models, classes, result)
         source = {"store": store_path.as_posix(), "settings": settings}
         _save_figures(out, result, found, store, source)
         kept.clear()
-    click.echo(closing_table(result.models, found.qualities, quiet=quiet))
+    table = closing_table(result.models, found.qualities, classes=sheet_classes, quiet=quiet)
+    click.echo(table)
     click.echo(
         f"{result.passes + found.passes} passes, "
         f"{size(result.bytes_read + found.bytes_read)} read, "
@@ -299,7 +309,7 @@ def _save_figures(
                 "converged": model.converged_,
                 "restart": model.restart_,
                 "sizes": model.counts_.tolist(),
-                **_figures(found.qualities[k]),
+                **_figures(found.qualities.get(k)),
             }
             for k, model in models.items()
         ],
@@ -307,8 +317,10 @@ def _save_figures(
     results.save_json(out / "sweep.json", content)
 
 
-def _figures(quality: Quality) -> dict[str, float | None]:
-    """Return the figures by which to choose k, by name; those of classes if they were given."""
+def _figures(quality: Quality | None) -> dict[str, float | None]:
+    """Return the figures that were measured, by name; None for one that is not defined."""
+    if quality is None:
+        return {}
     names = ["calinski_harabasz", "davies_bouldin", "silhouette"]
     if quality.purity is not None:
         names += ["purity", "adjusted_rand", "normalized_mutual_info"]

@@ -82,13 +82,14 @@ def compile_kernels() -> None:
     tiles, offsets = rng.integers(0, 256, (99, 16), np.uint8), np.array([0, 1, 3])
     with dask.config.set(scheduler="sync"):
         models = daskkm.fit_sweep(tiles, [2, 3], n_init=2, random_state=0).models
-        daskkm.assess(tiles, models)
+        for few_or_many in (tiles, np.tile(tiles, (99, 1))):  # figures have a way for each
+            daskkm.assess(few_or_many, models)
     stack = np.concatenate([tiles[:1], models[2].cluster_centers_])
     bounds.Resident.of(tiles).statistics(stack, offsets, [0, 1])
     for centroids in (tiles[:3].astype(float), stack):
         distances = kernel.distances_to_all(tiles, centroids)
-        labels, _, _ = kernel.nearest_two(distances, np.ones(3, bool))
-        kernel.squared_distances(tiles, centroids, labels.astype(np.int32))
+        labels, _, _ = kernel.nearest_two(distances)
+        kernel.squared_distances(tiles, centroids, labels)
 
 
 def _serve() -> None:

@@ -91,6 +91,16 @@ def test_a_peer_that_is_too_slow_is_stopped(folder: Path) -> None:
     assert "dask-ml was stopped after k = 3" in case.notes[0]
 
 
+@pytest.mark.parametrize("name", ["figures", "figures-many"])
+def test_figures(name: str, folder: Path) -> None:
+    cases = tiny(name, folder)
+    assert [case["sizes"]["threads"] for case in cases] == [1, 2]
+    for case in cases:
+        sides = case["sides"]
+        passes = {side: sides[side]["passes"] for side in sides if side != "one pass"}
+        assert passes == {"figures, alone": 2, "figures, after a fit": 1}
+
+
 def test_coarse(folder: Path) -> None:
     (case,) = tiny("coarse", folder)
     coarse, fine = case["sides"]["coarse to fine"], case["sides"]["same starts, all tiles"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
@@ -70,10 +71,10 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
     assert said["tile"] == [16, 16]
     assert said["bytes_read"] == 2 * 5610 * 256  # they stay in memory; then they are assessed
     assert said["settings"] == {
-        "init": "k-means++", "n_init": 16, "max_iter": 100, "tol": 1e-4, "seed": 0,
+        "init": "k-means++", "n_init": 16, "max_iter": 300, "tol": 1e-4, "seed": 0,
     }  # fmt: skip
     store = daskkm.open_store(home / "store" / "tiles.zarr")
-    result = daskkm.fit_sweep(store.features(), range(3, 8), max_iter=100, random_state=0)
+    result = daskkm.fit_sweep(store.features(), range(3, 8), random_state=0)
     assert said["passes"] == result.passes + 1
     assert said["knee"] == daskkm.knee({k: m.inertia_ for k, m in result.models.items()}) == 5
     found = daskkm.assess(store, result.models)
@@ -114,7 +115,10 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
     assert last.startswith(f"pass {result.passes}: 0 of 80 models moving, ")
     table = done.stdout.splitlines()
     assert [line.split()[0] for line in table[1:6]] == ["3", "4", "5", "6", "7"]
-    assert table[-2] == "The curve of inertia has its knee at k = 5."
+    assert table[-2] == (
+        "The curve of inertia has its knee at k = 5 among k = 3 to 7; "
+        "another range of k can move it."
+    )
     assert table[-1].startswith(f"{said['passes']} passes, {said['bytes_read'] / 1e6:.1f} MB read")
     assert "look at centroids/contact_sheet.png" in table[-1]
 
@@ -132,11 +136,59 @@ def test_sheets_as_classes(home: Path) -> None:
     said = json.loads((home / "centroids" / "sweep.json").read_text())
     assert said["knee"] is None
     store = daskkm.open_store(home / "store" / "tiles.zarr")
-    models = daskkm.fit_sweep(store, [1, 12], n_init=2, max_iter=100, random_state=0).models
+    models = daskkm.fit_sweep(store, [1, 12], n_init=2, random_state=0).models
     found = daskkm.assess(store, models, classes=store.provenance()["sheet"])
     for entry in said["models"]:
         for name in ("silhouette", "purity", "adjusted_rand", "normalized_mutual_info"):
             assert entry[name] == getattr(found[entry["k"]], name)
+
+
+def test_a_sweep_without_quality_makes_no_pass_for_it(
+    sheets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
+    flags = [
+        *("--store", str(tmp_path / "s.zarr"), "--out", str(tmp_path), "--scheduler", "threads"),
+        *("--n-init", "1", "--k", "1-3", "--no-quality", "--sheet-classes"),
+    ]
+    sweep_command.main(flags, standalone_mode=False)
+    said = json.loads((tmp_path / "sweep.json").read_text())
+    assert said["passes"] == daskkm.fit_sweep(store, [1, 2, 3], n_init=1, random_state=0).passes
+    for entry in said["models"]:
+        assert entry.keys() == {"k", "inertia", "n_iter", "converged", "restart", "sizes"}
+    head, *rest = capsys.readouterr().out.splitlines()
+    assert head.split() == [
+        *("k", "inertia", "iter", "converged"),
+        *("tiles", "in", "each", "cluster"),
+    ]
+    assert not [line for line in rest if "silh" in line or "purity" in line]
+
+
+def test_sheets_of_one_tile_each_are_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(12):
+        tile = np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(tile).save(tmp_path / f"{i}.png")
+    daskkm.ingest(tmp_path, tmp_path / "s.zarr", tile=8)
+    flags = [
+        *("--store", str(tmp_path / "s.zarr"), "--out", str(tmp_path), "--scheduler", "threads"),
+        *("--n-init", "1", "--k", "2,3", "--sheet-classes"),
+    ]
+    sweep_command.main(flags, standalone_mode=False)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[4:8] == ["CH", "DB", "silh", "tiles"]
+    line = "purity, ARI and NMI are left out: each sheet is one tile, a class of its own."
+    assert line in table
+    for entry in json.loads((tmp_path / "sweep.json").read_text())["models"]:
+        assert "silhouette" in entry
+        assert "purity" not in entry
+
+
+def test_max_iter_has_one_default() -> None:
+    (option,) = (each for each in sweep_command.params if each.name == "max_iter")
+    of_fits = inspect.signature(daskkm.fit_sweep).parameters["max_iter"].default
+    assert option.default == of_fits == daskkm.KMeans().max_iter == 300
 
 
 def test_a_sweep_cut_short_leaves_no_figures_of_another(

@@ -325,9 +325,9 @@ def test_weights_too_large_to_be_exact_are_refused() -> None:
 
 def test_the_nearest_two() -> None:
     distances = np.array([[3.0, 1, 1, 0.5], [2, 2, 2, 2], [5, 4, 9, 8], [0, 7, 8, 9]])
-    found = kernel.nearest_two(distances, np.array([True, True, False, True]))
+    found = kernel.nearest_two(distances)
     assert [part.tolist() for part in found] == [[3, 0, 1, 0], [0.5, 2, 4, 0], [1, 2, 5, 7]]
-    _, own, other = kernel.nearest_two(distances[:, :1], np.array([True]))
+    _, own, other = kernel.nearest_two(distances[:, :1])
     assert (own.tolist(), other.tolist()) == ([3, 2, 5, 0], [np.inf] * 4)
 
 

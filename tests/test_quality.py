@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 import daskkm
-from daskkm import blocks, quality
+from daskkm import blocks, quality, spread
 from daskkm.assessment import assess_counted
 from daskkm.model import FittedModel
 from tests import reference
@@ -78,13 +79,16 @@ def test_figures_are_the_peers(seed: int, dtype: str, kind: str) -> None:
         assert q.inertia == pytest.approx(
             np.square(wide - model.cluster_centers_[labels]).sum(), rel=1e-9, abs=1e-9
         )
-        table = np.zeros((k, 1000), int)
-        np.add.at(table, (labels, classes), 1)
-        assert q.purity == table.max(axis=1).sum() / len(tiles)
-        rand = metrics.adjusted_rand_score(classes, labels)
-        assert q.adjusted_rand == pytest.approx(rand, abs=1e-12)
-        mutual = metrics.normalized_mutual_info_score(classes, labels)
-        assert q.normalized_mutual_info == pytest.approx(mutual, abs=1e-12)
+        if len(np.unique(classes)) == len(tiles):
+            assert astuple(q)[5:] == (None, None, None)
+        else:
+            table = np.zeros((k, 1000), int)
+            np.add.at(table, (labels, classes), 1)
+            assert q.purity == table.max(axis=1).sum() / len(tiles)
+            rand = metrics.adjusted_rand_score(classes, labels)
+            assert q.adjusted_rand == pytest.approx(rand, abs=1e-12)
+            mutual = metrics.normalized_mutual_info_score(classes, labels)
+            assert q.normalized_mutual_info == pytest.approx(mutual, abs=1e-12)
         if not 1 < len(set(labels.tolist())) < len(tiles):
             assert astuple(q)[2:5] == (None, None, None)
             with pytest.raises(ValueError, match="Valid values are 2 to n_samples"):
@@ -99,25 +103,28 @@ def test_figures_are_the_peers(seed: int, dtype: str, kind: str) -> None:
         assert q.silhouette == pytest.approx(own, rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("few", [0, 8192])
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     cuts=st.lists(st.integers(0, 90), max_size=6),
     dtype=st.sampled_from(DTYPES[:4]),
 )
-def test_any_chunking_gives_the_same_bits(seed: int, cuts: list[int], dtype: str) -> None:
+def test_any_chunking_gives_the_same_bits(few: int, seed: int, cuts: list[int], dtype: str) -> None:
     rng = np.random.default_rng(seed)
     limits = np.iinfo(dtype)
     distinct = rng.integers(limits.min, limits.max, (40, 3), endpoint=True).astype(dtype)
     tiles, classes = distinct[rng.integers(0, 40, 90)], rng.integers(0, 4, 90)
     models = {k: model_of(rng.normal(0, limits.max, (k, 3)), tiles) for k in (1, 3, 8)}
-    whole = daskkm.assess(tiles, models, classes=classes)
     chunks = tuple(np.diff([0, *sorted(cuts), 90]).tolist())
-    parts = daskkm.assess(
-        da.from_array(tiles, chunks=(chunks, (1, 2))),
-        models,
-        classes=da.from_array(classes, chunks=17),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_FEW", few)
+        whole = daskkm.assess(tiles, models, classes=classes)
+        parts = daskkm.assess(
+            da.from_array(tiles, chunks=(chunks, (1, 2))),
+            models,
+            classes=da.from_array(classes, chunks=17),
+        )
     for k in models:
         for one, other in zip(astuple(whole[k]), astuple(parts[k]), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -149,6 +156,107 @@ def test_two_reads_of_every_tile_are_made_and_counted() -> None:
     assert np.isnan(X[X[:, 0] >= 0].shape[0])
     assert set(source.reads) == {found.passes} == {3}
     assert found.bytes_read == source.reads.sum() * 6
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 200),
+    d=st.integers(1, 70),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    dtype=st.sampled_from(DTYPES[:2]),
+    apart=st.sampled_from([0.1, 5.0, 1e4]),
+)
+def test_products_give_distances_to_rounded_centroids(
+    seed: int, n: int, d: int, sizes: list[int], dtype: str, apart: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    tiles = rng.integers(limits.min, limits.max, (n, d), dtype, endpoint=True)
+    offsets = np.cumsum([0, *sizes])
+    near = tiles[rng.integers(0, n, offsets[-1])].astype(float)
+    clusters = spread.Clusters(
+        near + rng.normal(0, apart, near.shape), near + rng.normal(0, 1, near.shape), offsets
+    )
+    scales, codes = spread.scales(n, d, tiles.dtype), rng.integers(0, 3, n)
+    products = spread.prepare(tiles.dtype, clusters)
+    assert products is not None
+    found = spread.add_up(tiles, clusters, scales, codes, 3, products)
+    exact = spread.add_up(tiles, clusters, scales, codes, 3)
+    np.testing.assert_array_equal(found[:, 3:], exact[:, 3:])
+    # The centroids and means that the products are of, a quarter of a unit off at most.
+    weights = products.prepared.weights.view(np.int16)[:, :d]
+    for rounded, of, units in (
+        (weights, clusters.stack, products.prepared.unit),
+        (products.weights, clusters.means, products.units),
+    ):
+        unit = units.repeat(sizes)[:, None]
+        off = np.abs(products.centre - unit * rounded / 2 - of)
+        assert (off <= unit / 4 * (1 + 1e-9)).all()
+    for m, (lo, hi) in enumerate(pairwise(offsets)):
+        unit, own = products.prepared.unit[m], products.units[m]
+        squares = reference.distances(tiles, clusters.stack[lo:hi])
+        labels, rows = squares.argmin(axis=1), np.arange(n)
+        far = np.sqrt(reference.distances(tiles, products.centre - unit * weights[lo:hi] / 2))
+        a = far[rows, labels]
+        far[rows, labels] = np.inf
+        b = np.maximum(far.min(axis=1), a)
+        silhouettes = np.where((b > 0) & (b < np.inf), 1 - a / np.where(b > 0, b, 1), 0.0)
+        means = products.centre - own * products.weights[lo:hi] / 2
+        apart_from_mean = np.sqrt(reference.distances(tiles, means))[rows, labels]
+        for column, values in enumerate((apart_from_mean, silhouettes)):
+            sums = np.bincount(labels, values, minlength=hi - lo)
+            counts = np.bincount(labels, minlength=hi - lo)
+            np.testing.assert_allclose(
+                found[lo:hi, column] / scales[column], sums, rtol=1e-9, atol=1e-5 * counts.max()
+            )
+
+
+def test_products_of_numbers_that_are_too_large_are_not_made() -> None:
+    tiles = np.arange(8, dtype=np.uint8).reshape(4, 2)
+    clusters = spread.Clusters(np.full((1, 2), 1e200), np.ones((1, 2)), np.array([0, 1]))
+    assert spread.prepare(tiles.dtype, clusters) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_figures_of_many_tiles_are_those_by_definition(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.integers(-100, 100, (5, 16))
+    tiles = centres[rng.integers(0, 5, 9000)] + rng.normal(0, 9, (9000, 16))
+    limits = np.iinfo(dtype)
+    tiles = np.clip(np.rint(tiles) + 128 * (dtype == "uint8"), limits.min, limits.max).astype(dtype)
+    models = {k: model_of(tiles[:k] + rng.normal(0, 1, (k, 16)), tiles) for k in (2, 5, 9)}
+    classes = rng.integers(0, 3, 9000)
+    fast = daskkm.assess(tiles, models, classes=classes)
+    monkeypatch.setattr(blocks, "_FEW", 9000)
+    exact = daskkm.assess(tiles, models, classes=classes)
+    for k in models:
+        assert fast[k].silhouette == pytest.approx(exact[k].silhouette, abs=1e-5)
+        assert fast[k].silhouette != exact[k].silhouette
+        assert fast[k].davies_bouldin == pytest.approx(exact[k].davies_bouldin, rel=1e-5)
+        others = (replace(each[k], silhouette=None, davies_bouldin=None) for each in (fast, exact))
+        assert len(set(map(repr, others))) == 1
+
+
+def test_classes_that_no_two_tiles_share_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    tiles = np.arange(40, dtype=np.uint8).reshape(10, 4)
+    models = {2: model_of(tiles[[0, 9]], tiles)}
+    for classes in (np.arange(10), da.arange(10, chunks=3)[::-1]):
+        caplog.clear()
+        found = daskkm.assess(tiles, models, classes=classes)[2]
+        assert astuple(found)[5:] == (None, None, None)
+        assert repr(found) == repr(daskkm.assess(tiles, models)[2])
+        assert caplog.messages == [
+            (
+                "classes: each of 10 tiles has its own. Purity, ARI and NMI would say nothing, and "
+                "are left out."
+            )
+        ]
+    caplog.clear()
+    assert daskkm.assess(tiles, models, classes=np.arange(10) // 2)[2].purity == 0.4
+    assert not caplog.messages
 
 
 def test_unknown_chunks_of_tiles_and_of_classes() -> None:
@@ -206,7 +314,7 @@ def test_float_tiles_far_from_zero(offset: float) -> None:
 def test_fixed_point_cannot_overflow_and_is_as_fine_as_said(n: int, dtype: str) -> None:
     limits = np.iinfo(dtype)
     longest = (int(limits.max) - int(limits.min)) * 16
-    distance, unit = blocks.spread_scales(n, 256, np.dtype(dtype))
+    distance, unit = spread.scales(n, 256, np.dtype(dtype))
     # Each may be half a unit more than it was.
     assert 2**61 <= n * longest * int(distance) <= 2**62 - n
     assert 2**61 <= n * int(unit) <= 2**62
