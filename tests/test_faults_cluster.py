@@ -340,7 +340,7 @@ def test_workers_that_are_killed_at_random(
         made.adapt(minimum=2, maximum=2, interval="500ms")
         first = pids(client)
         client.register_plugin(Armed(tmp_path, mode))
-        while len(killed()) < 4 or len(killed() - first) < 2 or not within:
+        while len(killed()) < 6 or len(killed() - first) < 2 or not within:
             before = killed()
             assert time.monotonic() < end, (before, first, within)
             assert_same_bits(daskkm.fit_sweep(X, **SWEEP, cache="never"), expected)
