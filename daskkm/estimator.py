@@ -99,7 +99,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,), str
         Only where X had names.
-    fitted_ : FittedModel
+    fitted_model : FittedModel
         What the methods answer by, as a sweep returns it, with the tiles in each cluster.
 
     See Also
@@ -217,8 +217,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             cache=self.cache,
         )
         self._show(made_all(_printed(passes) if self.verbose else passes).models[k])
-        self.labels_ = self.fitted_.predict(X)
-        found = np.count_nonzero(self.fitted_.counts_)
+        self.labels_ = self.fitted_model.predict(X)
+        found = np.count_nonzero(self.fitted_model.counts_)
         if found < k:
             msg = (
                 f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}). "
@@ -245,7 +245,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         NotFittedError
             Before `fit`.
         """
-        return self.fitted_.predict(self._validated(X, reset=False))
+        return self.fitted_model.predict(self._validated(X, reset=False))
 
     def fit_predict(
         self,
@@ -292,7 +292,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError, TypeError, NotFittedError
             As `predict`.
         """
-        distances = self.fitted_.transform(self._validated(X, reset=False))
+        distances = self.fitted_model.transform(self._validated(X, reset=False))
         # Not every library of data frames takes a dask array.
         if (
             inputs.is_lazy(distances)
@@ -351,7 +351,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         NotFittedError
             Before `fit`.
         """
-        fitted = self.fitted_
+        fitted = self.fitted_model
         params = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
         extra = {}
         if isinstance(params["init"], np.ndarray):
@@ -368,7 +368,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         fitted.save(path, settings=settings, extra=extra)
 
     @property
-    def fitted_(self) -> FittedModel:
+    def fitted_model(self) -> FittedModel:
         """Model that the methods answer by; NotFittedError before there is one."""
         check_is_fitted(self)
         return self._fitted
@@ -376,7 +376,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     @property
     def cluster_centers_(self) -> NDArray[np.float64]:
         """Centroids that the methods answer by; NotFittedError before there are any."""
-        return self.fitted_.cluster_centers_
+        return self.fitted_model.cluster_centers_
 
     @cluster_centers_.setter
     def cluster_centers_(self, centroids: ArrayLike) -> None:

@@ -305,7 +305,7 @@ def fitted_model(model: Any) -> FittedModel:
     NotFittedError
         If it is an estimator that is not fitted.
     """
-    found = model.fitted_ if hasattr(type(model), "fitted_") else model
+    found = model.fitted_model if hasattr(type(model), "fitted_model") else model
     if isinstance(found, FittedModel):
         return found
     msg = (

@@ -96,7 +96,7 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
             *(f"centroid{i}.png" for i in range(1, k + 1)),
             "model.zarr",
         }
-        saved = daskkm.load_model(folder / "model.zarr").fitted_
+        saved = daskkm.load_model(folder / "model.zarr").fitted_model
         np.testing.assert_array_equal(saved.cluster_centers_, model.cluster_centers_)
         np.testing.assert_array_equal(saved.counts_, model.counts_)
         assert (saved.inertia_, saved.tile) == (model.inertia_, (16, 16))
@@ -326,7 +326,7 @@ def test_labels_of_a_sweeps_model(swept: Path, flags: tuple[str, ...]) -> None:
     done = run("daskkm.label", "centroids/3/model.zarr", *flags, cwd=swept)
     assert done.returncode == 0, done.stderr
     store = daskkm.open_store(swept / "store" / "tiles.zarr")
-    model = daskkm.load_model(swept / "centroids" / "3" / "model.zarr").fitted_
+    model = daskkm.load_model(swept / "centroids" / "3" / "model.zarr").fitted_model
     np.testing.assert_array_equal(store.labels(3), model.predict(store.features()).compute())
     sizes = " ".join(map(str, model.counts_))
     assert re.fullmatch(

@@ -589,7 +589,7 @@ def test_big_endian_tiles_are_tiles() -> None:
     tiles = make_tiles(dtype="uint16")
     model = KMeans(3, random_state=0).fit(tiles)
     other = KMeans(3, random_state=0).fit(tiles.astype(">u2"))
-    assert other.fitted_.dtype == np.dtype("uint16") == model.fitted_.dtype
+    assert other.fitted_model.dtype == np.dtype("uint16") == model.fitted_model.dtype
     np.testing.assert_array_equal(other.cluster_centers_, model.cluster_centers_)
     lazy = KMeans(3, random_state=0).fit(in_blocks(tiles.astype(">u2")))
     np.testing.assert_array_equal(lazy.cluster_centers_, model.cluster_centers_)
@@ -636,7 +636,7 @@ def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
         for name, value in model.get_params().items():
             np.testing.assert_array_equal(again.get_params()[name], value)
         np.testing.assert_array_equal(again.cluster_centers_, model.cluster_centers_)
-        np.testing.assert_array_equal(again.fitted_.counts_, model.fitted_.counts_)
+        np.testing.assert_array_equal(again.fitted_model.counts_, model.fitted_model.counts_)
         np.testing.assert_array_equal(again.predict(tiles), model.labels_)
         assert (again.inertia_, again.n_iter_) == (model.inertia_, model.n_iter_)
         assert again.n_features_in_ == 6
@@ -676,10 +676,10 @@ def test_parameters_that_are_no_estimators_are_not_loaded(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     model = KMeans(2, random_state=0).fit(make_tiles())
-    model.fitted_.save(tmp_path / "model.zarr", settings=settings)
+    model.fitted_model.save(tmp_path / "model.zarr", settings=settings)
     with pytest.raises(daskkm.ModelError, match=r"model\.zarr: the saved model's"):
         daskkm.load_model(tmp_path / "model.zarr")
-    model.fitted_.save(tmp_path / "model.zarr")
+    model.fitted_model.save(tmp_path / "model.zarr")
     assert daskkm.load_model(tmp_path / "model.zarr").n_clusters == 2
 
 
@@ -748,12 +748,12 @@ def test_assigned_centroids_leave_what_the_fit_found() -> None:
     np.testing.assert_array_equal(model.labels_, labels)
     assert model.inertia_ == inertia
     # The model that is saved says nothing of tiles that were counted for other centroids.
-    assert np.isnan(model.fitted_.counts_).all()
-    assert np.isnan(model.fitted_.inertia_)
+    assert np.isnan(model.fitted_model.counts_).all()
+    assert np.isnan(model.fitted_model.inertia_)
     centroids[:] = 0
     np.testing.assert_array_equal(model.predict(tiles), 2 - labels)
     again = model.fit(tiles)
-    assert again.fitted_.counts_.sum() == 300
+    assert again.fitted_model.counts_.sum() == 300
 
 
 def test_assigned_centroids_may_have_other_features() -> None:
@@ -797,7 +797,7 @@ def test_assigned_centroids_label_a_store(digits: daskkm.TileStore, tmp_path: Pa
         lambda model, store: model.get_feature_names_out(),
         lambda model, store: model.save("model.zarr"),
         lambda model, store: model.cluster_centers_,
-        lambda model, store: model.fitted_,
+        lambda model, store: model.fitted_model,
         lambda model, store: daskkm.label(store, model),
         lambda model, store: daskkm.assess(store, {8: model}),
     ],

@@ -1,7 +1,7 @@
 """Golden digests: results on integer tiles stay the same to the last bit from commit to commit.
 
-Each digest stands for the centroids, counts, inertia and labels of every k, for two chunkings. After a
-change that is meant to change results: ``python -m tests.test_golden`` writes them anew.
+Each digest stands for the centroids, counts, inertia and labels of every k, for two chunkings.
+After a change that is meant to change results, ``python -m tests.test_golden`` writes them anew.
 """
 
 from __future__ import annotations

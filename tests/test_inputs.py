@@ -125,7 +125,7 @@ def test_what_is_no_array_is_a_type_error_that_says_what_to_give(kind: str, tmp_
     model = daskkm.KMeans(3, random_state=0).fit(X)
     for call in (
         lambda: daskkm.fit_sweep(given, [3]),
-        lambda: model.fitted_.predict(given),
+        lambda: model.fitted_model.predict(given),
         lambda: daskkm.assess(given, {3: model}),
     ):
         with pytest.raises(TypeError, match=words) as raised:
@@ -143,9 +143,11 @@ def test_other_numbers_become_float64_block_by_block_in_every_entry(name: str) -
     sets = [given, lazy, lazy.rechunk((60, 4))]
     assert [centroids(each) for each in sets] == [wanted, centroids(lazy.astype(float)), wanted]
     model = daskkm.KMeans(3, random_state=0).fit(given)
-    assert model.fitted_.dtype == np.float64
+    assert model.fitted_model.dtype == np.float64
     np.testing.assert_array_equal(model.predict(lazy), model.predict(given))
-    np.testing.assert_array_equal(model.fitted_.transform(lazy), model.fitted_.transform(given))
+    np.testing.assert_array_equal(
+        model.fitted_model.transform(lazy), model.fitted_model.transform(given)
+    )
     assert daskkm.assess(lazy, {3: model}).keys() == {3}
 
 
@@ -223,7 +225,7 @@ X = np.load(sys.argv[1], mmap_mode="r")
 peaks = []
 for part in (X[: len(X) // 20], X):
     model = daskkm.KMeans(2, max_iter=2, random_state=0, init=part[:2], n_init=1).fit(part)
-    model.fitted_.predict(part)
+    model.fitted_model.predict(part)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[1] - peaks[0])
 """

@@ -59,7 +59,7 @@ CALLS: dict[tuple[str, str], tuple[Callable[[Any], object], type[Exception]]] = 
     ("verify", "path"): (daskkm.verify, StoreError),
     ("load_model", "path"): (daskkm.load_model, ModelError),
     ("KMeans.save", "path"): (lambda url: fitted().save(url), ModelError),
-    ("FittedModel.save", "path"): (lambda url: fitted().fitted_.save(path=url), ModelError),
+    ("FittedModel.save", "path"): (lambda url: fitted().fitted_model.save(path=url), ModelError),
     ("fit_sweep", "checkpoint"): (
         lambda url: daskkm.fit_sweep(X, [1], n_init=1, checkpoint=url),
         CheckpointError,

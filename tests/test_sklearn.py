@@ -158,7 +158,7 @@ def assert_same_answer(model: KMeans, peer: sklearn.cluster.KMeans, problem: Pro
     )
     assert model.inertia_ == pytest.approx(peer.inertia_, rel=1e-10)
     counts = np.bincount(model.labels_, problem.weights, len(order))
-    np.testing.assert_allclose(model.fitted_.counts_, counts, rtol=1e-12)
+    np.testing.assert_allclose(model.fitted_model.counts_, counts, rtol=1e-12)
 
 
 def assert_same_bits(model: KMeans, other: KMeans) -> None:

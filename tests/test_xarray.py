@@ -57,7 +57,7 @@ def test_model_in_xarray_has_clusters_and_features(
     found = xr.open_zarr(tmp_path / "m.zarr")
     assert dict(found.sizes) == {"cluster": 2, "feature": 2}
     np.testing.assert_array_equal(found["cluster_centers"], model.cluster_centers_)
-    np.testing.assert_array_equal(found["counts"], model.fitted_.counts_)
+    np.testing.assert_array_equal(found["counts"], model.fitted_model.counts_)
     tree = xr.open_datatree(tmp_path / "m.zarr", engine="zarr")
     if init != "random":
         np.testing.assert_array_equal(tree["extra/init"], init)
