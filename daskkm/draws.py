@@ -9,7 +9,7 @@ import numpy as np
 
 from daskkm import kernel, seeding
 from daskkm.blocks import gathered, joined, noted
-from daskkm.scheduler import compute
+from daskkm.scheduler import compute, persist
 from daskkm.seeding import Drawn, Outcome
 
 if TYPE_CHECKING:
@@ -185,11 +185,13 @@ class Rounds:
             **arguments,
         )
         if self._keep:
-            notes, found = dask.persist(notes, found, scheduler=self._scheduler)
+            notes, found = persist(notes, found, scheduler=self._scheduler)
             self._notes, self._known = notes, len(candidates)
         return compute(found.to_delayed().item(), scheduler=self._scheduler)[0]
 
 
+# What overflows is refused by the first pass that measures the tiles.
+@np.errstate(over="ignore", invalid="ignore")
 def _one_round(
     tiles: NDArray[Any],
     first: int,

@@ -134,7 +134,8 @@ def clear(path: str | os.PathLike[str], kind: Kind) -> None:
     Also what `resuming` has kept.
     """
     place = Path(os.path.realpath(path))
-    if place.with_name(f"{place.name}.lock").exists() or begun(place).exists():
+    names = f"{place.name}.lock", f"{place.name}.lock.turn"  # what runs of daskkm's hold
+    if begun(place).exists() or any(place.with_name(name).exists() for name in names):
         with suppress(kind.error), held(place, kind, alone=True, clear=_clear_all):
             pass
 

@@ -101,10 +101,10 @@ if TYPE_CHECKING:
     help="Each sheet holds tiles of one class: report purity, ARI and NMI against the sheets.",
 )
 @click.option(
-    "--quality/--no-quality",
-    default=True,
-    help="Whether to measure the figures for choosing k, which takes about as long as two "
-    "iterations of all k.",
+    "--no-quality",
+    is_flag=True,
+    help="Leave out the figures for choosing k, which take about as long as two iterations of "
+    "all k.",
 )
 @cli.quiet_option
 @cli.scheduler_options
@@ -125,7 +125,7 @@ def command(
     seed: int,
     sheet_classes: bool,
     quiet: bool,
-    quality: bool,
+    no_quality: bool,
     scheduler_name: str,
     **local: Any,
 ) -> None:
@@ -187,7 +187,7 @@ def command(
             settings["seed"] = seed
             _save_models(out, result.models, store.tile, settings)
             found = Assessment({}, 0, 0)
-            if quality:
+            if not no_quality:
                 with progress.stage("figures"):
                     classes = store.provenance_of("sheet") if sheet_classes else None
                     found = assess_counted(store, result.models, classes, result)

@@ -471,7 +471,7 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     (home / "empty").mkdir()
     assert_fails(sweep("--images", "empty", cwd=home), "empty", "it is empty. Put images")
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
-    assert_fails(sweep("--k", "6000", cwd=home), "5610 tiles, too few for k = 6000")
+    assert_fails(sweep("--k", "6000", cwd=home), "n_samples=5610 should be >= n_clusters=6000")
     # A store is there by now, but not of what was asked for.
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
     (home / "empty" / "notes.txt").touch()
@@ -479,7 +479,8 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
     assert_fails(done, "images", "choose another place")
     (sheets / "s_3.png").write_text("text")
-    assert_fails(run("daskkm.ingest", sheets, cwd=home), "s_3.png", "not an image")
+    done = run("daskkm.ingest", sheets, "--store", "new.zarr", cwd=home)
+    assert_fails(done, "s_3.png", "not an image")
     (home / "file").touch()
     assert_fails(sweep("--out", "file/out", cwd=home), "file", "choose another place")
     assert_fails(sweep("--store", "file", cwd=home), "file")
@@ -499,11 +500,12 @@ def test_a_damaged_chunk_fails_with_its_place(
         chunk.write_bytes(data)
     else:
         chunk.unlink()
-    # Named alone, the store is used as it is. With its sheets it is mended, if that can be seen.
+    # Named alone, the store is used as it is. It is ingested anew if that is asked for.
     done = run("daskkm.sweep", "--store", "store/tiles.zarr", *flags, cwd=home)
     assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
     if damage == "missing":
-        assert sweep("--k", "2", "--max-iter", "1", cwd=home).returncode == 0
+        assert_fails(sweep("--k", "2", cwd=home), "it is missing", "(--overwrite)")
+        assert sweep("--k", "2", "--max-iter", "1", "--overwrite", cwd=home).returncode == 0
         assert chunk.exists()
 
 

@@ -38,7 +38,7 @@ def package(tmp_path: Path) -> Path:
     package = tmp_path / "installed" / "daskkm"
     package.mkdir(parents=True)
     shutil.copy(compilation.__file__, package)
-    sources = {"__init__": "", "products": PRODUCTS, "kernel": KERNEL, "bounds": ""}
+    sources = {"__init__": "", "products": PRODUCTS, "kernel": KERNEL, "bounds": "", "spread": ""}
     for name, source in sources.items():
         (package / f"{name}.py").write_text(source)
     return package

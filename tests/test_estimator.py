@@ -410,7 +410,7 @@ def test_settings_that_do_not_fit_are_refused(
         (np.zeros((3, 5)), r"centers \(3, 5\) .* the number of features of the data 6"),
         (lambda X, k, random_state: X[: k - 1], r"\(2, 6\) does not match the number of clusters"),
         (np.full((3, 6), np.nan), "initial centers for k = 3 contain NaN"),
-        (np.ma.masked_less(np.zeros((3, 6)), 1), "init for k = 3 is not an array of real numbers"),
+        (np.ma.masked_less(np.zeros((3, 6)), 1), "init for k = 3 is a masked array"),
         (np.zeros((3, 6), complex), "init for k = 3 .* masked or complex"),
     ],
 )

@@ -120,6 +120,6 @@ def test_more_clusters_than_tiles_is_one_line(tmp_path: Path, sheets: Path, fork
     )
     done = forked.run("sweep", *args, "--k", "2,31", cwd=tmp_path)
     assert done.status == 1
-    assert done.lines[-1] == "error: there are 30 tiles, too few for k = 31; lower k"
+    assert done.lines[-1] == "error: n_samples=30 should be >= n_clusters=31; lower k"
     assert not (tmp_path / "centroids" / "2").exists()
     assert forked.run("sweep", *args, "--k", "1,30", cwd=tmp_path).status == 0

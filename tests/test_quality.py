@@ -371,8 +371,11 @@ def test_knee_of_what_is_not_finite() -> None:
         ({"classes": np.zeros((10, 1), int)}, r"of shape \(10, 1\) for 10 tiles"),
         ({"classes": da.zeros(11, dtype=int)}, r"of shape \(11,\) for 10 tiles"),
         ({"classes": np.zeros(10)}, r"classes are float64 of shape \(10,\)"),
-        ({"classes": np.ma.masked_less(np.arange(10), 2)}, "classes are a masked array"),
-        ({"classes": da.from_array(np.ma.masked_less(np.arange(10), 2))}, "are a masked array"),
+        ({"classes": np.ma.masked_less(np.arange(10), 2)}, "classes is a masked array"),
+        (
+            {"classes": da.from_array(np.ma.masked_less(np.arange(10), 2))},
+            "classes is a masked array",
+        ),
         ({"classes": np.arange(10) - 1}, "classes hold -1; number them from 0"),
         ({"classes": da.arange(10) - 3}, "classes hold -3"),
     ],
