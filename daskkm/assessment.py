@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskkm import inputs, lloyd, quality, scheduler, spread
+from daskkm import inputs, lloyd, quality, scheduler, source, spread
 from daskkm.errors import FitError, ParameterError
 from daskkm.model import fitted_model
 from daskkm.quality import Quality
@@ -238,6 +238,7 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
     """
     if classes is None:
         return np.empty(0, int), None
+    given = classes
     classes = inputs.column(classes, "classes")
     if not isinstance(classes, da.Array):
         classes = da.from_array(classes, chunks=-1)
@@ -250,6 +251,8 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
             "give each tile one integer"
         )
         raise FitError(msg)
+    with source.sending(given):
+        (classes,) = scheduler.persist(classes)  # sent once
     names = np.asarray(*scheduler.compute(da.unique(classes)))
     if names[0] < 0:
         msg = f"classes hold {names[0]}; number them from 0"

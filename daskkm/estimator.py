@@ -285,7 +285,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Returns
         -------
         ndarray, or lazy dask array where X is not in memory, of shape (n, n_clusters), float64
-            Or the data frame that `set_output` asks for, which is in memory whatever X was.
+            Or the data frame that `set_output` asks for, which is in memory whatever X was; of a
+            lazy data frame its index is a new one, from 0.
 
         Raises
         ------
@@ -381,6 +382,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     @cluster_centers_.setter
     def cluster_centers_(self, centroids: ArrayLike) -> None:
         self._fitted = FittedModel.from_centroids(centroids)
+        self._fitted.cluster_centers_.flags.writeable = False
         self.n_features_in_ = self._fitted.cluster_centers_.shape[1]
         if len(getattr(self, "feature_names_in_", ())) not in (0, self.n_features_in_):
             del self.feature_names_in_  # they were of other features
@@ -397,12 +399,16 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _show(self, model: FittedModel) -> None:
         """Show what was fitted under scikit-learn's names."""
         self._fitted = model
-        self.inertia_ = model.inertia_
-        self.n_iter_ = model.n_iter_
+        # Counts and inertia are of these centroids: others are assigned, not written into them.
+        model.cluster_centers_.flags.writeable = False
+        if model.dtype is not None:  # else they were assigned, and fitted to no tiles
+            self.inertia_ = model.inertia_
+            self.n_iter_ = model.n_iter_
 
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Return X, recognized or as an array; keep or compare what is known of features."""
         found = inputs.recognize(X)
+        _check_numbers(found)
         if inputs.is_lazy(found) or rows.MappedFile.of(found):  # a check would read all of it
             tiles = as_tiles(found)
             if tiles.shape[0] == 0:
@@ -467,6 +473,26 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return self.random_state
 
 
+def _check_numbers(X: Any) -> None:
+    """Raise an error for complex numbers and times, which scikit-learn would treat otherwise.
+
+    Raises
+    ------
+    FitError
+        For complex numbers.
+    DtypeError
+        For times.
+    """
+    dtype = getattr(X, "dtype", None)
+    if not isinstance(dtype, np.dtype):
+        return
+    if dtype.kind == "c":
+        msg = "Complex data not supported: X has complex numbers. Give real numbers."
+        raise FitError(msg)
+    if dtype.kind in "mM":
+        kernel.check_dtype(dtype)
+
+
 def _printed(
     passes: Generator[Pass, None, SweepResult],
 ) -> Generator[Pass, None, SweepResult]:
@@ -486,6 +512,8 @@ def _printed(
 
 def _lines(done: Pass, converged: set[int], *, first: bool) -> list[str]:
     """Return what is to be printed of a pass, and add the restarts that converged in it."""
+    if done.stage != "pass":
+        return []
     if not done.steps:
         return [f"Initialization, pass {done.number}."]
     steps = {restart: step for (_, restart), step in done.steps.items()}

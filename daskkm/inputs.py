@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_OF_XARRAY = {"xarray.DataArray", "xarray.Variable"}
+
 
 def recognize(X: Any) -> Any:
     """Return X as one of the kinds of arrays that tiles are read from.
@@ -49,7 +51,7 @@ def recognize(X: Any) -> Any:
         return X
     if isinstance(X, da.Array):
         return _dense(X)
-    if "xarray.DataArray" in names:
+    if names & _OF_XARRAY:
         return recognize(_held_by(X))
     if "dask.FrameBase" in names:
         return _array_of_frame(X)
@@ -132,7 +134,7 @@ def column(values: Any, name: str) -> NDArray[Any] | da.Array:
     names = _names(values)
     if "dask.FrameBase" in names:
         return values.to_dask_array()
-    if "xarray.DataArray" in names:
+    if names & _OF_XARRAY:
         return column(_held_by(values), name)
     try:
         return np.asarray(values)
@@ -172,13 +174,15 @@ def _kind(X: Any) -> str:
 
 
 def _held_by(X: Any) -> Any:
-    """Return what an xarray.DataArray holds, lazily if it has not been read."""
-    if X.chunks is not None or getattr(X.variable, "_in_memory", True) or X.ndim < 1:
+    """Return what an array or variable of xarray holds, lazily if it has not been read."""
+    if X.chunks is not None or getattr(getattr(X, "variable", X), "_in_memory", True) or not X.ndim:
         return X.data
-    # The data of a file that was opened without dask: `data` would read all of it.
-    stored = X.encoding.get("shards") or X.encoding.get("chunks") or X.encoding.get("chunksizes")
-    lengths: Any = dict(zip(X.dims, stored, strict=True)) if stored else {X.dims[0]: "auto"}
-    return X.chunk(dict.fromkeys(X.dims, -1) | {X.dims[0]: lengths[X.dims[0]]}).data
+    # The data of a file that was opened without dask: `data` would read all of it. The lengths of
+    # chunks are those of the file's axes, of which a selection has fewer.
+    shards: Any = X.encoding.get("shards") or ()
+    lengths = X.encoding.get("preferred_chunks") or {}
+    length = shards[0] if len(shards) == X.ndim else lengths.get(X.dims[0], "auto")
+    return X.chunk(dict.fromkeys(X.dims, -1) | {X.dims[0]: length}).data
 
 
 def _dense(X: da.Array) -> da.Array:

@@ -46,6 +46,8 @@ SUPPORTED_DTYPES = tuple(
 _LANES = 128
 _FEATURES = 8
 
+_CHECKED_BYTES = 1 << 20  # of tiles that are looked at together for NaN
+
 # Two scores are compared; 1 % is far more than the bound's own rounding.
 _TWICE = 2 * 1.01
 
@@ -255,7 +257,9 @@ def nearest_two(
 
 def check_finite(tiles: NDArray[Any]) -> None:
     """Raise FitError if float tiles hold NaN or infinity."""
-    if tiles.dtype.kind == "f" and not np.isfinite(tiles).all():
+    rows = max(1, _CHECKED_BYTES // max(1, tiles[:1].nbytes))  # few, for the sake of memory
+    pieces = (tiles[first : first + rows] for first in range(0, len(tiles), rows))
+    if tiles.dtype.kind == "f" and not all(np.isfinite(piece).all() for piece in pieces):
         what = "NaN" if np.isnan(tiles).any() else "infinity"
         msg = f"Input X contains {what}; drop such tiles, or replace the values"
         raise FitError(msg)

@@ -122,7 +122,8 @@ class Reader:
         if np.isnan(self.tiles.shape[0]):  # as after a selection: only reading tells
             self.given = self.tiles = compute_chunk_sizes(self.tiles, scheduler)
             self._count(self.shape[0])
-        self.weights, total = self._checked_weights(sample_weight)
+        with source.sending(X, sample_weight):
+            self.weights, total = self._checked_weights(sample_weight)
         whole = self.weights is None or self.weights.dtype.kind == "i"
         # Sums of floats depend on the blocks: then these must not depend on the workers.
         exact = whole and self.tiles.dtype.kind != "f"
@@ -144,7 +145,7 @@ class Reader:
             else:
                 self._is_here = X.dtype == self.tiles.dtype and X.flags.c_contiguous
             self.tiles = self.blocks  # not both: they would be sent twice
-        with source.sending(X if self.weights is None else sample_weight):
+        with source.sending(X, sample_weight):
             if in_memory or source.has_recipes(self.blocks):
                 (self.blocks,) = persist(self.blocks, scheduler=scheduler)
             if self.weights is not None:
@@ -417,7 +418,9 @@ class Reader:
                 f"give one number for each of the {n} tiles"
             )
             raise FitError(msg)
+        # Once, for three figures.
         weights = da.asarray(weights).rechunk((self.tiles.chunks[0],))
+        (weights,) = persist(weights, scheduler=self._scheduler)
         # Scaled down, exactly, lest the sum overflow with a warning.
         least, scaled, whole = self._compute(
             weights.min(), (weights * 2.0**-64).sum(), (weights == da.rint(weights)).all()

@@ -358,7 +358,7 @@ def _warn_of_processes() -> None:
         "dask's scheduler: processes, which copy tiles and start anew in every pass. "
         "Use dask.config.set(scheduler='threads'), or a distributed.LocalCluster."
     )
-    warnings.warn(msg, stacklevel=2)
+    warnings.warn(msg, stacklevel=3)
 
 
 def _local_threads() -> int:

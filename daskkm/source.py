@@ -122,13 +122,13 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
 
 
 @contextmanager
-def sending(X: Any) -> Iterator[None]:
-    """Keep dask from advice against sending tiles to workers, where X is in memory.
+def sending(*arrays: Any) -> Iterator[None]:
+    """Keep dask from advice against sending arrays to workers, where one of them is in memory.
 
     Where they lie, there is no other way.
     """
     with warnings.catch_warnings():
-        if not inputs.is_lazy(X):
+        if not all(array is None or inputs.is_lazy(array) for array in arrays):
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         yield
 

@@ -203,10 +203,6 @@ def _constants(
     return found
 
 
-def _zeros(tiles: NDArray[Any], clusters: Clusters, n_classes: int) -> NDArray[Any]:
-    return np.zeros((len(clusters.stack), 3 + n_classes), kernel.statistics_dtype(tiles.dtype))
-
-
 @compile_kernel
 def _by_products(
     tiles: Any,

@@ -443,7 +443,9 @@ def spoilt(value: Any) -> NDArray[np.float64]:
         (in_blocks(spoilt(np.inf)), daskkm.FitError, "Input X contains infinity; drop"),
         (sparse.csr_array(make_tiles()), TypeError, "[Ss]parse"),
         (make_tiles() * 1j, ValueError, "Complex data not supported"),
-        (in_blocks(make_tiles() * 1j), TypeError, "complex128 are not supported"),
+        (in_blocks(make_tiles() * 1j), ValueError, "Complex data not supported"),
+        (make_tiles().astype("M8[s]"), TypeError, "datetime64.* are not supported"),
+        (in_blocks(make_tiles().astype("M8[s]")), TypeError, "datetime64.* are not supported"),
         (make_tiles()[0], ValueError, "Expected 2D array, got 1D"),
         (
             da.from_array(make_tiles()[0]),
@@ -473,6 +475,8 @@ def spoilt(value: Any) -> NDArray[np.float64]:
         "sparse",
         "complex",
         "complex in blocks",
+        "times",
+        "times in blocks",
         "one axis",
         "one axis in blocks",
         "no tiles",
@@ -838,7 +842,17 @@ def test_verbose_prints_a_line_a_pass(
     assert [line.startswith("Iteration 0, inertia ") for line in passes].count(True) == 1
     assert f"inertia {model.inertia_}" in passes[-1]
     assert lines.count("Initialization complete") == 1
+    assert len(set(lines)) == len(lines)  # each is of a pass of its own
     assert sum("strict convergence" in line for line in lines) == n_init
+
+
+def test_centroids_written_in_place_are_refused() -> None:
+    model = KMeans(3, random_state=0).fit(make_tiles())
+    with pytest.raises(ValueError, match="read-only"):
+        model.cluster_centers_[0] = 0
+    model.cluster_centers_ = model.cluster_centers_[::-1]
+    with pytest.raises(ValueError, match="read-only"):
+        model.cluster_centers_[0] = 0
 
 
 @pytest.mark.parametrize("container", ["pandas", "polars"])

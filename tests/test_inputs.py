@@ -63,6 +63,13 @@ def opened(folder: Path, **encoding: Any) -> Any:
     return xarray.open_zarr(folder / "set.zarr", chunks=None, consolidated=False)["x"]
 
 
+def part_of_opened(folder: Path) -> Any:
+    """A part with fewer axes of a variable of a file."""
+    stored = xarray.Dataset({"x": (("band", "tile", "feature"), np.stack([PIXELS, PIXELS[::-1]]))})
+    stored.to_zarr(folder / "set.zarr", zarr_format=3, consolidated=False)
+    return xarray.open_zarr(folder / "set.zarr", chunks=None, consolidated=False)["x"].isel(band=0)
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "memmap": mapped,
     "view of a memmap": lambda folder: mapped(folder, np.vstack([PIXELS[:3], PIXELS]))[3:],
@@ -75,6 +82,8 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "DataArray": lambda _: xarray.DataArray(PIXELS),
     "DataArray over dask": lambda _: xarray.DataArray(da.from_array(PIXELS, chunks=(20, 4))),
     "DataArray not yet read": opened,
+    "part of a DataArray not yet read": part_of_opened,
+    "Variable": lambda _: xarray.Variable(("tile", "feature"), PIXELS),
     "pandas": lambda _: pandas.DataFrame(PIXELS),
     "dask data frame": lambda _: dd.from_pandas(pandas.DataFrame(PIXELS), npartitions=3),
 }

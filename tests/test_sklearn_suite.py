@@ -75,6 +75,7 @@ def suite_tests() -> dict[str, Any]:
         if name.startswith("test_") and not any(part in name for part in NOT_OURS):
             test.pytestmark = [with_ours(mark) for mark in getattr(test, "pytestmark", [])]
             found[name] = test
+    assert len(found) > 20, f"{SUITE} has other tests than it had"
     return found
 
 
