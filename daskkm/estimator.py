@@ -486,6 +486,8 @@ def _printed(
 
 def _lines(done: Pass, converged: set[int], *, first: bool) -> list[str]:
     """Return what is to be printed of a pass, and add the restarts that converged in it."""
+    if not done.reads_tiles:
+        return []
     if not done.steps:
         return [f"Initialization, pass {done.number}."]
     steps = {restart: step for (_, restart), step in done.steps.items()}

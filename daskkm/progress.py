@@ -39,8 +39,6 @@ INTERVAL = "DASKKM_PROGRESS_SECONDS"
 _INTERVAL_SECONDS = 5.0
 _POLL_SECONDS = 1.0
 _WIDTH = 100  # characters of a line of the closing table
-# Stages of a fit that are passes, each with its name while there are no models.
-_READS = {"sample": "sample", "pass": "seeding"}
 _HEADINGS = ("  k", "inertia", "iter", "converged", "CH", "DB", "silh", "purity", "ARI", "NMI")
 
 
@@ -183,9 +181,11 @@ class _Stage:
 
 def _progress_of_pass(last: Pass) -> str:
     """Return the progress of a fit after a pass, or after another stage of it."""
-    name = f"pass {last.number}" if last.stage in _READS else last.stage
+    if not last.reads_tiles:
+        return f"{last.stage}: done"
+    name = f"pass {last.number}"
     if not last.steps:
-        return f"{name}: {_READS.get(last.stage, 'done')}"
+        return f"{name}: {'seeding' if last.stage == 'pass' else last.stage}"
     moving = sum(not step.last for step in last.steps.values())
     return f"{name}: {moving} of {len(last.steps)} models moving"
 
@@ -229,9 +229,8 @@ class _Lines:
     def changed(self) -> None:
         """Print a line for a pass, if each is to be printed."""
         stage = self._current()
-        if self._interval > 0 or stage is None or stage.last is None:
-            return
-        if stage.last.stage in _READS:
+        last = None if stage is None else stage.last
+        if not self._interval > 0 and last is not None and last.reads_tiles:
             self._print(stage)
 
     def keep(self, stage: _Stage) -> None:

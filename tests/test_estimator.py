@@ -838,6 +838,8 @@ def test_verbose_prints_a_line_a_pass(
     assert [line.startswith("Iteration 0, inertia ") for line in passes].count(True) == 1
     assert f"inertia {model.inertia_}" in passes[-1]
     assert lines.count("Initialization complete") == 1
+    seeding = [line for line in lines if line.startswith("Initialization, pass ")]
+    assert len(set(seeding)) == len(seeding) == (1 if init == "random" else 7)
     assert sum("strict convergence" in line for line in lines) == n_init
 
 
