@@ -261,8 +261,9 @@ def _followed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     name = ctx.params["scheduler_name"]
     follows = () if name.startswith("tcp:") else _FOLLOWS.get(name, _OTHERS_FOLLOW)
     if given(str(param.name)) and param.name not in follows:
-        set_by_dask = "" if given("scheduler_name") else ", which dask is set to; name another"
-        msg = f"{param.opts[0]} has no use with --scheduler {name}{set_by_dask}"
+        by_dask = name != "local" and not given("scheduler_name")
+        why = ", which dask is set to; name another" if by_dask else ""
+        msg = f"{param.opts[0]} has no use with --scheduler {name}{why}"
         raise click.UsageError(msg)
     return value
 

@@ -512,7 +512,7 @@ def _printed(
 
 def _lines(done: Pass, converged: set[int], *, first: bool) -> list[str]:
     """Return what is to be printed of a pass, and add the restarts that converged in it."""
-    if done.stage != "pass":
+    if not done.reads_tiles:
         return []
     if not done.steps:
         return [f"Initialization, pass {done.number}."]

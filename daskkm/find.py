@@ -82,8 +82,8 @@ def find_images(
     Raises
     ------
     SheetError
-        If a path is a URL, there is no such file, a folder holds no image, or two images have the
-        same name.
+        If a path is a URL, there is no such file, a folder holds no image or cannot be read, or
+        two images have the same name.
     """
     given = [images] if isinstance(images, str | os.PathLike) else list(images)
     found: list[Path] = []
@@ -122,18 +122,40 @@ def _expand(path: Path) -> list[Path]:
     Raises
     ------
     SheetError
-        If there are none.
+        If there are none, or a folder on the way to them cannot be read.
     """
     if os.path.lexists(path):
         return [path]
-    if not glob.has_magic(str(path)):
-        msg = f"{path}: no such file or folder. Name the images, or a folder that holds them"
-        raise SheetError(msg)
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 patterns may be absolute
+    is_pattern = glob.has_magic(str(path))
+    matches = glob.glob(str(path), recursive=True) if is_pattern else []  # noqa: PTH207 (absolute too)
     if not matches:
-        msg = f"{path}: no file matches this pattern. Name the images, or a folder that holds them"
+        _check_searchable(path)
+        what = "no file matches this pattern" if is_pattern else "no such file or folder"
+        msg = f"{path}: {what}. Name the images, or a folder that holds them"
         raise SheetError(msg)
     return [Path(match) for match in sorted(matches, key=natural_key)]
+
+
+def _check_searchable(path: Path) -> None:
+    """Raise SheetError if a path, or the folder a pattern begins with, may exist but is closed.
+
+    `os.path.lexists` and `glob` take what they may not look into for missing.
+    """
+    try:
+        if glob.has_magic(str(path)):
+            path = next(folder for folder in path.parents if not glob.has_magic(str(folder)))
+            next(path.iterdir(), None)
+        else:
+            path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name of a file
+        pass
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> SheetError:
+    """Return an error that names a path that cannot be read, and why."""
+    return SheetError(f"{path}: cannot be read ({reason(error)}). See that it can be")
 
 
 def _look_into(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
@@ -146,8 +168,7 @@ def _look_into(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
             entry: entry.is_dir() for entry in entries if entry.suffix.lower() not in SUFFIXES
         }
     except OSError as error:
-        msg = f"{folder}: the folder cannot be read ({reason(error)}); see that it can be"
-        raise SheetError(msg) from error
+        raise _unreadable(folder, error) from error
     if store is not None and folder.absolute() == store.absolute().parent:
         own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # its lock and checkpoint too
         others = {

@@ -181,9 +181,11 @@ class _Stage:
 
 def _progress_of_pass(last: Pass) -> str:
     """Return the progress of a fit after a pass, or after another stage of it."""
-    name = f"pass {last.number}" if last.stage == "pass" else last.stage
+    if not last.reads_tiles:
+        return f"{last.stage}: done"
+    name = f"pass {last.number}"
     if not last.steps:
-        return f"{name}: {'seeding' if last.stage == 'pass' else 'done'}"
+        return f"{name}: {'seeding' if last.stage == 'pass' else last.stage}"
     moving = sum(not step.last for step in last.steps.values())
     return f"{name}: {moving} of {len(last.steps)} models moving"
 
@@ -227,7 +229,8 @@ class _Lines:
     def changed(self) -> None:
         """Print a line for a pass, if each is to be printed."""
         stage = self._current()
-        if not self._interval > 0 and stage is not None and stage.last is not None:
+        last = None if stage is None else stage.last
+        if not self._interval > 0 and last is not None and last.reads_tiles:
             self._print(stage)
 
     def keep(self, stage: _Stage) -> None:

@@ -80,6 +80,11 @@ class Pass:
     total: NDArray[np.int64] | None = None
     stage: str = "pass"
 
+    @property
+    def reads_tiles(self) -> bool:
+        """Return True if the stage is a pass, over all tiles or those of the sample."""
+        return self.stage in ("pass", "sample")
+
 
 class Reader:
     """Reads the tiles with their weights, and counts what it reads.

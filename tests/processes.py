@@ -50,6 +50,11 @@ def made_all(
             return result
 
 
+def begin_iterations(passes: Generator[Pass, None, SweepResult]) -> None:
+    """Make the passes of a sweep up to the first that moves its models."""
+    next(done for done in passes if done.steps)
+
+
 class Process:
     """A command of the machine, ended with the test, whose output can be awaited."""
 

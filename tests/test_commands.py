@@ -712,6 +712,8 @@ def test_scheduler_is_the_one_that_dask_is_set_to(
             2,
             ["--workers has no use with --scheduler tcp://h:1, which dask is set to"],
         ),
+        ({"scheduler": "threads"}, ("--workers", "3"), 2, ["threads, which dask is set to; name"]),
+        ({}, ("--tls-ca-file", __file__), 2, ["has no use with --scheduler local\n"]),
     ],
 )
 def test_setting_of_dask_that_cannot_be_followed_is_said(

@@ -843,6 +843,8 @@ def test_verbose_prints_a_line_a_pass(
     assert f"inertia {model.inertia_}" in passes[-1]
     assert lines.count("Initialization complete") == 1
     assert len(set(lines)) == len(lines)  # each is of a pass of its own
+    seeding = [line for line in lines if line.startswith("Initialization, pass ")]
+    assert len(set(seeding)) == len(seeding) == (1 if init == "random" else 7)
     assert sum("strict convergence" in line for line in lines) == n_init
 
 

@@ -26,6 +26,7 @@ from tests.processes import (
     QUIET,
     Process,
     Remote,
+    begin_iterations,
     made_all,
     remote,
     start_worker,
@@ -272,7 +273,7 @@ def test_a_scheduler_that_is_gone_for_long_between_two_passes(
         client = stack.enter_context(made)
         assert client is not None
         passes = iter_passes(digits, **SWEEP)
-        next(passes)
+        begin_iterations(passes)
         main.send(signal.SIGKILL)
         until(lambda: client.status == "closed")
         message = f"^{address}: the connection to the scheduler was lost; start it and run again"

@@ -48,6 +48,7 @@ from tests.processes import (
     ROOT,
     Process,
     Remote,
+    begin_iterations,
     remote,
     start_worker,
     until,
@@ -473,7 +474,7 @@ def test_a_worker_with_another_daskkm_that_comes_in_the_middle_of_a_pass(
 
         joining = Thread(target=join)
         passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
-        next(passes)
+        begin_iterations(passes)
         (tmp_path / "armed").touch()
         joining.start()
         said = rf"daskkm is {daskkm.__version__} here, but 9\.9 at tcp://.*; install the same"
@@ -520,7 +521,7 @@ def test_work_that_another_client_calls_off(digits: TileStore, tmp_path: Path) -
 
         restarting = Thread(target=restart)
         passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
-        next(passes)
+        begin_iterations(passes)
         (tmp_path / "armed").touch()
         restarting.start()
         with pytest.raises(

@@ -321,7 +321,7 @@ def test_what_may_not_be_read_is_refused_by_name(sheets: Path) -> None:
     unread = "the image cannot be read (Permission denied); replace or remove the file"
     assert child.output == [
         *[f"{folder}/s_2.png: {unread}"] * 2,
-        f"{folder}/closed: the folder cannot be read (Permission denied); see that it can be",
+        f"{folder}/closed: cannot be read (Permission denied). See that it can be",
     ]
 
 

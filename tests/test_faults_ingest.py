@@ -27,7 +27,7 @@ from daskkm.store import LABELS
 from daskkm.sweep import command as sweep_command
 from daskkm.tiles import Sheet
 from daskkm.writer import StoreWriter, create_store
-from tests.processes import Process
+from tests.processes import Process, begin_iterations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -510,12 +510,12 @@ def test_an_ingest_between_two_passes_of_a_sweep(world: World, place: Path) -> N
     settings |= {"init": "random", "max_iter": 100, "tol": 0.0}
     undisturbed = daskkm.fit_sweep(store, [2], **settings)
     passes = iter_passes(store, [2], **settings)
-    next(passes)
+    begin_iterations(passes)
     assert world.ingest(place, world.sheets).status == 0  # of the same sheets: nothing to do
     *_, result = collect(passes)
     assert result.models[2].inertia_ == undisturbed.models[2].inertia_
     passes = iter_passes(store, [2], **settings)
-    next(passes)
+    begin_iterations(passes)
     assert world.ingest(place, world.others).status == 0
     with pytest.raises(StoreError, match="it was replaced while it was being read"):
         collect(passes)

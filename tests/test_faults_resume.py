@@ -206,6 +206,9 @@ def test_a_folder_that_may_not_be_entered(forked: Forks) -> None:
         for args in (
             ("sweep", "--store", "shut/t.zarr", "--out", "/tmp"),
             ("ingest", "shut/images"),
+            ("ingest", "shut/*.png"),
+            ("ingest", "shut/*/*.png"),
+            ("ingest", "shut/images/*.png"),
             ("verify", "shut/t.zarr"),
         ):
             done = forked.run(*args, cwd=Path(folder), **nobody)

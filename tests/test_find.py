@@ -62,6 +62,18 @@ def test_path_without_images_is_refused(tmp_path: Path, name: str) -> None:
         find_images([])
 
 
+def test_path_that_no_system_takes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("x" * 300, "loop/a.png", "loop/*.png"):
+        with pytest.raises(SheetError, match=r"cannot be read \(.*\)\. See that it can be"):
+            find_images(tmp_path / name)
+    with pytest.raises(SheetError, match="no such file or folder"):
+        find_images("a\0b")
+    # A pattern may be longer than any name.
+    with pytest.raises(SheetError, match="no file matches this pattern"):
+        find_images(tmp_path / f"[{'x' * 300}]")
+
+
 def test_names_that_are_equal_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "b/1.png", "b/2.png")
     for given in (["a", "b"], ["b", "b/2.png"], ["b/2.png", "b/2.png"], ["**/*.png"]):

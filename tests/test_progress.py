@@ -175,6 +175,7 @@ def test_terminal_shows_other_lines_above_the_display(monkeypatch: pytest.Monkey
 def test_terminal_that_cannot_redraw_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as shown:
         monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setenv(progress.INTERVAL, "0.01")
         with Progress() as display, display.stage("verify", "chunks") as advance:
             advance(1, 2)
             until(lambda: shown.shows("verify: 1 of 2 chunks"))
@@ -228,7 +229,9 @@ def test_lines_appear_at_intervals_and_say_the_stage(
         yield a_pass(1)
         until_said("pass 1: seeding, ")
         yield a_pass(1, stage="sample")
-        until_said("sample: done, ")
+        until_said("pass 1: sample, ")
+        yield a_pass(1, stage="draw")
+        until_said("draw: done, ")
         yield a_pass(2, range(2, 41))
         until_said("pass 2: 38 of 78 models moving, ")
         return RESULT
@@ -254,13 +257,17 @@ def test_many_passes_are_few_lines(
     monkeypatch.setenv(progress.INTERVAL, interval)
 
     def passes() -> Generator[Pass, None, SweepResult]:
-        for number in range(1, 501):
+        yield a_pass(1, stage="sample")
+        for stage in ("draw", "candidate fit", "sample fit"):
+            yield a_pass(1, stage=stage)  # which read no tiles
+        for number in range(2, 501):
             yield a_pass(number, (2, 4))
         return RESULT
 
     with Progress() as display:
         display.passes(passes())
     lines = capsys.readouterr().err.splitlines()
+    assert interval != "0" or lines[0].startswith("pass 1: sample, ")
     assert len(lines) == n_lines
     assert lines[-1].startswith("pass 500: 0 of 4 models moving, ")
 
