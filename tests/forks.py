@@ -1,6 +1,6 @@
-"""Commands in forks of a process that has imported all of daskkm: half a second, not two.
+"""Commands in forks of a process that has imported all of daskkm: what a start costs is spared.
 
-Each is ended by a signal to itself at the n-th time that it opens, makes, moves or removes
+Each can be ended by a signal to itself at the n-th time that it opens, makes, moves or removes
 something in its folder: moments that a seed can choose, and that lie where files are half done.
 """
 
@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -32,7 +33,13 @@ class Done(NamedTuple):
 
     status: int  # negative: killed by that signal
     events: int  # in its folder, if it was not killed
-    lines: list[str]  # on standard error
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Those on standard error."""
+        return self.stderr.splitlines()
 
 
 class Forks:
@@ -54,8 +61,7 @@ class Forks:
         order = {"args": list(map(str, args)), "cwd": str(cwd), **said}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        status, events, text = json.loads(self._process.stdout.readline())
-        return Done(status, events, text.splitlines())
+        return Done(*json.loads(self._process.stdout.readline()))
 
 
 @contextmanager
@@ -95,31 +101,42 @@ def compile_kernels() -> None:
 def _serve() -> None:
     for name in ("sweep", "ingest", "label", "assessment", "checkpoint", "fit", "report", "cli"):
         import_module(f"daskkm.{name}")
+    import_module("distributed.dashboard.scheduler")
     from PIL import Image
 
     compile_kernels()
     Image.init()  # what is imported later may not be there for other users
     for line in sys.stdin:
         order = json.loads(line)
-        said, into = os.pipe()
-        errors, text = os.pipe()
+        pipes = [os.pipe() for _ in range(3)]
         child = os.fork()
         if not child:
-            os.close(said)
-            os.close(errors)
-            _child(order, into, text)
-        os.close(into)
-        os.close(text)
-        with os.fdopen(errors) as file:
-            lines = file.read()
-        with os.fdopen(said) as file:
-            events = int(file.read() or 0)
+            for reading, _ in pipes:
+                os.close(reading)
+            _child(order, *(writing for _, writing in pipes))
+        for _, writing in pipes:
+            os.close(writing)
+        events, *text = _read([reading for reading, _ in pipes])
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        sys.stdout.write(json.dumps([status, events, lines]) + "\n")
+        sys.stdout.write(json.dumps([status, int(events or 0), *text]) + "\n")
         sys.stdout.flush()
 
 
-def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
+def _read(pipes: list[int]) -> list[str]:
+    """Return what comes through each pipe until all are closed, and close them here too."""
+    found = dict.fromkeys(pipes, b"")
+    left = set(pipes)
+    while left:
+        for pipe in select.select(left, [], [])[0]:
+            data = os.read(pipe, 1 << 16)
+            found[pipe] += data
+            if not data:
+                left.remove(pipe)
+                os.close(pipe)
+    return [data.decode() for data in found.values()]
+
+
+def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoReturn:
     events = 0
     folder = order["cwd"]
 
@@ -136,8 +153,10 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
 
     status: Any = 1
     try:
-        os.dup2(text, 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
+        os.close(output)
+        os.close(errors)
         os.chdir(folder)
         signal.alarm(DEADLINE)  # which kills
         if "most" in order:
@@ -150,11 +169,12 @@ def _child(order: dict[str, Any], into: int, text: int) -> NoReturn:
         store._CHUNK_BYTES = order.get("chunk", store._CHUNK_BYTES)
         writer._PROVENANCE_CHUNK = 8 if "chunk" in order else writer._PROVENANCE_CHUNK
         sys.addaudithook(hook)
-        cli.run(cli.group, order["args"])
+        cli.run(cli.group, order["args"], "python -m daskkm")
     except SystemExit as end:
         status = end.code
     finally:
         os.write(into, str(events).encode())
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else 1)
 

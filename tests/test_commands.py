@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,16 +28,21 @@ from daskkm.label import command as label_command
 from daskkm.results import _errors_named as named
 from daskkm.sweep import command as sweep_command
 from tests.conftest import ROOT
+from tests.forks import Done
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from daskkm.store import TileStore
+    from tests.forks import Forks
+
+    Run = Callable[..., Done]
 
 
-def run(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def process(*args: str | Path, cwd: Path, **env: str) -> Done:
+    """Run a module as users do, by an interpreter of its own: three times what a fork takes."""
     command = [sys.executable, "-m", *map(str, args)]
-    return subprocess.run(
+    done = subprocess.run(
         command,
         cwd=cwd,
         capture_output=True,
@@ -45,10 +51,17 @@ def run(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess
         check=False,
         env=os.environ | env,
     )
+    return Done(done.returncode, 0, done.stdout, done.stderr)
 
 
-def sweep(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return run("daskkm.sweep", "--scheduler", "threads", "--n-init", "2", *args, cwd=cwd)
+@pytest.fixture
+def run(forked: Forks) -> Run:
+    return forked.run
+
+
+@pytest.fixture
+def sweep(run: Run) -> Run:
+    return partial(run, "sweep", "--scheduler", "threads", "--n-init", "2")
 
 
 @pytest.fixture
@@ -60,8 +73,8 @@ def home(tmp_path: Path) -> Path:
 
 def test_a_sweep_with_all_defaults(home: Path) -> None:
     # As long between two lines that only those appear which do not depend on the time.
-    done = run("daskkm.sweep", cwd=home, DASKKM_PROGRESS_SECONDS="3600")
-    assert done.returncode == 0, done.stderr
+    done = process("daskkm.sweep", cwd=home, DASKKM_PROGRESS_SECONDS="3600")
+    assert done.status == 0, done.stderr
     said = json.loads((home / "centroids" / "sweep.json").read_text())
     assert said.keys() == {
         *("store", "n_tiles", "n_features", "tile", "passes", "bytes_read", "settings", "models"),
@@ -123,9 +136,9 @@ def test_a_sweep_with_all_defaults(home: Path) -> None:
     assert "look at centroids/contact_sheet.png" in table[-1]
 
 
-def test_sheets_as_classes(home: Path) -> None:
+def test_sheets_as_classes(sweep: Run, home: Path) -> None:
     done = sweep("--k", "1,12", "--sheet-classes", cwd=home)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     head, one, twelve, *rest = done.stdout.splitlines()
     assert head.split()[4:10] == ["CH", "DB", "silh", "purity", "ARI", "NMI"]
     assert one.split() == [*one.split()[:4], *"---", "0.200", "0.000", "0.000", "5610"]
@@ -214,7 +227,7 @@ def test_a_sweep_cut_short_leaves_no_figures_of_another(
     assert not (tmp_path / "sweep.json").exists()
 
 
-def test_folders_where_results_go_are_said_before_the_work(home: Path) -> None:
+def test_folders_where_results_go_are_said_before_the_work(sweep: Run, home: Path) -> None:
     for name in ("sweep.json", "contact_sheet.png", "5/centroid2.png"):
         (home / "centroids" / name).mkdir(parents=True)
         assert_fails(sweep(cwd=home), Path(name).name, "is a folder")
@@ -222,10 +235,10 @@ def test_folders_where_results_go_are_said_before_the_work(home: Path) -> None:
     assert not (home / "store").exists()
 
 
-def test_one_of_a_thing_is_not_many(sheets: Path, tmp_path: Path) -> None:
+def test_one_of_a_thing_is_not_many(run: Run, sweep: Run, sheets: Path, tmp_path: Path) -> None:
     for name in ("s_1.png", "s_2.png"):
         (sheets / name).unlink()
-    done = run("daskkm.ingest", sheets, "--store", "s.zarr", "--tile", "32x24", cwd=tmp_path)
+    done = run("ingest", sheets, "--store", "s.zarr", "--tile", "32x24", cwd=tmp_path)
     assert done.stdout == "s.zarr: 1 tile of 32 x 24 from 1 sheet\n"
     done = sweep("--store", "s.zarr", "--k", "1", cwd=tmp_path)
     assert "s.zarr: 1 tile from 1 sheet\n" in done.stderr
@@ -259,7 +272,9 @@ def test_the_sizes_that_are_printed_are_those_of_the_run(
 
 
 @pytest.mark.faults
-def test_sweep_of_changed_images_is_refused_until_overwritten(sheets: Path, tmp_path: Path) -> None:
+def test_sweep_of_changed_images_is_refused_until_overwritten(
+    run: Run, sweep: Run, sheets: Path, tmp_path: Path
+) -> None:
     daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
     flags = ("--images", sheets, "--store", "s.zarr", "--k", "2", "--scheduler", "threads")
     done = sweep(*flags, cwd=tmp_path)
@@ -267,22 +282,24 @@ def test_sweep_of_changed_images_is_refused_until_overwritten(sheets: Path, tmp_
     (sheets / "s_10.png").unlink()
     said = "s.zarr: the store differs from what is asked for: 1 image removed (s_10.png). "
     assert_fails(sweep(*flags, cwd=tmp_path), said, "(--overwrite)")
-    assert_fails(run("daskkm.ingest", sheets, "--store", "s.zarr", cwd=tmp_path), said)
+    assert_fails(run("ingest", sheets, "--store", "s.zarr", cwd=tmp_path), said)
     # The tiles stay as large as the store's were.
     assert "s.zarr: 18 tiles from 2 sheets" in sweep(*flags, "--overwrite", cwd=tmp_path).stderr
     assert daskkm.open_store(tmp_path / "s.zarr").tile == (8, 8)
 
 
-def test_a_store_named_alone_is_never_replaced(digits: TileStore, sheets: Path) -> None:
+def test_a_store_named_alone_is_never_replaced(sweep: Run, digits: TileStore, sheets: Path) -> None:
     sheets.rename(sheets.parent / "images")
     done = sweep("--store", digits.path, "--k", "2", cwd=sheets.parent)
-    assert done.returncode == 0
+    assert done.status == 0
     assert "5610 tiles from 5 sheets" in done.stderr
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("empty", [False, True])
-def test_sweep_with_a_mistyped_store_is_refused(sheets: Path, tmp_path: Path, empty: bool) -> None:
+def test_sweep_with_a_mistyped_store_is_refused(
+    run: Run, sweep: Run, sheets: Path, tmp_path: Path, empty: bool
+) -> None:
     sheets.rename(tmp_path / "images")
     daskkm.ingest(tmp_path / "images", tmp_path / "photos.zarr", tile=8)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -293,18 +310,18 @@ def test_sweep_with_a_mistyped_store_is_refused(sheets: Path, tmp_path: Path, em
     assert_fails(sweep("--store", "none/t.zarr", cwd=tmp_path), "none/t.zarr: there is no store. ")
     if not empty:
         near = "photoz.zarr: there is no store (did you mean "
-        assert_fails(run("daskkm.verify", "photoz.zarr", cwd=tmp_path), near)
+        assert_fails(run("verify", "photoz.zarr", cwd=tmp_path), near)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert {path for path in after if "photoz" not in path.name} == set(before)
     # With the images named, it is a new one.
     flags = ("--images", "images", "--k", "2", "--scheduler", "threads")
-    assert sweep("--store", "photoz.zarr", *flags, cwd=tmp_path).returncode == 0
+    assert sweep("--store", "photoz.zarr", *flags, cwd=tmp_path).status == 0
     assert len(daskkm.open_store(tmp_path / "photoz.zarr")) == 5
 
 
 def test_ingest_says_what_it_did_and_what_it_cropped(sheets: Path, tmp_path: Path) -> None:
     flags = ("--store", "s.zarr", "--tile", "10x8", "--quiet")
-    done = run("daskkm.ingest", sheets, *flags, cwd=tmp_path)
+    done = process("daskkm.ingest", sheets, *flags, cwd=tmp_path)
     assert done.stdout == "s.zarr: 20 tiles of 10 x 8 from 3 sheets\n"
     assert done.stderr.startswith(
         "warning: pixels that fill no whole tile were cropped: s_1.png (4 "
@@ -313,18 +330,18 @@ def test_ingest_says_what_it_did_and_what_it_cropped(sheets: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def swept(sheets: Path, tmp_path: Path) -> Path:
+def swept(run: Run, sweep: Run, sheets: Path, tmp_path: Path) -> Path:
     """A folder with a store of 30 tiles and its models for k = 2 and 3, as the defaults expect."""
     (tmp_path / "images").symlink_to(sheets)
-    assert run("daskkm.ingest", "--tile", "8", cwd=tmp_path).returncode == 0
-    assert sweep("--k", "2,3", cwd=tmp_path).returncode == 0
+    assert run("ingest", "--tile", "8", cwd=tmp_path).status == 0
+    assert sweep("--k", "2,3", cwd=tmp_path).status == 0
     return tmp_path
 
 
 @pytest.mark.parametrize("flags", [(), ("--scheduler", "threads"), ("--workers", "2")])
-def test_labels_of_a_sweeps_model(swept: Path, flags: tuple[str, ...]) -> None:
-    done = run("daskkm.label", "centroids/3/model.zarr", *flags, cwd=swept)
-    assert done.returncode == 0, done.stderr
+def test_labels_of_a_sweeps_model(run: Run, swept: Path, flags: tuple[str, ...]) -> None:
+    done = run("label", "centroids/3/model.zarr", *flags, cwd=swept)
+    assert done.status == 0, done.stderr
     store = daskkm.open_store(swept / "store" / "tiles.zarr")
     model = daskkm.load_model(swept / "centroids" / "3" / "model.zarr").fitted_model
     np.testing.assert_array_equal(store.labels(3), model.predict(store.features()).compute())
@@ -338,9 +355,9 @@ def test_labels_of_a_sweeps_model(swept: Path, flags: tuple[str, ...]) -> None:
     assert not (store.path / "distances").exists()
 
 
-def test_distances_of_a_sweeps_model(swept: Path) -> None:
+def test_distances_of_a_sweeps_model(run: Run, swept: Path) -> None:
     flags = ("--scheduler", "threads", "--store", "store/tiles.zarr", "--distances")
-    done = run("daskkm", "label", "centroids/2/model.zarr", *flags, cwd=swept)
+    done = run("label", "centroids/2/model.zarr", *flags, cwd=swept)
     assert done.stdout.endswith(
         "labels are in store/tiles.zarr/labels/2 and store/tiles.zarr/distances/2\n"
     )
@@ -348,9 +365,11 @@ def test_distances_of_a_sweeps_model(swept: Path) -> None:
     np.testing.assert_array_equal(store.distances(2).argmin(axis=1), store.labels(2))
 
 
-def test_a_labelling_that_fails_ends_with_1_and_one_line(swept: Path, digits: TileStore) -> None:
-    def label(model: str | Path, *flags: str | Path) -> subprocess.CompletedProcess[str]:
-        return run("daskkm.label", model, "--scheduler", "threads", *flags, cwd=swept)
+def test_a_labelling_that_fails_ends_with_1_and_one_line(
+    run: Run, swept: Path, digits: TileStore
+) -> None:
+    def label(model: str | Path, *flags: str | Path) -> Done:
+        return run("label", model, "--scheduler", "threads", *flags, cwd=swept)
 
     model = Path("centroids") / "3" / "model.zarr"
     assert_fails(label("none"), "none", "no saved model", "daskkm.sweep")
@@ -365,7 +384,7 @@ def test_a_labelling_that_fails_ends_with_1_and_one_line(swept: Path, digits: Ti
     assert_fails(label(model), "model.zarr", "counts", "cannot be read")
 
 
-def test_what_is_no_model_is_not_replaced_and_said_before_the_work(home: Path) -> None:
+def test_what_is_no_model_is_not_replaced_and_said_before_the_work(sweep: Run, home: Path) -> None:
     (home / "centroids" / "5" / "model.zarr").mkdir(parents=True)
     (home / "centroids" / "5" / "model.zarr" / "thesis.tex").touch()
     done = sweep(cwd=home)
@@ -380,9 +399,9 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         assert "ingest" in shown.stdout
         assert "sweep" in shown.stdout
         assert "label" in shown.stdout
-    done = run("daskkm", "ingest", sheets, "--store", "s.zarr", "--tile", "8", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "s.zarr: 30 tiles of 8 x 8 from 3 sheets\n")
-    version = run("daskkm", "--version", cwd=tmp_path)
+    done = process("daskkm", "ingest", sheets, "--store", "s.zarr", "--tile", "8", cwd=tmp_path)
+    assert (done.status, done.stdout) == (0, "s.zarr: 30 tiles of 8 x 8 from 3 sheets\n")
+    version = process("daskkm", "--version", cwd=tmp_path)
     assert version.stdout == f"daskkm, version {daskkm.__version__}\n"
 
 
@@ -422,9 +441,9 @@ def test_one_name_for_the_commands(sheets: Path, tmp_path: Path) -> None:
         ("argument",),
     ],
 )
-def test_wrong_usage_ends_with_2(home: Path, flags: tuple[str, ...]) -> None:
-    done = run("daskkm.sweep", *flags, cwd=home)
-    assert done.returncode == 2, done.stderr
+def test_wrong_usage_ends_with_2(run: Run, home: Path, flags: tuple[str, ...]) -> None:
+    done = run("sweep", *flags, cwd=home)
+    assert done.status == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "Error: " in done.stderr
     assert not (home / "centroids").exists()
@@ -444,22 +463,22 @@ def test_wrong_usage_ends_with_2(home: Path, flags: tuple[str, ...]) -> None:
         ("one", "--dashboard-address", "127.0.0.1:0", "--scheduler", "threads"),
     ],
 )
-def test_wrong_usage_of_label_ends_with_2(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    done = run("daskkm.label", *flags, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+def test_wrong_usage_of_label_ends_with_2(run: Run, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    done = run("label", *flags, cwd=tmp_path)
+    assert done.status == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "Error: " in done.stderr
 
 
 @pytest.mark.parametrize("tile", ["0", "x", "8x", "-8", "8x8x8", "9" * 5000])
-def test_wrong_tiles(sheets: Path, tmp_path: Path, tile: str) -> None:
-    done = run("daskkm.ingest", sheets, "--store", "s.zarr", f"--tile={tile}", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+def test_wrong_tiles(run: Run, sheets: Path, tmp_path: Path, tile: str) -> None:
+    done = run("ingest", sheets, "--store", "s.zarr", f"--tile={tile}", cwd=tmp_path)
+    assert done.status == 2, done.stderr
     assert "Traceback" not in done.stderr
 
 
-def assert_fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1, done.stderr
+def assert_fails(done: Done, *words: str) -> None:
+    assert done.status == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.stderr.endswith(line + "\n")
     assert "Traceback" not in done.stderr
@@ -467,7 +486,9 @@ def assert_fails(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in line
 
 
-def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
+def test_what_fails_ends_with_1_and_one_line(
+    run: Run, sweep: Run, home: Path, sheets: Path
+) -> None:
     (home / "empty").mkdir()
     assert_fails(sweep("--images", "empty", cwd=home), "empty", "it is empty. Put images")
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
@@ -476,10 +497,10 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
     (home / "empty" / "notes.txt").touch()
     assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "not a store")
-    done = run("daskkm.ingest", sheets, "--store", "images", cwd=home)
+    done = run("ingest", sheets, "--store", "images", cwd=home)
     assert_fails(done, "images", "choose another place")
     (sheets / "s_3.png").write_text("text")
-    done = run("daskkm.ingest", sheets, "--store", "new.zarr", cwd=home)
+    done = run("ingest", sheets, "--store", "new.zarr", cwd=home)
     assert_fails(done, "s_3.png", "not an image")
     (home / "file").touch()
     assert_fails(sweep("--out", "file/out", cwd=home), "file", "choose another place")
@@ -490,9 +511,9 @@ def test_what_fails_ends_with_1_and_one_line(home: Path, sheets: Path) -> None:
 @pytest.mark.parametrize("flags", [("--scheduler", "threads"), (), ("--workers", "1")])
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_chunk_fails_with_its_place(
-    home: Path, flags: tuple[str, ...], damage: str
+    run: Run, sweep: Run, home: Path, flags: tuple[str, ...], damage: str
 ) -> None:
-    assert sweep("--k", "2", "--max-iter", "1", cwd=home).returncode == 0
+    assert sweep("--k", "2", "--max-iter", "1", cwd=home).status == 0
     chunk = home / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0"
     if damage == "flipped":
         data = bytearray(chunk.read_bytes())
@@ -501,11 +522,11 @@ def test_a_damaged_chunk_fails_with_its_place(
     else:
         chunk.unlink()
     # Named alone, the store is used as it is. It is ingested anew if that is asked for.
-    done = run("daskkm.sweep", "--store", "store/tiles.zarr", *flags, cwd=home)
+    done = run("sweep", "--store", "store/tiles.zarr", *flags, cwd=home)
     assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
     if damage == "missing":
         assert_fails(sweep("--k", "2", cwd=home), "it is missing", "(--overwrite)")
-        assert sweep("--k", "2", "--max-iter", "1", "--overwrite", cwd=home).returncode == 0
+        assert sweep("--k", "2", "--max-iter", "1", "--overwrite", cwd=home).status == 0
         assert chunk.exists()
 
 
@@ -616,7 +637,7 @@ def test_malformed_configuration_of_dask_is_one_line(
     tmp_path: Path, text: str, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "dask.yaml").write_text(text)
-    done = run(*command, cwd=tmp_path, DASK_CONFIG=str(tmp_path))
+    done = process(*command, cwd=tmp_path, DASK_CONFIG=str(tmp_path))
     assert_fails(done, "dask's configuration", "dask.yaml", "is malformed", "mend or remove")
     assert done.stderr.count("\n") == 1
 
@@ -727,15 +748,16 @@ def test_setting_of_dask_that_cannot_be_followed_is_said(
 
 
 def test_commands_are_commands_of_dask_too(tmp_path: Path) -> None:
-    done = run("dask", "daskkm", "verify", "none.zarr", cwd=tmp_path)
+    done = process("dask", "daskkm", "verify", "none.zarr", cwd=tmp_path)
     assert_fails(done, "none.zarr")
-    done = run("dask", "daskkm", "swep", "-h", cwd=tmp_path)
-    assert done.returncode == 2
+    done = process("dask", "daskkm", "swep", "-h", cwd=tmp_path)
+    assert done.status == 2
     assert "Usage: dask daskkm [OPTIONS] COMMAND" in done.stderr
     assert "Did you mean 'sweep'?" in done.stderr
     code = (
         "import sys; from daskkm.cli import dask_command;"
         "print(*{'numpy', 'dask', 'zarr', 'numba', 'PIL', 'rich'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    command = [sys.executable, "-c", code]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert imported.stdout == "\n"
