@@ -55,11 +55,14 @@ def results(home: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", params=INITS)
 def expected(
-    request: pytest.FixtureRequest, home: Path, forked: Forks
+    request: pytest.FixtureRequest,
+    home: Path,
+    forked: Forks,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, int, dict[str, bytes]]:
     """A way to begin, the events of a sweep that was not cut short, and its results."""
     args, said = INITS[request.param]
-    place = home.with_name(f"whole-{request.param}")
+    place = tmp_path_factory.mktemp("whole") / "home"
     shutil.copytree(home, place)
     done = forked.run(*SWEEP, *args, cwd=place, **said)
     assert done.status == 0, done.lines
