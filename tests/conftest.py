@@ -7,8 +7,10 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dask
 import numpy as np
 import pytest
+from distributed.utils import get_mp_context
 from PIL import Image
 
 import daskkm
@@ -24,6 +26,11 @@ ROOT = Path(__file__).parent.parent
 
 # Commands that tests start print a line for each pass.
 os.environ["DASKKM_PROGRESS_SECONDS"] = "0"
+
+# Workers that tests start here are forks of one process that has imported what they need, and are
+# there at once; those of commands and of schedulers apart are spawned, as dask does by itself.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+get_mp_context().set_forkserver_preload(["distributed", "daskkm.fit", "daskkm.assessment"])
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -304,7 +304,7 @@ class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for i
     """It leaves word in a folder before it kills a worker, and is with every worker that starts."""
 
     def __init__(self, folder: Path, mode: Any) -> None:
-        super().__init__(delay="3 s", mode=mode)  # of which an import takes one or two
+        super().__init__(delay="3 s", mode=mode)
         self._folder = folder
 
     def graceful(self) -> None:
