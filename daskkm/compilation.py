@@ -37,9 +37,13 @@ _PACKAGE = Path(__file__).parent
 _log = logging.getLogger(__name__)
 
 
+# Environments that share a checkout keep files of their own.
+_ENVIRONMENT = f"{sys.implementation.cache_tag}-numba-{numba.__version__}"
+
+
 def _digest_sources() -> str:
-    """Return a digest of all that kernels are compiled from."""
-    digest = hashlib.sha256(f"{numba.__version__} {sys.implementation.cache_tag}".encode())
+    """Return a digest of all sources of kernels."""
+    digest = hashlib.sha256()
     for name in SOURCES:
         digest.update((_PACKAGE / f"{name}.py").read_bytes())
     return digest.hexdigest()
@@ -110,14 +114,14 @@ class _Cache(NullCache):
     def _file_name(self, sig: Any, codegen: Any) -> str:
         """Return the name of the file for a signature on a CPU."""
         key = hashlib.sha256(repr((sig, codegen.magic_tuple())).encode()).hexdigest()
-        return f"{self._name}-{_DIGEST[:16]}-{key[:32]}.nbc"
+        return f"{self._name}-{_ENVIRONMENT}-{_DIGEST[:16]}-{key[:32]}.nbc"
 
 
 @functools.cache
 def _remove_stale(folder: Path) -> None:
-    """Delete the files of other sources from the package's own folder, once in a process."""
+    """Delete this environment's files of other sources from the package's folder, once."""
     if folder == _PACKAGE / "__pycache__":
-        for path in folder.glob(f"{_PACKAGE.name}.*-*-*.nbc"):
+        for path in folder.glob(f"{_PACKAGE.name}.*-{_ENVIRONMENT}-*-*.nbc"):
             if path.name.split("-")[-2] != _DIGEST[:16]:
                 path.unlink(missing_ok=True)
 

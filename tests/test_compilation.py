@@ -108,6 +108,22 @@ def test_an_edit_of_any_source_is_seen_by_all_that_compiled_it_in(
     assert len(machine_code(package)) == 2  # what was compiled from the others is gone
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "import sys; sys.implementation.cache_tag = 'other-1'",
+        "import numba as n; n.__version__ = '9.9'",
+    ],
+)
+def test_environments_that_share_a_checkout_keep_each_its_files(package: Path, other: str) -> None:
+    run(package, "total(1)")
+    (package / "__init__.py").write_text(other)
+    assert "are compiled" in run(package, "total(1)")[1]
+    assert len(machine_code(package)) == 4
+    (package / "__init__.py").write_text("")
+    assert run(package, "print(total(1))") == ("2", "")
+
+
 @pytest.mark.parametrize("damage", ["emptied", "cut", "changed"])
 def test_a_damaged_file_is_compiled_again(package: Path, damage: str) -> None:
     run(package, "total(1)")
