@@ -182,7 +182,7 @@ class _Stage:
 def _progress_of_pass(last: Pass) -> str:
     """Return the progress of a fit after a pass, or after another stage of it."""
     if not last.reads_tiles:
-        return f"{last.stage}: done"
+        return f"after {last.stage}"
     name = f"pass {last.number}"
     if not last.steps:
         return f"{name}: {'seeding' if last.stage == 'pass' else last.stage}"
@@ -206,10 +206,9 @@ class _Lines:
     def __init__(self, current: Callable[[], _Stage | None]) -> None:
         self._current = current
         self._stopped = threading.Event()
+        self._erased = False
         self._lock = threading.RLock()
-        self._interval = _INTERVAL_SECONDS
-        with suppress(KeyError, ValueError):
-            self._interval = float(os.environ[INTERVAL])
+        self._interval = _interval()
 
     def start(self) -> None:
         """Begin to print lines."""
@@ -223,8 +222,9 @@ class _Lines:
 
     def erase(self) -> bytes:
         """Print no more lines, as an interrupt is about to be said; there is nothing to erase."""
-        self.stop()
-        return b""
+        self._erased = True  # before the lock: a handler of signals may find it held
+        with _held_by(self._lock):
+            return b""
 
     def changed(self) -> None:
         """Print a line for a pass, if each is to be printed."""
@@ -247,8 +247,17 @@ class _Lines:
         if stage is not None:
             line = stage.line()
             with self._lock:
-                if not self._stopped.is_set():
+                if not self._erased and not self._stopped.is_set():
                     click.echo(line, err=True)
+
+
+def _interval() -> float:
+    """Return the seconds between two lines, as the environment has them if these are any."""
+    with suppress(KeyError, ValueError):
+        seconds = float(os.environ[INTERVAL])
+        if 0 <= seconds <= threading.TIMEOUT_MAX:  # else no thread could wait for so long
+            return seconds
+    return _INTERVAL_SECONDS
 
 
 class _Screen:

@@ -231,7 +231,7 @@ def test_lines_appear_at_intervals_and_say_the_stage(
         yield a_pass(1, stage="sample")
         until_said("pass 1: sample, ")
         yield a_pass(1, stage="draw")
-        until_said("draw: done, ")
+        until_said("after draw, ")
         yield a_pass(2, range(2, 41))
         until_said("pass 2: 38 of 78 models moving, ")
         return RESULT
@@ -247,7 +247,11 @@ def test_lines_appear_at_intervals_and_say_the_stage(
     assert max(map(len, said)) <= 80
 
 
-@pytest.mark.parametrize(("interval", "n_lines"), [("3600", 1), ("", 1), ("often", 1), ("0", 500)])
+@pytest.mark.parametrize(
+    ("interval", "n_lines"),
+    [("3600", 1), ("", 1), ("often", 1), ("0", 500)]
+    + [(none, 1) for none in ("inf", "nan", "-1", "1e300")],
+)
 def test_many_passes_are_few_lines(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -270,6 +274,30 @@ def test_many_passes_are_few_lines(
     assert interval != "0" or lines[0].startswith("pass 1: sample, ")
     assert len(lines) == n_lines
     assert lines[-1].startswith("pass 500: 0 of 4 models moving, ")
+
+
+@pytest.mark.parametrize("interval", ["inf", "nan", "-1", "1e300", "often", ""])
+def test_an_interval_that_is_none_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], interval: str
+) -> None:
+    monkeypatch.setenv(progress.INTERVAL, interval)
+    monkeypatch.setattr(progress, "_INTERVAL_SECONDS", 0.01)
+    with Progress() as display, display.stage("verify"):
+        until(lambda: "verify, " in capsys.readouterr().err)
+
+
+def test_an_interrupt_while_lines_stop_takes_no_lock_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It may come while `stop` holds the lock of the event that it sets."""
+    lines = progress._Lines(lambda: progress._Stage("verify"))
+    with lines._stopped._cond:  # type: ignore[attr-defined]
+        erasing = threading.Thread(target=lines.erase, daemon=True)
+        erasing.start()
+        erasing.join(DEADLINE / 10)
+        assert not erasing.is_alive()
+    lines.keep(progress._Stage("verify"))
+    assert capsys.readouterr().err == ""
 
 
 def test_quiet_shows_nothing(
