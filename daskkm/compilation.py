@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import multiprocessing
 import os
 import pickle
 import stat
@@ -128,8 +129,12 @@ def _remove_stale(folder: Path) -> None:
 
 @functools.cache
 def _announce() -> None:
-    """Say that compilation takes time, once in a process."""
-    _log.warning("daskkm: kernels are compiled for this CPU, once. This takes 10 to 20 seconds.")
+    """Say that compilation takes time, once in a process; only for a log if it has a parent.
+
+    Workers that a user's process has started would all say the same.
+    """
+    level = logging.WARNING if multiprocessing.parent_process() is None else logging.INFO
+    _log.log(level, "daskkm: kernels are compiled for this CPU, once. This takes 10 to 20 seconds.")
 
 
 @functools.cache

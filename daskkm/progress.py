@@ -5,6 +5,7 @@ On a terminal rich redraws one display in place. Elsewhere a line is printed eve
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -58,7 +59,11 @@ class Progress:
         self._display: _Lines | _Screen | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet:
+        if self._quiet:  # that kernels are compiled is progress too
+            log = logging.getLogger("daskkm.compilation")
+            self._stack.callback(log.setLevel, log.level)
+            log.setLevel(logging.ERROR)
+        else:
             self._display = _display(lambda: self._stage)
             self._stack.enter_context(interrupts.erasing(self._display.erase))
             self._stack.callback(self._display.stop)

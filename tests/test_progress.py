@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pty
 import re
@@ -301,13 +302,18 @@ def test_an_interrupt_while_lines_stop_takes_no_lock_twice(
 
 
 def test_quiet_shows_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    log = logging.getLogger("daskkm.compilation")
     with Progress(quiet=True) as display:
         display.say("dashboard")
+        log.warning("kernels are compiled")
         with display.stage("ingest", "images") as advance:
             advance(1, 2)
     assert capsys.readouterr() == ("", "")
+    assert not caplog.records
+    log.warning("kernels are compiled")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
