@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CheckpointError,
         CorruptChunkError,
         DaskkmError,
+        DtypeError,
         FitError,
         ModelError,
         ParameterError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         SchedulerError,
         SheetError,
         StoreError,
+        SumOverflowError,
     )
     from daskkm.estimator import KMeans, load_model
     from daskkm.fit import SweepResult, fit_sweep
@@ -37,6 +39,7 @@ _HOME = {
     "CheckpointError": "errors",
     "CorruptChunkError": "errors",
     "DaskkmError": "errors",
+    "DtypeError": "errors",
     "FitError": "errors",
     "FittedModel": "model",
     "KMeans": "estimator",
@@ -47,6 +50,7 @@ _HOME = {
     "SchedulerError": "errors",
     "SheetError": "errors",
     "StoreError": "errors",
+    "SumOverflowError": "errors",
     "SweepResult": "fit",
     "TileStore": "store",
     "assess": "assessment",
@@ -63,6 +67,7 @@ __all__ = [
     "CheckpointError",
     "CorruptChunkError",
     "DaskkmError",
+    "DtypeError",
     "FitError",
     "FittedModel",
     "KMeans",
@@ -73,6 +78,7 @@ __all__ = [
     "SchedulerError",
     "SheetError",
     "StoreError",
+    "SumOverflowError",
     "SweepResult",
     "TileStore",
     "assess",

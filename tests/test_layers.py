@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import daskkm
+from daskkm import errors
 
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
@@ -153,6 +154,11 @@ def test_functions_stay_functions_whatever_is_imported(name: str) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [name, "True"]
+
+
+def test_every_error_is_public() -> None:
+    found = [name for name in vars(errors) if name.endswith("Error")]
+    assert set(found) <= set(daskkm.__all__)
 
 
 @pytest.mark.parametrize("name", daskkm.__all__)
