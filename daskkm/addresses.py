@@ -153,8 +153,9 @@ def reaching(address: str, security: Security) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is that answers, distributed takes its word for it
-        msg = f"{address}: no scheduler answers there ({_why(error, address, security)})"
-        raise SchedulerError(msg) from error
+        why, options = _why(error, address, security)
+        msg = f"{address}: no scheduler answers there ({why})"
+        raise SchedulerError(msg, options=options) from error
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -191,41 +192,43 @@ async def _identify(address: str, security: Security) -> str:
         return str((await asking)["type"])
 
 
-def _why(error: Exception, address: str, security: Security) -> str:
-    """Say why a scheduler could not be asked, and what to do.
+def _why(error: Exception, address: str, security: Security) -> tuple[str, tuple[str, ...]]:
+    """Return why a scheduler could not be asked, with a hint, and the parameters that resolve it.
 
     distributed says it by exceptions behind exceptions.
     """
     chain = causes(error)
     if isinstance(chain[0], MemoryError):  # its first words, read as how long they are
-        return "what answers is none; is that where a scheduler listens?"
+        return "what answers is none; is that where a scheduler listens?", ()
     text = " ".join(map(str, chain))
     for each in chain:
         if isinstance(each, socket.gaierror):
-            return f"its host is unknown: {reason(each)}; is it written as it should be?"
+            return f"its host is unknown: {reason(each)}; is it written as it should be?", ()
         if isinstance(each, ssl.SSLCertVerificationError):
-            return (
+            why = (
                 f"its certificate is refused, {each.verify_message}; name the authority "
-                f"that signed it: --tls-ca-file, now {_file(security.tls_ca_file)}"
+                f"that signed it, now {_file(security.tls_ca_file)}"
             )
+            return why, ("tls_ca_file",)
     if "WRONG_VERSION_NUMBER" in text or "cannot convert to SSL" in text:
-        return "it does not speak TLS; name it as tcp://"
+        return "it does not speak TLS; name it as tcp://", ()
     if any(isinstance(each, TimeoutError | ConnectionRefusedError) for each in chain):
         # The last of distributed's tries may have been cut short.
         with suppress(OSError):
             try:
                 socket.create_connection(_host_and_port(address), timeout=1).close()
             except ConnectionRefusedError:
-                return "nothing listens; start one with: dask scheduler"
-        return f"no word in {CONNECT_SECONDS:g} s; is that where a scheduler listens?"
+                return "nothing listens; start one with: dask scheduler", ()
+        return f"no word in {CONNECT_SECONDS:g} s; is that where a scheduler listens?", ()
     if "_ALERT_" in text or ("closed" in text and address.startswith("tls://")):
-        return (
+        why = (
             f"it hangs up on the certificate {_file(security.tls_client_cert)}; "
-            "give one by the authority that it knows: --tls-cert and --tls-key"
+            "give one by the authority that it knows"
         )
+        return why, ("tls_cert", "tls_key")
     if "closed" in text:
-        return "it hangs up; if it speaks TLS, name it as tls://"
-    return f"{error}; is that where a scheduler listens?"
+        return "it hangs up; if it speaks TLS, name it as tls://", ()
+    return f"{error}; is that where a scheduler listens?", ()
 
 
 def _file(certificate: str) -> str:
@@ -251,24 +254,24 @@ def _security(address: str, given: dict[str, str]) -> Security:
     ca, cert = security.tls_ca_file, security.tls_client_cert
     key = security.tls_client_key or cert  # it may be in the same file
     files = (
-        (ca, "certificate of the authority", "--tls-ca-file", "ca-file"),
-        (cert, "certificate", "--tls-cert", "client.cert"),
-        (key, "key", "--tls-key", "client.key"),
+        (ca, "certificate of the authority", "tls_ca_file", "ca-file"),
+        (cert, "certificate", "tls_cert", "client.cert"),
+        (key, "key", "tls_key", "client.key"),
     )
     for file, what, option, setting in files:
         if not file:
             msg = (
-                f"{address}: TLS needs a {what}; give {option}, "
+                f"{address}: TLS needs a {what}; give one, "
                 f"or set distributed.comm.tls.{setting} in dask's settings"
             )
-            raise SchedulerError(msg)
+            raise SchedulerError(msg, options=(option,))
         if _is_itself(file):
             if "\n" not in file:  # distributed would take it for the name of a file
                 msg = (
                     f"distributed.comm.tls.{setting} in dask's settings: the {what} has no line "
-                    f"breaks; write it with them, or in a file: {option}"
+                    "breaks; write it with them, or in a file"
                 )
-                raise SchedulerError(msg)
+                raise SchedulerError(msg, options=(option,))
             continue
         try:
             if not stat.S_ISREG(Path(file).stat().st_mode):  # a pipe would be waited for
@@ -276,8 +279,8 @@ def _security(address: str, given: dict[str, str]) -> Security:
                 raise ValueError(msg)  # noqa: TRY301
             Path(file).read_bytes()
         except (OSError, ValueError) as error:
-            msg = f"{file}: the {what} cannot be read ({reason(error)}); give another: {option}"
-            raise SchedulerError(msg) from error
+            msg = f"{file}: the {what} cannot be read ({reason(error)}); give another"
+            raise SchedulerError(msg, options=(option,)) from error
     _check_certificates(ca, cert, key)
     return security
 
@@ -289,13 +292,13 @@ def _check_certificates(ca: str, cert: str, key: str) -> None:
         context.load_verify_locations(**{"cadata" if _is_itself(ca) else "cafile": ca})
     except (ssl.SSLError, ValueError, TypeError) as error:
         why = getattr(error, "reason", None) or error
-        msg = f"{_file(ca)}: this is no certificate in PEM form ({why}); give one: --tls-ca-file"
-        raise SchedulerError(msg) from error
+        msg = f"{_file(ca)}: this is no certificate in PEM form ({why}); give one"
+        raise SchedulerError(msg, options=("tls_ca_file",)) from error
 
     def refuse() -> str:
         """OpenSSL would ask at the terminal."""
-        msg = f"{_file(key)}: the key is encrypted; give one that is not: --tls-key"
-        raise SchedulerError(msg)
+        msg = f"{_file(key)}: the key is encrypted; give one that is not"
+        raise SchedulerError(msg, options=("tls_key",))
 
     try:
         with TemporaryDirectory() as folder:
@@ -305,9 +308,9 @@ def _check_certificates(ca: str, cert: str, key: str) -> None:
     except ssl.SSLError as error:
         msg = (
             f"{_file(cert)} and {_file(key)}: these are no certificate and its key in PEM form "
-            f"({error.reason or error}); give --tls-cert and --tls-key"
+            f"({error.reason or error}); give these"
         )
-        raise SchedulerError(msg) from error
+        raise SchedulerError(msg, options=("tls_cert", "tls_key")) from error
 
 
 def _written(certificate: str, file: Path) -> str:

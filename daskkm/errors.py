@@ -108,7 +108,7 @@ class StoreError(DaskkmError):
     >>> daskkm.open_store("nowhere.zarr")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.StoreError: ...nowhere.zarr: there is no store; make one with: ...
+    daskkm.errors.StoreError: ...nowhere.zarr: there is no store; ingest images first
     """
 
 
@@ -166,10 +166,10 @@ class ModelError(DaskkmError):
     Examples
     --------
     >>> import daskkm
-    >>> daskkm.load_model("nowhere.zarr")  # doctest: +ELLIPSIS
+    >>> daskkm.load_model("nowhere.zarr")
     Traceback (most recent call last):
         ...
-    daskkm.errors.ModelError: nowhere.zarr: there is no saved model; make one with: ...
+    daskkm.errors.ModelError: nowhere.zarr: there is no saved model; fit and save a model first
     """
 
 

@@ -331,7 +331,7 @@ def _kind() -> Kind:
         rows="rows",
         members=frozenset({"zarr.json", "cluster_centers", "counts", "extra"}),
         error=ModelError,
-        make="make one with: python -m daskkm.sweep, which saves OUT/K/model.zarr",
+        make="fit and save a model first",
         mend="fit and save the model again",
     )
 

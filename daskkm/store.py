@@ -50,7 +50,7 @@ STORE = Kind(
     rows="tiles",
     members=frozenset({"zarr.json", "tiles", *PROVENANCE, "labels", "distances"}),
     error=StoreError,
-    make="make one with: python -m daskkm.ingest IMAGES --store PATH",
+    make="ingest images first",
     mend="ingest the sheets again",
     names=(("labels", "[0-9]+"), ("distances", "[0-9]+")),
     corrupt=CorruptChunkError,
@@ -61,7 +61,7 @@ LABELS = Kind(
     rows="tiles",
     members=frozenset({"zarr.json", "c"}),
     error=StoreError,
-    make="make one with: python -m daskkm.label MODEL --store PATH",
+    make="label the store first",
     mend="label the tiles again",
     placed=False,
     corrupt=CorruptChunkError,
@@ -72,7 +72,7 @@ DISTANCES = Kind(
     rows="tiles",
     members=LABELS.members,
     error=StoreError,
-    make="make one with: python -m daskkm.label MODEL --store PATH --distances",
+    make="label the store with distances first",
     mend="label the tiles again, with distances",
     placed=False,
     corrupt=CorruptChunkError,
@@ -621,7 +621,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     if is_begun(path):
         msg = (
             f"{path}: there is no store yet: an ingest was cut short, or is under way; to go on, "
-            "run the same command again: python -m daskkm.ingest IMAGES --store PATH"
+            "ingest the same images again"
         )
         raise StoreError(msg)
     version = Version.of(path)

@@ -54,9 +54,9 @@ def test_labels_are_those_that_the_model_predicts(store: TileStore) -> None:
     np.testing.assert_array_equal(labels.compute(), expected)
     np.testing.assert_array_equal(labels[5:9].compute(), expected[5:9])
     np.testing.assert_array_equal(np.bincount(expected), model.counts_)
-    with pytest.raises(StoreError, match=r"distances/3: there is no set of distances; make one"):
+    with pytest.raises(StoreError, match=r"distances/3: there is no set of distances; label the"):
         store.distances(3)
-    with pytest.raises(StoreError, match=r"labels/4: there is no set of labels; make one"):
+    with pytest.raises(StoreError, match=r"labels/4: there is no set of labels; label the"):
         store.labels(4)
 
 

@@ -197,7 +197,7 @@ def test_a_full_disk_is_an_error_that_says_so(saved: Path) -> None:
 
 
 def test_what_is_no_saved_model_is_not_loaded(digits: TileStore, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"none\.zarr: there is no saved model; make one with"):
+    with pytest.raises(ModelError, match=r"none\.zarr: there is no saved model; fit"):
         load_saved(tmp_path / "none.zarr")
     with pytest.raises(ModelError, match=r"not a saved model .*kind is store, not model"):
         load_saved(digits.path)

@@ -437,7 +437,7 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
 
 
 def test_what_is_no_store_is_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"none\.zarr: there is no store; make one"):
+    with pytest.raises(StoreError, match=r"none\.zarr: there is no store; ingest"):
         daskkm.open_store(tmp_path / "none.zarr")
     zarr.create_group(tmp_path / "other.zarr")
     with pytest.raises(StoreError, match=r"not a store \(it is none of daskkm's\); name a store"):
