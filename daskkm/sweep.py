@@ -141,6 +141,11 @@ def command(
     from daskkm.ingest import say_skipped
     from daskkm.progress import Progress, closing_table, size
 
+    if no_quality:
+        _refuse("sheet_classes", "--no-quality")
+    if cli.given("store_path") and not cli.given("images"):
+        for name in ("on_bad", "overwrite"):
+            _refuse(name, "--store alone, which ingests nothing; name --images too")
     started = time.perf_counter()
     place = checkpoint or Path(f"{store_path}.checkpoint")
     given = {"--store": store_path, "--out": out, "--checkpoint": place}
@@ -203,6 +208,13 @@ def command(
         f"look at {printable(str(out / 'contact_sheet.png'))}"
     )
     say_skipped(store)
+
+
+def _refuse(name: str, other: str) -> None:
+    """Refuse an option, by the name of its parameter, that another leaves without a use."""
+    if cli.given(name):
+        msg = f"--{name.replace('_', '-')} has no use with {other}"
+        raise click.UsageError(msg)
 
 
 def _check_apart(given: Mapping[str, Path], models: Mapping[str, Path]) -> None:

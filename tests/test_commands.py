@@ -162,7 +162,7 @@ def test_a_sweep_without_quality_makes_no_pass_for_it(
     store = daskkm.ingest(sheets, tmp_path / "s.zarr", tile=8)
     flags = [
         *("--store", str(tmp_path / "s.zarr"), "--out", str(tmp_path), "--scheduler", "threads"),
-        *("--n-init", "1", "--k", "1-3", "--no-quality", "--sheet-classes"),
+        *("--n-init", "1", "--k", "1-3", "--no-quality"),
     ]
     sweep_command.main(flags, standalone_mode=False)
     said = json.loads((tmp_path / "sweep.json").read_text())
@@ -175,6 +175,24 @@ def test_a_sweep_without_quality_makes_no_pass_for_it(
         *("tiles", "in", "each", "cluster"),
     ]
     assert not [line for line in rest if "silh" in line or "purity" in line]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--no-quality", "--sheet-classes"), "--sheet-classes has no use with --no-quality"),
+        (("--store", "s.zarr", "--overwrite"), "--overwrite has no use with --store alone"),
+        (("--store", "s.zarr", "--on-bad", "fail"), "--on-bad has no use with --store alone"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_that_another_leaves_without_use_are_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(click.UsageError, match=said):
+        sweep_command.main([*flags, "--scheduler", "threads"], standalone_mode=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sheets_of_one_tile_each_are_no_classes(
