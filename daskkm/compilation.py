@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import multiprocessing
 import os
 import pickle
 import stat
@@ -129,12 +128,8 @@ def _remove_stale(folder: Path) -> None:
 
 @functools.cache
 def _announce() -> None:
-    """Say that compilation takes time, once in a process; only for a log if it has a parent.
-
-    Workers that a user's process has started would all say the same.
-    """
-    level = logging.WARNING if multiprocessing.parent_process() is None else logging.INFO
-    _log.log(level, "daskkm: kernels are compiled for this CPU, once. This takes 10 to 20 seconds.")
+    """Log that compilation takes time, once in a process: each worker that compiles says so."""
+    _log.warning("daskkm: kernels are compiled for this CPU, once. This takes 10 to 20 seconds.")
 
 
 @functools.cache

@@ -90,18 +90,6 @@ def test_a_compilation_is_announced_in_one_line_and_a_cached_kernel_is_not(packa
     assert errors.count("\n") == 1
 
 
-def test_processes_that_a_user_process_starts_do_not_announce(package: Path) -> None:
-    code = """
-import multiprocessing as mp
-work = "from daskkm.kernel import total; print(total(1), flush=True)"
-process = mp.get_context("spawn").Process(target=exec, args=(work,))
-process.start()
-process.join()
-"""
-    assert run(package, code) == ("2", "")
-    assert machine_code(package)
-
-
 @pytest.mark.parametrize("edited", ["products", "kernel", "bounds"])
 def test_an_edit_of_any_source_is_seen_by_all_that_compiled_it_in(
     package: Path, edited: str
