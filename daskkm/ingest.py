@@ -233,7 +233,7 @@ def _is_as_asked(
         if not overwrite:
             raise _resolved_by_overwrite(error, present.path) from error
         return False
-    differences = tiles.differences((*present.sheets, *present.skipped), files)
+    differences = tiles.differences(present.sheets, present.skipped, files)
     texts = [*tiles.describe(differences), *describe_tiles(present.tile[:2], tile)]
     if texts and not overwrite:
         msg = (

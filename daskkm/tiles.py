@@ -146,22 +146,25 @@ class Skipped(File):
         return cls(path.name, size, sha256, reason, mtime_ns=mtime_ns)
 
 
-def differences(files: Iterable[File], paths: Iterable[Path]) -> dict[str, list[str]]:
+def differences(
+    sheets: Iterable[File], skipped: Iterable[File], paths: Iterable[Path]
+) -> dict[str, list[str]]:
     """Return the names of files that differ from those recorded, by what happened to them.
 
     Parameters
     ----------
-    files : iterable of File
-        As they were recorded.
+    sheets, skipped : iterable of File
+        As they were recorded, each in the order of the files.
     paths : iterable of Path
         The files of today.
 
     Returns
     -------
     dict of str to list of str
-        ``added``, ``removed`` and ``changed``.
+        ``added``, ``removed``, ``changed`` and ``in another order``.
     """
-    known = {file.name: file for file in files}
+    recorded = list(sheets), list(skipped)
+    known = {file.name: file for files in recorded for file in files}
     today = {path.name: path for path in paths}
     return {
         "added": [name for name in today if name not in known],
@@ -169,7 +172,21 @@ def differences(files: Iterable[File], paths: Iterable[Path]) -> dict[str, list[
         "changed": [
             name for name, path in today.items() if name in known and not known[name].is_file(path)
         ],
+        "in another order": [
+            name
+            for files in recorded
+            for name in _moved([file.name for file in files], list(today))
+        ],
     }
+
+
+def _moved(names: list[str], today: list[str]) -> list[str]:
+    """Return the names, of those in both lists, that have another rank in the second."""
+    common = set(names) & set(today)
+    ranks = zip(
+        *([name for name in each if name in common] for each in (names, today)), strict=True
+    )
+    return [name for name, other in ranks if name != other]
 
 
 def describe(found: Mapping[str, Sequence[str]]) -> list[str]:

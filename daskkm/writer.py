@@ -107,9 +107,9 @@ class StoreWriter:
 
     def _differences(self, found: _Partial, files: Sequence[Path]) -> list[str]:
         """Return how what was written differs from these files, cut into such tiles."""
-        differences = tiles.differences(found.records.values(), files)
+        differences = tiles.differences(found.sheets, found.skipped, files)
         if not found.complete:  # the next files are not recorded yet
-            first = {path.name for path in files[: len(found.records)]}
+            first = {path.name for path in files[: found.n_files]}
             differences["added"] = [name for name in differences["added"] if name in first]
         shapes = found.tiles.shape[1:], self._shape[1:]
         return [*tiles.describe(differences), *describe_tiles(*shapes)]
@@ -122,10 +122,13 @@ class StoreWriter:
         self._written = left = found.written
         if self._tiles.shape != self._shape and not found.complete:
             self._resize(self._shape[0], found.said)
-        for record in (found.records[path.name] for path in files[: len(found.records)]):
+        records: dict[str, Sheet | Skipped] = {
+            record.name: record for record in (*found.sheets, *found.skipped)
+        }
+        for record in (records[path.name] for path in files[: found.n_files]):
             if isinstance(record, Skipped):
                 self.skipped.append(record)
-            elif isinstance(record, Sheet):
+            else:
                 count = math.prod(grid(record.shape, self._tile))
                 if count > left:
                     self._begun = record, left
@@ -225,9 +228,15 @@ class _Partial(NamedTuple):
     group: zarr.Group
     tiles: zarr.Array[Any]
     said: dict[str, Any]
-    records: dict[str, File]
+    sheets: list[Sheet]
+    skipped: list[Skipped]
     complete: bool
     written: int
+
+    @property
+    def n_files(self) -> int:
+        """How many files it has records of: the first ones."""
+        return len(self.sheets) + len(self.skipped)
 
 
 def _read_partial(partial: Path) -> _Partial | None:
@@ -244,12 +253,10 @@ def _read_partial(partial: Path) -> _Partial | None:
     group, said = opened
     array = groups.member(group, "tiles", STORE)
     groups.refuse_links(partial, "tiles/c", STORE)
-    records: dict[str, File] = {
-        **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
-        **{record["name"]: Skipped(**record) for record in said["skipped"]},
-    }
+    sheets = [Sheet.from_json(record) for record in said["sheets"]]
+    skipped = [Skipped(**record) for record in said["skipped"]]
     written = said.get("written", array.shape[0])  # or it is complete
-    return _Partial(group, array, said, records, said["complete"], written)
+    return _Partial(group, array, said, sheets, skipped, said["complete"], written)
 
 
 class _OtherIngestError(StoreError):

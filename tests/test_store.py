@@ -19,6 +19,7 @@ from PIL import Image
 import daskkm
 from daskkm import store as store_module
 from daskkm import tiles
+from daskkm import writer as writer_module
 from daskkm.errors import SheetError, StoreError
 from daskkm.writer import create_store
 
@@ -245,6 +246,45 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
     with pytest.raises(StoreError, match=r"t\.zarr: another run has just put a store there"):
         daskkm.ingest(sheets, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("state", ["complete", "partial"])
+@pytest.mark.parametrize("order", [(1, 0, 2, 3), (1, 2, 0, 3), (0, 1, 3, 2)])
+def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, order: tuple[int, ...]
+) -> None:
+    """Of sheets, which would give tiles of one the name of another, and of files left out."""
+    monkeypatch.setattr(store_module, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(writer_module, "_NOTES", 1000)
+    names = ["c.png", "a.png", "bad.png", "also_bad.png"]
+    for i, name in enumerate(names):
+        if i < 2:
+            Image.new("L", (16, 16), i + 1).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_text(name)
+    Image.new("L", (16, 16), 9).save(tmp_path / "z.png")
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    path, last = tmp_path / "t.zarr", tmp_path / "z.png"
+
+    def stop(done: int, _: int) -> None:
+        if done == 5 and state == "partial":
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        files = [tmp_path / name for name in names]
+        daskkm.ingest([*files, last], path, **settings, on_image=stop)
+    others = [*(files[i] for i in order), last]
+    with pytest.raises(StoreError, match=r" images in another order \(.*a") as refused:
+        daskkm.ingest(others, path, **settings)
+    assert refused.value.options == ("overwrite=True",)
+    after = daskkm.ingest(others, path, **settings, overwrite=True)
+    fresh = daskkm.ingest(others, tmp_path / "fresh.zarr", **settings)
+    assert (after.sheets, after.skipped) == (fresh.sheets, fresh.skipped)
+    np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
+    # The same order of sheets, and of files left out, is the same store.
+    among = [others[2], *others[:2], *others[3:]] if order[2:] == (2, 3) else others
+    assert daskkm.ingest(among, path, **settings).digest == after.digest
 
 
 def settle(sheets: Path) -> None:
