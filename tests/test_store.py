@@ -93,7 +93,7 @@ def test_what_the_store_says_of_itself(sheets: Path, tmp_path: Path) -> None:
     assert said["zarr_format"] == 3
     ours = said["attributes"]["daskkm"]
     assert ours["complete"] is True
-    names = {"name", "size", "sha256", "mtime_ns", "shape", "cropped"}
+    names = {"name", "size", "sha256", "mtime_ns", "ctime_ns", "shape", "cropped"}
     assert ours["sheets"][0].keys() == names
     assert store.tiles.metadata.dimension_names == ("tile", "y", "x")  # type: ignore[union-attr]
     for name in ("tiles", "sheet", "row", "col"):
@@ -243,7 +243,7 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
         return shape(sheet)
 
     monkeypatch.setattr(tiles, "sheet_shape", meanwhile)
-    with pytest.raises(StoreError, match=r"t\.zarr: another run has just put a store there"):
+    with pytest.raises(StoreError, match=r"t\.zarr: a store is there now\. Run this again$"):
         daskkm.ingest(sheets, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
 
@@ -277,6 +277,7 @@ def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
     others = [*(files[i] for i in order), last]
     with pytest.raises(StoreError, match=r" images in another order \(.*a") as refused:
         daskkm.ingest(others, path, **settings)
+    assert refused.type is StoreError
     assert refused.value.options == ("overwrite=True",)
     after = daskkm.ingest(others, path, **settings, overwrite=True)
     fresh = daskkm.ingest(others, tmp_path / "fresh.zarr", **settings)
@@ -287,10 +288,10 @@ def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
     assert daskkm.ingest(among, path, **settings).digest == after.digest
 
 
-def settle(sheets: Path) -> None:
+def settle(sheets: Path, seconds: int = 1000) -> None:
     """Date files so far back that no later change can have the same time."""
     for path in sheets.iterdir():
-        os.utime(path, (1000, 1000))
+        os.utime(path, (seconds, seconds))
 
 
 def replace_bytes(path: Path, when: int) -> None:
@@ -372,6 +373,29 @@ def test_ingest_compares_bytes_where_a_change_could_have_the_same_time(
         daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["frame.bmp", "bad.bmp"])
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_ingest_of_other_images_of_the_same_name_size_and_time_is_refused(
+    tmp_path: Path, name: str, seconds: int
+) -> None:
+    """As archives unpack them, or copies that keep the time."""
+    for value, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (16, 16), value).save(tmp_path / folder / "frame.bmp")
+        (tmp_path / folder / "bad.bmp").write_text(f"text {value * (name == 'bad.bmp')}")
+        if name == "bad.bmp":
+            Image.new("L", (16, 16)).save(tmp_path / folder / "frame.bmp")
+        settle(tmp_path / folder, seconds)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with the time
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    store = daskkm.ingest(tmp_path / "a", tmp_path / "t.zarr", **settings)
+    same = daskkm.ingest(tmp_path / "copy", tmp_path / "t.zarr", **settings)
+    assert same.digest == store.digest
+    with pytest.raises(StoreError, match=rf"1 image changed \({name}\)"):
+        daskkm.ingest(tmp_path / "b", tmp_path / "t.zarr", **settings)
+
+
 def test_store_without_times_of_its_images_compares_bytes(sheets: Path, tmp_path: Path) -> None:
     settle(sheets)
     store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
@@ -379,7 +403,7 @@ def test_store_without_times_of_its_images_compares_bytes(sheets: Path, tmp_path
     for sheet in store.sheets:
         old = tiles.Sheet.from_json(sheet.content)  # as earlier stores have it
         assert old == sheet
-        assert old.mtime_ns is None
+        assert (old.mtime_ns, old.ctime_ns) == (None, None)
         assert old.is_file(sheets / sheet.name)
         replace_bytes(sheets / sheet.name, 1000)
         assert not old.is_file(sheets / sheet.name)
@@ -440,7 +464,7 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
 
     refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
     refused("0 x 8 pixels holds nothing", (0, 8))
-    for tile in ("16", (8.5, 8), (8, 8, 3)):
+    for tile in ("16", (8.5, 8), (8, 8, 3), True, False, (True, 8), (8, np.True_)):
         refused("give its height and width in pixels, or one number for both", tile)
     Image.new("RGB", (8, 8)).save(sheets / "s_3.png")
     refused(r"s_3\.png: it is RGB while the other sheets are greyscale")
