@@ -164,6 +164,8 @@ def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a tile that holds something."""
     try:
         height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
+        if bool in {type(height), type(width)}:
+            raise TypeError  # noqa: TRY301
         size = operator.index(height), operator.index(width)
     except (TypeError, ValueError) as error:
         msg = f"a tile is {tile!r}; give its height and width in pixels, or one number for both"
