@@ -88,22 +88,20 @@ class StoreWriter:
             found = _read_partial(partial)
             if found is None:
                 return False
-            if differences := self._differences(found, files):
-                if found.written and not overwrite:
-                    raise _of_others(partial, differences)
-                return False
-            if found.tiles.chunks[0] != self._rows:  # of a store of less than a chunk
-                return False
-            for _ in groups.stream(found.tiles, 0, found.written, STORE):
+            differences = self._differences(found, files)
+            # Chunks of a store of less than one have other rows.
+            fits = not differences and found.tiles.chunks[0] == self._rows
+            for _ in groups.stream(found.tiles, 0, found.written if fits else 0, STORE):
                 pass
-        except _OtherIngestError:
-            raise
         except StoreError as error:
             msg = f"{partial}: the ingest that was cut short is damaged and begins anew ({error})"
             warnings.warn(msg, stacklevel=2)
             return False
-        self._go_on(partial, found, files)
-        return True
+        if differences and found.written and not overwrite:
+            raise _of_others(partial, differences)
+        if fits:
+            self._go_on(partial, found, files)
+        return fits
 
     def _differences(self, found: _Partial, files: Sequence[Path]) -> list[str]:
         """Return how what was written differs from these files, cut into such tiles."""
@@ -122,9 +120,8 @@ class StoreWriter:
         self._written = left = found.written
         if self._tiles.shape != self._shape and not found.complete:
             self._resize(self._shape[0], found.said)
-        records: dict[str, Sheet | Skipped] = {
-            record.name: record for record in (*found.sheets, *found.skipped)
-        }
+        both: list[Sheet | Skipped] = [*found.sheets, *found.skipped]
+        records = {record.name: record for record in both}
         for record in (records[path.name] for path in files[: found.n_files]):
             if isinstance(record, Skipped):
                 self.skipped.append(record)
@@ -259,16 +256,12 @@ def _read_partial(partial: Path) -> _Partial | None:
     return _Partial(group, array, said, sheets, skipped, said["complete"], written)
 
 
-class _OtherIngestError(StoreError):
-    pass
-
-
 def _of_others(partial: Path, differences: Sequence[str]) -> StoreError:
     msg = (
         f"{partial}: an ingest of something else was cut short there: {', '.join(differences)}. "
         "Go on with the same, choose another store, or begin anew"
     )
-    return _OtherIngestError(msg, options=OVERWRITE)
+    return StoreError(msg, options=OVERWRITE)
 
 
 def check_sheets(path: str | os.PathLike[str], names: Iterable[str]) -> None:
@@ -324,9 +317,9 @@ def create_store(
         writing.
     """
     with places.resuming(path, STORE) as partial:
-        if not overwrite and store.is_there(path):  # since the caller looked
-            msg = f"{path}: another run has just put a store there. Run this again"
-            raise StoreError(msg, options=OVERWRITE)
+        if not overwrite and store.is_there(path):  # put, or brought back, since the caller looked
+            msg = f"{path}: a store is there now. Run this again"
+            raise StoreError(msg)
         writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files, overwrite=overwrite)
         yield writer
         writer.finish()
