@@ -213,7 +213,10 @@ def _default_size(
         )
         raise StoreError(msg, options=("tile",))
     if not begun and not there and is_there(path):
-        msg = f"{path}: the store is damaged, and the size of its tiles not known. Give the size"
+        msg = (
+            f"{path}: the store is damaged, and the size of its tiles not known. Give "
+            "daskkm.ingest a size, or remove the store"
+        )
         raise StoreError(msg, options=("tile",))
     height, width = begun or there or _DEFAULT_SIZE
     return height, width

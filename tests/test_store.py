@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from click import ClickException
 from PIL import Image
 
 import daskkm
@@ -21,6 +22,7 @@ from daskkm import store as store_module
 from daskkm import tiles
 from daskkm import writer as writer_module
 from daskkm.errors import SheetError, StoreError
+from daskkm.sweep import command as sweep_command
 from daskkm.writer import create_store
 
 if TYPE_CHECKING:
@@ -202,16 +204,22 @@ def test_ingest_without_a_size_keeps_that_of_the_store(sheets: Path, tmp_path: P
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("file", ["zarr.json", "tiles/zarr.json", "tiles/c/0/0/0", "row/c/0"])
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        *(("zarr.json", size) for size in (None, 0, 500, -9)),
+        *((file, -9) for file in ("tiles/zarr.json", "tiles/c/0/0/0", "row/c/0")),
+    ],
+)
 def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
-    sheets: Path, tmp_path: Path, file: str
+    sheets: Path, tmp_path: Path, file: str, size: int | None
 ) -> None:
     path = tmp_path / "t.zarr"
     store = daskkm.ingest(sheets, path, tile=8)
     before = store.features().compute()
     daskkm.label(store, daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3])
-    damaged = (path / file).read_bytes()[:-9]
-    if file == "zarr.json":
+    damaged = (path / file).read_bytes()[:size]
+    if size is None:
         damaged = (path / file).read_bytes().replace(b"s_10.png", b"s_11.png")
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
@@ -221,9 +229,13 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
     if file.endswith("zarr.json"):
-        with pytest.raises(StoreError, match="size of its tiles not known") as refused:
+        said = r"t\.zarr: .*size of its tiles not known\. Give daskkm\.ingest a size, or remove the"
+        with pytest.raises(StoreError, match=said) as refused:
             daskkm.ingest(sheets, path, overwrite=True)
         assert refused.value.options == ("tile",)
+        flags = ["--images", str(sheets), "--store", str(path), "--out", str(tmp_path / "out")]
+        with pytest.raises(ClickException, match=rf"{said} store$"):
+            sweep_command.main([*flags, "--overwrite"], standalone_mode=False)
     after = daskkm.ingest(sheets, path, tile=8, overwrite=True)
     np.testing.assert_array_equal(after.features().compute(), before)
     assert after.provenance()["row"].shape == (30,)
@@ -473,7 +485,7 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["file", "folder", "group", "newer", "more", "dots", "inside", "set", "deep"]
+    "kind", ["file", "folder", "group", "newer", "more", "dots", "inside", "set", "deep", "cut"]
 )
 def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "precious"
@@ -490,12 +502,15 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
         (path / ".git").mkdir(parents=True)
     else:
         places = {"more": ".", "inside": "tiles", "set": "labels/mine", "deep": "distances/5"}
+        places["cut"] = "."
         daskkm.ingest(sheets, path, tile=(8, 8))
+        if kind == "cut":
+            (path / "zarr.json").write_text("{")
         (path / places[kind]).mkdir(parents=True, exist_ok=True)
         (path / places[kind] / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
     with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
-        daskkm.ingest(sheets, path, tile=4)
+        daskkm.ingest(sheets, path, tile=4, overwrite=True)
     assert path.exists()
     assert sorted(path.rglob("*")) == before
 
