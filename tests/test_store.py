@@ -484,6 +484,7 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
     refused(r"s_3\.png: not an image")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "kind", ["file", "folder", "group", "newer", "more", "dots", "inside", "set", "deep", "cut"]
 )
