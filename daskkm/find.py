@@ -26,9 +26,8 @@ _SYSTEM_FILES = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
     *("$recycle.bin", "system volume information"),
 }
-_MOST_FILES = 10_000  # that are counted in a sub-folder
+_MOST_FILES = 1_000  # that are counted in a sub-folder
 _MOST_NAMES = 3
-_PATTERN = "'**/*.png'"
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,13 @@ class Unread:
     folder : Path
     files : Counter of str
         How many files have each suffix, in lower case; "" for files without one.
-    folders : dict of str to int
-        How many files are in each sub-folder and below it, at most 10,001.
+    folders : tuple of str
+        Names of sub-folders. Files are counted, up to 1,000, in those that are named to the user.
     """
 
     folder: Path
     files: Counter[str]
-    folders: dict[str, int]
+    folders: tuple[str, ...]
 
     def __str__(self) -> str:
         parts = []
@@ -54,7 +53,11 @@ class Unread:
             suffixes = [f"{suffix or 'no suffix'} {m}" for suffix, m in self.files.most_common()]
             parts.append(f"{_count(n, 'file')} ({_shorten(suffixes, ', ')})")
         if self.folders:
-            folders = [f"{name}, {_count_files(n)}" for name, n in self.folders.items()]
+            named = [
+                f"{name}, {_count_files(_count_below(self.folder / name))}"
+                for name in self.folders[:_MOST_NAMES]
+            ]
+            folders = [*named, *self.folders[_MOST_NAMES:]]
             parts.append(f"{_count(len(folders), 'folder')} ({_shorten(folders, '; ')})")
         return ", ".join(parts)
 
@@ -75,7 +78,7 @@ def find_images(
     Returns
     -------
     list of Path
-        In the order given. No two have the same name.
+        In the order given, each once. No two have the same name.
     list of Unread
         One for each folder with entries that are not read, except hidden ones.
 
@@ -88,8 +91,8 @@ def find_images(
     given = [images] if isinstance(images, str | os.PathLike) else list(images)
     found: list[Path] = []
     unread: list[Unread] = []
-    for path in itertools.chain.from_iterable(
-        _expand(paths.local(path, SheetError)) for path in given
+    for path in _unique(
+        itertools.chain.from_iterable(_expand(paths.local(path, SheetError)) for path in given)
     ):
         if path.is_dir():
             files, others = _look_into(path, store)
@@ -100,6 +103,7 @@ def find_images(
     if not found:
         msg = "images: an empty list. Name at least one image or folder"
         raise SheetError(msg)
+    found = _unique(found)
     _refuse_equal_names(found)
     return found, unread
 
@@ -116,8 +120,16 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
+def _unique(paths: Iterable[Path]) -> list[Path]:
+    """Return each path once, as it was first given."""
+    first: dict[Path, Path] = {}
+    for path in paths:
+        first.setdefault(path.absolute(), path)
+    return list(first.values())
+
+
 def _expand(path: Path) -> list[Path]:
-    """Return the paths that match a pattern, or the path if it exists.
+    """Return the path if it exists, else the files that match a pattern, else the folders.
 
     Raises
     ------
@@ -133,7 +145,8 @@ def _expand(path: Path) -> list[Path]:
         what = "no file matches this pattern" if is_pattern else "no such file or folder"
         msg = f"{path}: {what}. Name the images, or a folder that holds them"
         raise SheetError(msg)
-    return [Path(match) for match in sorted(matches, key=natural_key)]
+    found = [Path(match) for match in sorted(matches, key=natural_key)]
+    return [path for path in found if not path.is_dir()] or found
 
 
 def _check_searchable(path: Path) -> None:
@@ -177,7 +190,7 @@ def _look_into(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
     unread = Unread(
         folder,
         Counter(entry.suffix.lower() for entry, is_dir in others.items() if not is_dir),
-        {entry.name: _count_below(entry) for entry, is_dir in others.items() if is_dir},
+        tuple(entry.name for entry, is_dir in others.items() if is_dir),
     )
     if not images:
         msg = f"{folder}: no images in this folder, {_describe_content(unread)}"
@@ -189,7 +202,8 @@ def _describe_content(unread: Unread) -> str:
     """Return what a folder without images holds, and what to do."""
     hint = f"Put images there ({', '.join(SUFFIXES)})"
     if unread.folders:
-        hint = f"Name the folders that hold images, or a pattern such as {_PATTERN}"
+        pattern = unread.folder / "**" / "*.png"
+        hint = f"Name the folders that hold images, or a pattern such as '{pattern}'"
     return f"only {unread}. {hint}" if unread.files or unread.folders else f"it is empty. {hint}"
 
 
@@ -200,9 +214,13 @@ def _is_system_file(name: str) -> bool:
 
 def _count_below(folder: Path) -> int:
     """Return how many files are in a folder and below, without hidden ones, up to a limit."""
-    names = itertools.chain.from_iterable(files for _, _, files in os.walk(folder))
-    files = (name for name in names if not _is_system_file(name))
-    return sum(1 for _ in itertools.islice(files, _MOST_FILES + 1))
+    n = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_system_file(name)]  # that it enters
+        n += sum(not _is_system_file(name) for name in files)
+        if n > _MOST_FILES:
+            break
+    return n
 
 
 def _refuse_equal_names(paths: list[Path]) -> None:

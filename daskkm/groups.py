@@ -175,7 +175,9 @@ def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
 
 
 def unlike(path: Path, kind: Kind) -> str | None:
-    """Say what a node is, if it is not of a kind and its format, from one read.
+    """Return what a node is, if it is not of a kind and its format, from one read.
+
+    Metadata that is no JSON, as where it was cut short, says nothing: then the result is None.
 
     Raises
     ------
@@ -184,7 +186,13 @@ def unlike(path: Path, kind: Kind) -> str | None:
     DaskkmError
         The kind's, if its metadata cannot be read.
     """
-    return _unlike(metadata.ours(_document(path, "", kind)[1]), kind)
+    try:
+        document = _document(path, "", kind)[1]
+    except kind.error as error:
+        if isinstance(error.__cause__, json.JSONDecodeError | UnicodeDecodeError):
+            return None
+        raise
+    return _unlike(metadata.ours(document), kind)
 
 
 def check_group(root: Path, name: str, kind: Kind) -> None:

@@ -164,6 +164,8 @@ def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a tile that holds something."""
     try:
         height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
+        if bool in {type(height), type(width)}:
+            raise TypeError  # noqa: TRY301
         size = operator.index(height), operator.index(width)
     except (TypeError, ValueError) as error:
         msg = f"a tile is {tile!r}; give its height and width in pixels, or one number for both"
@@ -211,7 +213,10 @@ def _default_size(
         )
         raise StoreError(msg, options=("tile",))
     if not begun and not there and is_there(path):
-        msg = f"{path}: the store is damaged, and the size of its tiles not known. Give the size"
+        msg = (
+            f"{path}: the store is damaged, and the size of its tiles not known. Give "
+            "daskkm.ingest a size, or remove the store"
+        )
         raise StoreError(msg, options=("tile",))
     height, width = begun or there or _DEFAULT_SIZE
     return height, width
@@ -233,7 +238,7 @@ def _is_as_asked(
         if not overwrite:
             raise _resolved_by_overwrite(error, present.path) from error
         return False
-    differences = tiles.differences((*present.sheets, *present.skipped), files)
+    differences = tiles.differences(present.sheets, present.skipped, files)
     texts = [*tiles.describe(differences), *describe_tiles(present.tile[:2], tile)]
     if texts and not overwrite:
         msg = (

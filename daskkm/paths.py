@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# As in s3://bucket, simplecache::s3://bucket, and what becomes of it in a Path: s3:/bucket.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://")
-_URL_IN_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/")
+# As in s3://bucket, simplecache::s3://bucket, and what becomes of it in a Path, or the text of one:
+# s3:/bucket. A scheme has two letters at least. A local folder of such a name is ./s3:/bucket.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/")
 
 
 def url_problem(path: str | os.PathLike[str]) -> str | None:
@@ -29,7 +29,7 @@ def url_problem(path: str | os.PathLike[str]) -> str | None:
     text = os.fspath(path)
     if not isinstance(text, str):  # bytes are no URL
         return None
-    found = (_URL_IN_PATH if isinstance(path, os.PathLike) else _URL).match(text)
+    found = _URL.match(text)
     if found is None:
         return None
     advice = "Give the path of a local file"

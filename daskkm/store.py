@@ -701,7 +701,7 @@ def _is_file(file: File, *texts: str) -> bool:
         and file.name not in ("", ".", "..")
         and type(file.size) is int
         and file.size >= 0
-        and type(file.mtime_ns) in (int, type(None))
+        and {type(file.mtime_ns), type(file.ctime_ns)} <= {int, type(None)}
     )
 
 

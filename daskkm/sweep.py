@@ -269,7 +269,24 @@ def _ingest(
 
     tile_of_begun(store_path)  # what was begun is not cut anew in tiles of another size
     with progress.stage("ingest", "images") as advance:
-        return ingest(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=advance)
+        try:
+            return ingest(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=advance)
+        except StoreError as error:
+            if not error.options or not _is_usable(store_path):
+                raise
+            msg = f"{error.with_options(())}; or use the store as it is, with --store alone"
+            raise StoreError(msg, options=error.options) from error
+
+
+def _is_usable(store_path: Path) -> bool:
+    """Return True if there is a store that can be opened, with all of its chunks."""
+    from daskkm.store import open_store
+
+    try:
+        open_store(store_path).check()
+    except StoreError:
+        return False
+    return True
 
 
 def _place(out: Path, k: int) -> Path:

@@ -55,35 +55,39 @@ class File:
         Bytes of the file.
     sha256 : str
         Hexadecimal digest of the file, or "" if it could not be read, or was being written to.
-    mtime_ns : int, optional
-        When the file was last modified, as the system has it; None if that was so shortly before
-        it was read that a later change could have the same time, or is not known.
+    mtime_ns, ctime_ns : int, optional
+        When the file, and its entry in the file system, were last modified, as the system has it;
+        None if the file was modified so shortly before it was read that a later change could have
+        the same time, or where that is not known.
     """
 
     name: str
     size: int
     sha256: str
     mtime_ns: int | None = field(default=None, kw_only=True, compare=False)
+    ctime_ns: int | None = field(default=None, kw_only=True, compare=False)
 
     def is_file(self, path: Path) -> bool:
         """Return True if a file is this one still, or as unreadable as it was.
 
-        It is if size and time of modification are the same; else its bytes are compared.
+        It is if size and both times are the same; else its bytes are compared. The time of
+        modification alone is not enough: archives and copies set it.
         """
         if path.name != self.name:
             return False
         if self.sha256 and (found := state(path)):
-            *_, size, mtime_ns = found
+            *_, size, mtime_ns, ctime_ns = found
             if size != self.size:
                 return False
-            if mtime_ns == self.mtime_ns:
+            if (mtime_ns, ctime_ns) == (self.mtime_ns, self.ctime_ns):
                 return True
         return _identity(path) == (self.size, self.sha256)
 
     @property
     def content(self) -> dict[str, Any]:
         """All that depends on what the file holds and is called, and not on when it was written."""
-        return {name: value for name, value in asdict(self).items() if name != "mtime_ns"}
+        times = {"mtime_ns", "ctime_ns"}
+        return {name: value for name, value in asdict(self).items() if name not in times}
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Sheet(File):
 
     Attributes
     ----------
-    name, size, sha256, mtime_ns
+    name, size, sha256, mtime_ns, ctime_ns
         As in `File`.
     shape : tuple of int
         (height, width) or (height, width, bands) in pixels.
@@ -108,7 +112,8 @@ class Sheet(File):
         """Return the sheet that `dataclasses.asdict` and JSON made this record of."""
         shape, cropped = tuple(record["shape"]), tuple(record["cropped"])
         file = record["name"], record["size"], record["sha256"]
-        return cls(*file, shape, cropped, mtime_ns=record.get("mtime_ns"))
+        mtime_ns, ctime_ns = record.get("mtime_ns"), record.get("ctime_ns")
+        return cls(*file, shape, cropped, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Skipped(File):
 
     Attributes
     ----------
-    name, size, sha256, mtime_ns
+    name, size, sha256, mtime_ns, ctime_ns
         As in `File`.
     reason : str
         What is wrong with it, and what to do.
@@ -142,26 +147,29 @@ class Skipped(File):
         # What may go better the next time is tried again, and what was still being written.
         if _is_passing(error.__cause__) or state(path) != before:
             size, sha256 = _UNREAD
-        mtime_ns = _settled(before[-1], began) if sha256 else None
-        return cls(path.name, size, sha256, reason, mtime_ns=mtime_ns)
+        times = _times(before[-2], before[-1], began) if sha256 else {}
+        return cls(path.name, size, sha256, reason, **times)
 
 
-def differences(files: Iterable[File], paths: Iterable[Path]) -> dict[str, list[str]]:
+def differences(
+    sheets: Iterable[File], skipped: Iterable[File], paths: Iterable[Path]
+) -> dict[str, list[str]]:
     """Return the names of files that differ from those recorded, by what happened to them.
 
     Parameters
     ----------
-    files : iterable of File
-        As they were recorded.
+    sheets, skipped : iterable of File
+        As they were recorded, each in the order of the files.
     paths : iterable of Path
         The files of today.
 
     Returns
     -------
     dict of str to list of str
-        ``added``, ``removed`` and ``changed``.
+        ``added``, ``removed``, ``changed`` and ``in another order``.
     """
-    known = {file.name: file for file in files}
+    recorded = list(sheets), list(skipped)
+    known = {file.name: file for files in recorded for file in files}
     today = {path.name: path for path in paths}
     return {
         "added": [name for name in today if name not in known],
@@ -169,7 +177,21 @@ def differences(files: Iterable[File], paths: Iterable[Path]) -> dict[str, list[
         "changed": [
             name for name, path in today.items() if name in known and not known[name].is_file(path)
         ],
+        "in another order": [
+            name
+            for files in recorded
+            for name in _moved([file.name for file in files], list(today))
+        ],
     }
+
+
+def _moved(names: list[str], today: list[str]) -> list[str]:
+    """Return the names, of those in both lists, that have another rank in the second."""
+    common = set(names) & set(today)
+    ranks = zip(
+        *([name for name in each if name in common] for each in (names, today)), strict=True
+    )
+    return [name for name, other in ranks if name != other]
 
 
 def describe(found: Mapping[str, Sequence[str]]) -> list[str]:
@@ -188,15 +210,17 @@ def state(path: Path) -> tuple[int, ...]:
         found = path.stat()
     except OSError:
         return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return found.st_dev, found.st_ino, found.st_size, *times
 
 
-def _settled(mtime_ns: int, began: int) -> int | None:
-    """Return a time of modification if no change since a file began to be read can have the same.
+def _times(mtime_ns: int, ctime_ns: int, began: int) -> dict[str, int]:
+    """Return what to record of times if no change since a file began to be read can have the same.
 
     Clocks of file systems tick in up to two seconds.
     """
-    return mtime_ns if mtime_ns < began - _TICK_NS else None
+    settled = mtime_ns < began - _TICK_NS
+    return {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns} if settled else {}
 
 
 def sheet_shape(path: Path) -> tuple[int, ...]:
@@ -246,7 +270,8 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
         _check_regular(path)
         # Read once: the digest is that of the very bytes that are decoded.
         with path.open("rb") as file:
-            mtime_ns = _settled(os.fstat(file.fileno()).st_mtime_ns, time.time_ns())
+            found = os.fstat(file.fileno())
+            times = _times(found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
             data = file.read()
         with _open(path, io.BytesIO(data)) as image:
             shape = _checked_shape(path, image, io.BytesIO(data))
@@ -262,7 +287,7 @@ def read_sheet(path: Path, tile: tuple[int, int]) -> tuple[Sheet, NDArray[np.uin
             raise SheetError(msg)
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
     digest = hashlib.sha256(data).hexdigest()
-    return Sheet(path.name, len(data), digest, shape, cropped, mtime_ns=mtime_ns), pixels
+    return Sheet(path.name, len(data), digest, shape, cropped, **times), pixels
 
 
 def _open(path: Path, file: IO[bytes]) -> Image.Image:

@@ -88,28 +88,26 @@ class StoreWriter:
             found = _read_partial(partial)
             if found is None:
                 return False
-            if differences := self._differences(found, files):
-                if found.written and not overwrite:
-                    raise _of_others(partial, differences)
-                return False
-            if found.tiles.chunks[0] != self._rows:  # of a store of less than a chunk
-                return False
-            for _ in groups.stream(found.tiles, 0, found.written, STORE):
+            differences = self._differences(found, files)
+            # Chunks of a store of less than one have other rows.
+            fits = not differences and found.tiles.chunks[0] == self._rows
+            for _ in groups.stream(found.tiles, 0, found.written if fits else 0, STORE):
                 pass
-        except _OtherIngestError:
-            raise
         except StoreError as error:
             msg = f"{partial}: the ingest that was cut short is damaged and begins anew ({error})"
             warnings.warn(msg, stacklevel=2)
             return False
-        self._go_on(partial, found, files)
-        return True
+        if differences and found.written and not overwrite:
+            raise _of_others(partial, differences)
+        if fits:
+            self._go_on(partial, found, files)
+        return fits
 
     def _differences(self, found: _Partial, files: Sequence[Path]) -> list[str]:
         """Return how what was written differs from these files, cut into such tiles."""
-        differences = tiles.differences(found.records.values(), files)
+        differences = tiles.differences(found.sheets, found.skipped, files)
         if not found.complete:  # the next files are not recorded yet
-            first = {path.name for path in files[: len(found.records)]}
+            first = {path.name for path in files[: found.n_files]}
             differences["added"] = [name for name in differences["added"] if name in first]
         shapes = found.tiles.shape[1:], self._shape[1:]
         return [*tiles.describe(differences), *describe_tiles(*shapes)]
@@ -122,10 +120,12 @@ class StoreWriter:
         self._written = left = found.written
         if self._tiles.shape != self._shape and not found.complete:
             self._resize(self._shape[0], found.said)
-        for record in (found.records[path.name] for path in files[: len(found.records)]):
+        both: list[Sheet | Skipped] = [*found.sheets, *found.skipped]
+        records = {record.name: record for record in both}
+        for record in (records[path.name] for path in files[: found.n_files]):
             if isinstance(record, Skipped):
                 self.skipped.append(record)
-            elif isinstance(record, Sheet):
+            else:
                 count = math.prod(grid(record.shape, self._tile))
                 if count > left:
                     self._begun = record, left
@@ -225,9 +225,15 @@ class _Partial(NamedTuple):
     group: zarr.Group
     tiles: zarr.Array[Any]
     said: dict[str, Any]
-    records: dict[str, File]
+    sheets: list[Sheet]
+    skipped: list[Skipped]
     complete: bool
     written: int
+
+    @property
+    def n_files(self) -> int:
+        """How many files it has records of: the first ones."""
+        return len(self.sheets) + len(self.skipped)
 
 
 def _read_partial(partial: Path) -> _Partial | None:
@@ -244,16 +250,10 @@ def _read_partial(partial: Path) -> _Partial | None:
     group, said = opened
     array = groups.member(group, "tiles", STORE)
     groups.refuse_links(partial, "tiles/c", STORE)
-    records: dict[str, File] = {
-        **{record["name"]: Sheet.from_json(record) for record in said["sheets"]},
-        **{record["name"]: Skipped(**record) for record in said["skipped"]},
-    }
+    sheets = [Sheet.from_json(record) for record in said["sheets"]]
+    skipped = [Skipped(**record) for record in said["skipped"]]
     written = said.get("written", array.shape[0])  # or it is complete
-    return _Partial(group, array, said, records, said["complete"], written)
-
-
-class _OtherIngestError(StoreError):
-    pass
+    return _Partial(group, array, said, sheets, skipped, said["complete"], written)
 
 
 def _of_others(partial: Path, differences: Sequence[str]) -> StoreError:
@@ -261,7 +261,7 @@ def _of_others(partial: Path, differences: Sequence[str]) -> StoreError:
         f"{partial}: an ingest of something else was cut short there: {', '.join(differences)}. "
         "Go on with the same, choose another store, or begin anew"
     )
-    return _OtherIngestError(msg, options=OVERWRITE)
+    return StoreError(msg, options=OVERWRITE)
 
 
 def check_sheets(path: str | os.PathLike[str], names: Iterable[str]) -> None:
@@ -317,9 +317,9 @@ def create_store(
         writing.
     """
     with places.resuming(path, STORE) as partial:
-        if not overwrite and store.is_there(path):  # since the caller looked
-            msg = f"{path}: another run has just put a store there. Run this again"
-            raise StoreError(msg, options=OVERWRITE)
+        if not overwrite and store.is_there(path):  # put, or brought back, since the caller looked
+            msg = f"{path}: a store is there now. Run this again"
+            raise StoreError(msg)
         writer = StoreWriter(Path(path), partial, n_tiles, tile, bands, files, overwrite=overwrite)
         yield writer
         writer.finish()

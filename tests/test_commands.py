@@ -299,7 +299,10 @@ def test_sweep_of_changed_images_is_refused_until_overwritten(
     assert "s.zarr: 30 tiles from 3 sheets" in done.stderr
     (sheets / "s_10.png").unlink()
     said = "s.zarr: the store differs from what is asked for: 1 image removed (s_10.png). "
-    assert_fails(sweep(*flags, cwd=tmp_path), said, "(--overwrite)")
+    advice = "or use the store as it is, with --store alone (--overwrite)"
+    assert_fails(sweep(*flags, cwd=tmp_path), said, advice)
+    alone = sweep("--store", "s.zarr", *flags[4:], cwd=tmp_path)
+    assert "s.zarr: 30 tiles from 3 sheets" in alone.stderr
     assert_fails(run("ingest", sheets, "--store", "s.zarr", cwd=tmp_path), said)
     # The tiles stay as large as the store's were.
     assert "s.zarr: 18 tiles from 2 sheets" in sweep(*flags, "--overwrite", cwd=tmp_path).stderr

@@ -72,8 +72,13 @@ class World:
         return self._forked.run(*args, **said)
 
     def ingest(self, store: Path, sheets: Path | None = None, **stop: Any) -> Done:
-        """Run the command, with seven tiles a chunk; events are counted where the store is."""
-        flags = (sheets or self.sheets, "--store", store, "--tile", "8", "--overwrite")
+        """Run the command, with seven tiles a chunk; events are counted where the store is.
+
+        It overwrites only where an older store is, or was moved away by a run that was killed.
+        """
+        flags: list[str | Path] = [sheets or self.sheets, "--store", store, "--tile", "8"]
+        if store.exists() or any(store.parent.glob(f"{store.name}.*.old")):
+            flags.append("--overwrite")
         return self._forked.run("ingest", *flags, cwd=store.parent, chunk=7 * 64, **stop)
 
 

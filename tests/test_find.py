@@ -76,9 +76,27 @@ def test_path_that_no_system_takes_is_refused(tmp_path: Path) -> None:
 
 def test_names_that_are_equal_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "b/1.png", "b/2.png")
-    for given in (["a", "b"], ["b", "b/2.png"], ["b/2.png", "b/2.png"], ["**/*.png"]):
-        with pytest.raises(SheetError, match=r"/[12]\.png: a second image of this name, besides"):
+    for given in (["a", "b"], ["a", "b/1.png"], ["**/*.png"]):
+        with pytest.raises(SheetError, match=r"/1\.png: a second image of this name, besides"):
             find_images([tmp_path / name for name in given])
+
+
+def test_image_given_twice_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(touch(tmp_path, "b/1.png", "b/2.png", "b/x.txt"))
+    for given in (["b", "b/2.png"], ["b", tmp_path / "b"], ["b/1.png", "./b/1.png", "b"]):
+        assert names(given) == ["1.png", "2.png"]
+    assert names(["b/2.png", "b"]) == ["2.png", "1.png"]
+    assert unread(["b", "b"]) == "b: not read: 1 file (.txt 1)"
+
+
+@pytest.mark.parametrize("pattern", ["images/**", "images/*", "im*/**/*"])
+def test_pattern_that_matches_files_takes_no_folder(tmp_path: Path, pattern: str) -> None:
+    touch(tmp_path, "images/1.png", "images/2.png", "images/raw/x.txt")
+    found = ["1.png", "2.png", *["x.txt"] * ("**" in pattern)]
+    assert names(tmp_path / pattern) == found
+    assert unread(tmp_path / pattern) == ""
+    # Of folders alone it stands for these.
+    assert names(tmp_path / "im*") == ["1.png", "2.png"]
 
 
 def test_entries_that_are_not_read_are_counted(tmp_path: Path) -> None:
@@ -113,6 +131,7 @@ def test_many_files_of_a_sub_folder_are_counted_up_to_a_limit(
 ) -> None:
     monkeypatch.setattr("daskkm.find._MOST_FILES", 3)
     touch(tmp_path, "1.png", "a/1", "a/2", "a/3", "b/1", "b/2", "b/3", "b/4", "b/5")
+    touch(tmp_path, "a/.git/1", "a/c/.git/d/1", "a/__MACOSX/1", "a/@eaDir/1", "a/.1")
     assert unread(tmp_path).endswith("2 folders (a, 3 files; b, more than 3 files)")
 
 
@@ -120,7 +139,7 @@ def test_many_files_of_a_sub_folder_are_counted_up_to_a_limit(
     ("entries", "said"),
     [
         (["a.txt", "b.txt", "c.jp2"], "only 3 files (.txt 2, .jp2 1). Put images there (.bmp, "),
-        (["cats/1.png", "dogs/1.png"], "only 2 folders (cats, 1 file; dogs, 1 file). Name the fol"),
+        (["cats/1.png", "dogs/1.txt"], "only 2 folders (cats, 1 file; dogs, 1 file). Name the fol"),
         ([".DS_Store"], "it is empty. Put images there (.bmp, "),
     ],
 )
@@ -131,6 +150,9 @@ def test_folder_without_images_is_refused_with_what_it_holds(
     with pytest.raises(SheetError) as found:
         find_images(tmp_path)
     assert str(found.value).startswith(f"{tmp_path}: no images in this folder, {said}")
+    assert ("such as" in str(found.value)) == (f"'{tmp_path}/**/*.png'" in str(found.value))
+    if "such as" in str(found.value):
+        assert names(tmp_path / "**" / "*.png") == ["1.png"]
 
 
 def test_ingest_of_files_warns_of_nothing_and_of_folders_in_one_line(

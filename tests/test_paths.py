@@ -27,6 +27,9 @@ URLS = [
     "s3:///bucket",
     Path("s3://bucket/t.zarr"),
     Path("file:///data/t.zarr"),
+    str(Path("s3://bucket/t.zarr")),
+    str(Path("file:///data/t.zarr")),
+    str(Path("simplecache::s3://bucket/t.zarr")),
 ]
 PATHS = ["t.zarr", "a:b", "./s3:/b", "/s3://b", "dir/http://x", "C:/x", "12:30/x", "s3:"]
 
@@ -89,7 +92,10 @@ def test_calls_are_all_public_parameters_that_take_a_path() -> None:
     assert found == set(CALLS)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/t.zarr", Path("s3://bucket/t.zarr"), "file:///t"])
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket/t.zarr", Path("s3://bucket/t.zarr"), str(Path("s3://b/t.zarr")), "file:///t"],
+)
 @pytest.mark.parametrize("call", CALLS, ids="-".join)
 def test_function_given_a_url_raises_and_writes_nothing(
     call: tuple[str, str], url: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

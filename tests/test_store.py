@@ -14,12 +14,15 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from click import ClickException
 from PIL import Image
 
 import daskkm
 from daskkm import store as store_module
 from daskkm import tiles
+from daskkm import writer as writer_module
 from daskkm.errors import SheetError, StoreError
+from daskkm.sweep import command as sweep_command
 from daskkm.writer import create_store
 
 if TYPE_CHECKING:
@@ -92,7 +95,7 @@ def test_what_the_store_says_of_itself(sheets: Path, tmp_path: Path) -> None:
     assert said["zarr_format"] == 3
     ours = said["attributes"]["daskkm"]
     assert ours["complete"] is True
-    names = {"name", "size", "sha256", "mtime_ns", "shape", "cropped"}
+    names = {"name", "size", "sha256", "mtime_ns", "ctime_ns", "shape", "cropped"}
     assert ours["sheets"][0].keys() == names
     assert store.tiles.metadata.dimension_names == ("tile", "y", "x")  # type: ignore[union-attr]
     for name in ("tiles", "sheet", "row", "col"):
@@ -201,16 +204,22 @@ def test_ingest_without_a_size_keeps_that_of_the_store(sheets: Path, tmp_path: P
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("file", ["zarr.json", "tiles/zarr.json", "tiles/c/0/0/0", "row/c/0"])
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        *(("zarr.json", size) for size in (None, 0, 500, -9)),
+        *((file, -9) for file in ("tiles/zarr.json", "tiles/c/0/0/0", "row/c/0")),
+    ],
+)
 def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
-    sheets: Path, tmp_path: Path, file: str
+    sheets: Path, tmp_path: Path, file: str, size: int | None
 ) -> None:
     path = tmp_path / "t.zarr"
     store = daskkm.ingest(sheets, path, tile=8)
     before = store.features().compute()
     daskkm.label(store, daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3])
-    damaged = (path / file).read_bytes()[:-9]
-    if file == "zarr.json":
+    damaged = (path / file).read_bytes()[:size]
+    if size is None:
         damaged = (path / file).read_bytes().replace(b"s_10.png", b"s_11.png")
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
@@ -220,9 +229,13 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
     if file.endswith("zarr.json"):
-        with pytest.raises(StoreError, match="size of its tiles not known") as refused:
+        said = r"t\.zarr: .*size of its tiles not known\. Give daskkm\.ingest a size, or remove the"
+        with pytest.raises(StoreError, match=said) as refused:
             daskkm.ingest(sheets, path, overwrite=True)
         assert refused.value.options == ("tile",)
+        flags = ["--images", str(sheets), "--store", str(path), "--out", str(tmp_path / "out")]
+        with pytest.raises(ClickException, match=rf"{said} store$"):
+            sweep_command.main([*flags, "--overwrite"], standalone_mode=False)
     after = daskkm.ingest(sheets, path, tile=8, overwrite=True)
     np.testing.assert_array_equal(after.features().compute(), before)
     assert after.provenance()["row"].shape == (30,)
@@ -242,15 +255,55 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
         return shape(sheet)
 
     monkeypatch.setattr(tiles, "sheet_shape", meanwhile)
-    with pytest.raises(StoreError, match=r"t\.zarr: another run has just put a store there"):
+    with pytest.raises(StoreError, match=r"t\.zarr: a store is there now\. Run this again$"):
         daskkm.ingest(sheets, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
 
 
-def settle(sheets: Path) -> None:
+@pytest.mark.faults
+@pytest.mark.parametrize("state", ["complete", "partial"])
+@pytest.mark.parametrize("order", [(1, 0, 2, 3), (1, 2, 0, 3), (0, 1, 3, 2)])
+def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, order: tuple[int, ...]
+) -> None:
+    """Of sheets, which would give tiles of one the name of another, and of files left out."""
+    monkeypatch.setattr(store_module, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(writer_module, "_NOTES", 1000)
+    names = ["c.png", "a.png", "bad.png", "also_bad.png"]
+    for i, name in enumerate(names):
+        if i < 2:
+            Image.new("L", (16, 16), i + 1).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_text(name)
+    Image.new("L", (16, 16), 9).save(tmp_path / "z.png")
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    path, last = tmp_path / "t.zarr", tmp_path / "z.png"
+
+    def stop(done: int, _: int) -> None:
+        if done == 5 and state == "partial":
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        files = [tmp_path / name for name in names]
+        daskkm.ingest([*files, last], path, **settings, on_image=stop)
+    others = [*(files[i] for i in order), last]
+    with pytest.raises(StoreError, match=r" images in another order \(.*a") as refused:
+        daskkm.ingest(others, path, **settings)
+    assert refused.type is StoreError
+    assert refused.value.options == ("overwrite=True",)
+    after = daskkm.ingest(others, path, **settings, overwrite=True)
+    fresh = daskkm.ingest(others, tmp_path / "fresh.zarr", **settings)
+    assert (after.sheets, after.skipped) == (fresh.sheets, fresh.skipped)
+    np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
+    # The same order of sheets, and of files left out, is the same store.
+    among = [others[2], *others[:2], *others[3:]] if order[2:] == (2, 3) else others
+    assert daskkm.ingest(among, path, **settings).digest == after.digest
+
+
+def settle(sheets: Path, seconds: int = 1000) -> None:
     """Date files so far back that no later change can have the same time."""
     for path in sheets.iterdir():
-        os.utime(path, (1000, 1000))
+        os.utime(path, (seconds, seconds))
 
 
 def replace_bytes(path: Path, when: int) -> None:
@@ -332,6 +385,29 @@ def test_ingest_compares_bytes_where_a_change_could_have_the_same_time(
         daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["frame.bmp", "bad.bmp"])
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_ingest_of_other_images_of_the_same_name_size_and_time_is_refused(
+    tmp_path: Path, name: str, seconds: int
+) -> None:
+    """As archives unpack them, or copies that keep the time."""
+    for value, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (16, 16), value).save(tmp_path / folder / "frame.bmp")
+        (tmp_path / folder / "bad.bmp").write_text(f"text {value * (name == 'bad.bmp')}")
+        if name == "bad.bmp":
+            Image.new("L", (16, 16)).save(tmp_path / folder / "frame.bmp")
+        settle(tmp_path / folder, seconds)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with the time
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    store = daskkm.ingest(tmp_path / "a", tmp_path / "t.zarr", **settings)
+    same = daskkm.ingest(tmp_path / "copy", tmp_path / "t.zarr", **settings)
+    assert same.digest == store.digest
+    with pytest.raises(StoreError, match=rf"1 image changed \({name}\)"):
+        daskkm.ingest(tmp_path / "b", tmp_path / "t.zarr", **settings)
+
+
 def test_store_without_times_of_its_images_compares_bytes(sheets: Path, tmp_path: Path) -> None:
     settle(sheets)
     store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
@@ -339,7 +415,7 @@ def test_store_without_times_of_its_images_compares_bytes(sheets: Path, tmp_path
     for sheet in store.sheets:
         old = tiles.Sheet.from_json(sheet.content)  # as earlier stores have it
         assert old == sheet
-        assert old.mtime_ns is None
+        assert (old.mtime_ns, old.ctime_ns) == (None, None)
         assert old.is_file(sheets / sheet.name)
         replace_bytes(sheets / sheet.name, 1000)
         assert not old.is_file(sheets / sheet.name)
@@ -400,7 +476,7 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
 
     refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
     refused("0 x 8 pixels holds nothing", (0, 8))
-    for tile in ("16", (8.5, 8), (8, 8, 3)):
+    for tile in ("16", (8.5, 8), (8, 8, 3), True, False, (True, 8), (8, np.True_)):
         refused("give its height and width in pixels, or one number for both", tile)
     Image.new("RGB", (8, 8)).save(sheets / "s_3.png")
     refused(r"s_3\.png: it is RGB while the other sheets are greyscale")
@@ -408,8 +484,9 @@ def test_bad_sheets_are_named_before_anything_is_written(sheets: Path, tmp_path:
     refused(r"s_3\.png: not an image")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
-    "kind", ["file", "folder", "group", "newer", "more", "dots", "inside", "set", "deep"]
+    "kind", ["file", "folder", "group", "newer", "more", "dots", "inside", "set", "deep", "cut"]
 )
 def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "precious"
@@ -426,12 +503,15 @@ def test_whatever_else_is_there_is_never_removed(sheets: Path, tmp_path: Path, k
         (path / ".git").mkdir(parents=True)
     else:
         places = {"more": ".", "inside": "tiles", "set": "labels/mine", "deep": "distances/5"}
+        places["cut"] = "."
         daskkm.ingest(sheets, path, tile=(8, 8))
+        if kind == "cut":
+            (path / "zarr.json").write_text("{")
         (path / places[kind]).mkdir(parents=True, exist_ok=True)
         (path / places[kind] / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
     with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
-        daskkm.ingest(sheets, path, tile=4)
+        daskkm.ingest(sheets, path, tile=4, overwrite=True)
     assert path.exists()
     assert sorted(path.rglob("*")) == before
 
