@@ -11,6 +11,7 @@ import dask
 import numpy as np
 import pytest
 from distributed.utils import get_mp_context
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import daskkm
@@ -31,6 +32,10 @@ os.environ["DASKKM_PROGRESS_SECONDS"] = "0"
 # there at once; those of commands and of schedulers apart are spawned, as dask does by itself.
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 get_mp_context().set_forkserver_preload(["distributed", "daskkm.fit", "daskkm.assessment"])
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
