@@ -42,6 +42,7 @@ def run(
     prog_name : str, optional
         Name of the program in its help; found out if not given.
     """
+    gc.set_threshold(100_000)  # the usual 700 costs a twentieth of a short sweep, for nothing
     interrupts.unwind()
     atexit.register(_end_helper)  # before multiprocessing does: the last that registers goes first
     warnings.showwarning = _show_warning
