@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from daskkm import plan
+from daskkm.passes import memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,8 +115,8 @@ class Machines:
 
     def room(self, work: Work, piece: int) -> float:
         """Return how many bytes of tiles may stay in memory."""
-        worker = plan.Worker("worker", self.threads, self.memory, self.used)
-        return self.workers * plan.room([worker], work.rows, work.features, piece)
+        worker = memory.Worker("worker", self.threads, self.memory, self.used)
+        return self.workers * memory.room([worker], work.rows, work.features, piece)
 
 
 def elsewhere(work: Work, c: Constants, machines: Machines, *, remote: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tiles for the benchmarks: any number of them, the same ones whatever the chunks.
 
-The digits of the sample sheets, each shifted by up to a pixel either way, with uniform noise of
+The digits of the sample images, each shifted by up to a pixel either way, with uniform noise of
 up to 16 grey levels: as many distinct tiles as are asked for, that cluster as digits do.
 """
 
@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from daskkm import tiles
-from daskkm.find import find_images
-from daskkm.store import open_store
-from daskkm.tiles import Sheet
-from daskkm.writer import create_store
+from daskkm.images import pillow
+from daskkm.images.find import find_images
+from daskkm.images.grid import cut
+from daskkm.storage.records import ImageRecord
+from daskkm.storage.tile_store import open_store
+from daskkm.storage.writer import open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from daskkm.store import TileStore
+    from daskkm.storage.tile_store import TileStore
 
 ROOT = Path(__file__).parent.parent
 SIDE = 16
@@ -37,9 +38,9 @@ _BLOCK = 8192
 
 @functools.cache
 def digits() -> NDArray[np.uint8]:
-    """Return the tiles of the sample sheets, (5610, 256) uint8."""
-    sheets = [tiles.read_sheet(path, (SIDE, SIDE))[1] for path in find_images(ROOT / "images")[0]]
-    return np.concatenate([tiles.cut(s, (SIDE, SIDE)) for s in sheets]).reshape(-1, FEATURES)
+    """Return the tiles of the sample images, (5610, 256) uint8."""
+    images = [pillow.read_image(path, (SIDE, SIDE))[1] for path in find_images(ROOT / "images")[0]]
+    return np.concatenate([cut(s, (SIDE, SIDE)) for s in images]).reshape(-1, FEATURES)
 
 
 @functools.cache
@@ -81,10 +82,10 @@ def store(n: int, folder: Path) -> TileStore:
     path = folder / f"digits-{n}.zarr"
     if not path.exists():  # a store takes its place when it is complete
         print(f"making {path.name}", flush=True)
-        with create_store(path, n, (SIDE, SIDE), ()) as writer:
+        with open_writer(path, n, (SIDE, SIDE), ()) as writer:
             for i, rows in enumerate(chunks(n, _BLOCK)):
-                sheet = Sheet(f"made_{i}", rows.nbytes, "", (SIDE, SIDE * len(rows)), (0, 0))
-                writer.append(sheet, rows.reshape(-1, SIDE, SIDE))
+                image = ImageRecord(f"made_{i}", rows.nbytes, "", (SIDE, SIDE * len(rows)), (0, 0))
+                writer.append(image, rows.reshape(-1, SIDE, SIDE))
     return open_store(path)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
-    from daskkm.store import TileStore
+    from daskkm.storage.tile_store import TileStore
 
 TOL = 1e-4
 MAX_ITER = 300

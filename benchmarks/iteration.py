@@ -9,7 +9,9 @@ import numpy as np
 
 from benchmarks import data, peers, schedulers
 from benchmarks.timing import Case, Outcome, interleaved, judge
-from daskkm import blocks, kernel, lloyd, source
+from daskkm.kernels import assign
+from daskkm.kmeans import lloyd
+from daskkm.passes import reductions, tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,12 +57,12 @@ def measure(
 def ours(X: NDArray[np.uint8], starts: Sequence[NDArray[np.float64]], threads: int) -> Work:
     """Return an iteration of all models by daskkm: the kernel alone, or dask's threads over it."""
     stack, offsets = np.concatenate(starts), np.array([0, *accumulate(map(len, starts))])
-    tiles = source.as_tiles(X)
+    array = tiles.as_tiles(X)
 
     def statistics() -> NDArray[Any]:
         if threads == 1:
-            return kernel.block_statistics(X, stack, offsets)
-        return np.asarray(blocks.statistics(tiles, stack, offsets).compute())
+            return assign.block_statistics(X, stack, offsets)
+        return np.asarray(reductions.statistics(array, stack, offsets).compute())
 
     def work() -> Outcome:
         return Outcome(np.split(lloyd.means(statistics()), offsets[1:-1]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import data, schedulers
 from benchmarks.timing import Case, Outcome, Side, Skipped
-from daskkm.fit import fit_sweep
+from daskkm.kmeans.sweep import fit_sweep
 
 _STATUS = Path("/proc/self/status")
 

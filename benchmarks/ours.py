@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing import Outcome
-from daskkm import lloyd
-from daskkm.fit import fit_sweep
-from daskkm.reader import Reader
+from daskkm.kmeans import lloyd
+from daskkm.kmeans.sweep import fit_sweep
+from daskkm.passes.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
-    from daskkm.lloyd import Step
+    from daskkm.kmeans.lloyd import Step
 
 
 def sweep(X: Any, ks: Sequence[int], **settings: Any) -> Work:

@@ -11,11 +11,12 @@ import numpy as np
 
 from benchmarks import data, peers, schedulers
 from benchmarks.timing import Case, Outcome, interleaved, judge
-from daskkm import blocks, lloyd
-from daskkm.assessment import assess_counted
-from daskkm.fit import fit_sweep
-from daskkm.reader import Reader
-from daskkm.scheduler import threads
+from daskkm.kmeans import lloyd
+from daskkm.kmeans.assessment import assess_counted
+from daskkm.kmeans.sweep import fit_sweep
+from daskkm.passes import reductions
+from daskkm.passes.reader import Reader
+from daskkm.passes.scheduler import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
-    from daskkm.fit import SweepResult
-    from daskkm.model import FittedModel
-    from daskkm.store import TileStore
+    from daskkm.kmeans.model import FittedModel
+    from daskkm.kmeans.sweep import SweepResult
+    from daskkm.storage.tile_store import TileStore
 
 
 def one_pass(X: Any, starts: Iterable[NDArray[np.float64]]) -> Work:
@@ -69,7 +70,7 @@ def read_by_chunks(store: TileStore) -> Work:
     X = store.streamed(threads())
 
     def work() -> Outcome:
-        return Outcome(said={"tiles_read": blocks.gathered(_number, X, None, sum).compute()})
+        return Outcome(said={"tiles_read": reductions.gathered(_number, X, None, sum).compute()})
 
     return work
 

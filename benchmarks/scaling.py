@@ -25,19 +25,21 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import data, machine, schedulers
 from benchmarks.costs import Constants, Machines, Work, as_json, elsewhere, here
-from daskkm import blocks, chunks, kernel, plan
-from daskkm.reader import Reader
-from daskkm.source import as_tiles
-from daskkm.store import open_store
-from daskkm.tiles import Sheet
-from daskkm.writer import create_store
+from daskkm.kernels import assign
+from daskkm.passes import memory, reductions
+from daskkm.passes.reader import Reader
+from daskkm.passes.tiles import as_tiles
+from daskkm.storage import chunks
+from daskkm.storage.records import ImageRecord
+from daskkm.storage.tile_store import open_store
+from daskkm.storage.writer import open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from daskkm.store import TileStore
+    from daskkm.storage.tile_store import TileStore
 
 SWEEP = (3, 4, 5, 6, 7)
 MANY = (1024,)
@@ -105,10 +107,12 @@ def _store(n: int, folder: Path) -> TileStore:
     """Return a store of n tiles, few of them distinct, that is soon made."""
     path, rows = folder / "tiles.zarr", min(n, 1 << 15)
     tiles = data.make(0, rows).reshape(-1, data.SIDE, data.SIDE)
-    with create_store(path, n, tiles.shape[1:], (), overwrite=True) as writer:
+    with open_writer(path, n, tiles.shape[1:], (), overwrite=True) as writer:
         for i in range(n // rows):
-            sheet = Sheet(f"made_{i}", tiles.nbytes, "", (data.SIDE, data.SIDE * rows), (0, 0))
-            writer.append(sheet, tiles)
+            image = ImageRecord(
+                f"made_{i}", tiles.nbytes, "", (data.SIDE, data.SIDE * rows), (0, 0)
+            )
+            writer.append(image, tiles)
     return open_store(path)
 
 
@@ -135,7 +139,7 @@ def _kernel(sizes: Sizes) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
     def seconds(ks: Sequence[int], n: int) -> float:
         stack, offsets = _stack(ks)
-        return _best(lambda: kernel.block_statistics(X[:n], stack, offsets), 2 * sizes.rounds + 1)
+        return _best(lambda: assign.block_statistics(X[:n], stack, offsets), 2 * sizes.rounds + 1)
 
     empty = {ks: seconds(ks, 1) for ks in (SWEEP, MANY)}
     prepare = empty[MANY] / (sum(MANY) * data.FEATURES)
@@ -264,7 +268,7 @@ def _raw(X: da.Array, ks: Sequence[int]) -> Callable[[], object]:
 
     def work() -> object:
         # Another stack each time, as in a fit.
-        return blocks.statistics(X, stack + next(turn) / 1024, offsets).compute()
+        return reductions.statistics(X, stack + next(turn) / 1024, offsets).compute()
 
     return work
 
@@ -285,7 +289,7 @@ def _least(client: Any, work: Callable[[], object], rounds: int) -> Spent:
 def _ship(client: Any, X: da.Array) -> float:
     """Return the seconds until the scheduler has a pass's graph, which is then dropped."""
     stack, offsets = _stack(SWEEP)
-    lazy = blocks.statistics(X, stack, offsets)
+    lazy = reductions.statistics(X, stack, offsets)
     tasks = client.cluster.scheduler.tasks
     work = Work(X.numblocks[0], X.numblocks[0], SWEEP, "memory")
     n = work.tasks - work.levels  # of which dask may have fused as many
@@ -435,7 +439,7 @@ def predictions(constants: Constants, machines: Machines | None = None) -> list[
     found = []
     for n in (10**9, 10**11):
         n_bytes = n * data.FEATURES
-        own, given = plan.block_bytes(n_bytes, threads), 64 << 20
+        own, given = memory.block_bytes(n_bytes, threads), 64 << 20
         # Place, what it is read like, the bytes of a block, and of what is in memory of it.
         cases = (
             ("object store", "Zarr, page cache", given, given),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from daskkm import scheduler
+from daskkm.passes import scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

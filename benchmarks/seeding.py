@@ -1,4 +1,4 @@
-"""Seedings of the sample sheets' tiles: what they leave, how often they read, how long they take.
+"""Seedings of the sample images' tiles: what they leave, how often they read, how long they take.
 
 ``python -m benchmarks.seeding [--k K ...] [--seeds N] [--json]``; dask-ml's k-means|| (by its
 defaults) comes beside where it is installed, as with the extra ``bench``.
@@ -26,7 +26,7 @@ from sklearn.cluster import kmeans_plusplus
 
 from benchmarks.data import digits
 from benchmarks.timing import Case, Outcome, Side
-from daskkm.fit import iter_passes
+from daskkm.kmeans.sweep import iter_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.reader import Pass
+    from daskkm.passes.reader import Pass
 
 ROWS_A_BLOCK = 1000
 
@@ -98,7 +98,7 @@ def in_memory(X: NDArray[Any], k: int, seed: int) -> Seeding:
 
 def in_passes(X: NDArray[Any], k: int, seed: int) -> Seeding:
     """Seed by daskkm's k-means++ as if there were too many tiles to bring together."""
-    with patch("daskkm.seeding._SAMPLE", 1):
+    with patch("daskkm.kmeans.seeding._SAMPLE", 1):
         return ours("k-means++", X, k, seed)
 
 

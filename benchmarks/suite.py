@@ -155,7 +155,7 @@ ROWS: dict[str, Row] = {
         target="at most 6 s",
     ),
     "command": Row(
-        "The README's sweep of the sample sheets, start to finish, second run",
+        "The README's sweep of the sample images, start to finish, second run",
         command.measure,
         {},
         {
@@ -166,7 +166,7 @@ ROWS: dict[str, Row] = {
         target="at most 5 s",
     ),
     "seeding": Row(
-        "What starts leave, on the sample sheets",
+        "What starts leave, on the sample images",
         seeding.cases,
         {},
         {

@@ -1,124 +1,93 @@
 """k-means over image tiles that do not fit in memory: exact, on dask.
 
-Public names load on first use, so that ``import daskkm`` costs next to nothing.
+Public names are imported on first use, so that ``import daskkm`` takes no time.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from daskkm.assessment import assess
     from daskkm.errors import (
-        CheckpointError,
-        CorruptChunkError,
-        DaskkmError,
-        DtypeError,
-        FitError,
-        ModelError,
-        ParameterError,
-        ResultsError,
-        SchedulerError,
-        SheetError,
-        StoreError,
-        SumOverflowError,
+        CheckpointError as CheckpointError,
     )
-    from daskkm.estimator import KMeans, load_model
-    from daskkm.fit import SweepResult, fit_sweep
-    from daskkm.ingest import ingest
-    from daskkm.label import label
-    from daskkm.model import FittedModel
-    from daskkm.quality import Quality, knee
-    from daskkm.store import TileStore, open_store
-    from daskkm.verify import verify
+    from daskkm.errors import (
+        CorruptChunkError as CorruptChunkError,
+    )
+    from daskkm.errors import (
+        DaskkmError as DaskkmError,
+    )
+    from daskkm.errors import (
+        DtypeError as DtypeError,
+    )
+    from daskkm.errors import (
+        FitError as FitError,
+    )
+    from daskkm.errors import (
+        ImageError as ImageError,
+    )
+    from daskkm.errors import (
+        ModelError as ModelError,
+    )
+    from daskkm.errors import (
+        ParameterError as ParameterError,
+    )
+    from daskkm.errors import (
+        ResultsError as ResultsError,
+    )
+    from daskkm.errors import (
+        SchedulerError as SchedulerError,
+    )
+    from daskkm.errors import (
+        StoreError as StoreError,
+    )
+    from daskkm.errors import (
+        SumOverflowError as SumOverflowError,
+    )
+    from daskkm.images.ingest import create_store as create_store
+    from daskkm.kmeans.assessment import assess as assess
+    from daskkm.kmeans.estimator import KMeans as KMeans
+    from daskkm.kmeans.estimator import load_model as load_model
+    from daskkm.kmeans.metrics import Quality as Quality
+    from daskkm.kmeans.metrics import knee as knee
+    from daskkm.kmeans.model import FittedModel as FittedModel
+    from daskkm.kmeans.sweep import SweepResult as SweepResult
+    from daskkm.kmeans.sweep import fit_sweep as fit_sweep
+    from daskkm.storage.tile_store import TileStore as TileStore
+    from daskkm.storage.tile_store import open_store as open_store
 
-_HOME = {
-    "CheckpointError": "errors",
-    "CorruptChunkError": "errors",
-    "DaskkmError": "errors",
-    "DtypeError": "errors",
-    "FitError": "errors",
-    "FittedModel": "model",
-    "KMeans": "estimator",
-    "ModelError": "errors",
-    "ParameterError": "errors",
-    "Quality": "quality",
-    "ResultsError": "errors",
-    "SchedulerError": "errors",
-    "SheetError": "errors",
-    "StoreError": "errors",
-    "SumOverflowError": "errors",
-    "SweepResult": "fit",
-    "TileStore": "store",
-    "assess": "assessment",
-    "fit_sweep": "fit",
-    "ingest": "ingest",
-    "knee": "quality",
-    "label": "label",
-    "load_model": "estimator",
-    "open_store": "store",
-    "verify": "verify",
+_NAMES = {
+    "errors": (
+        *("CheckpointError", "CorruptChunkError", "DaskkmError", "DtypeError", "FitError"),
+        *("ImageError", "ModelError", "ParameterError", "ResultsError", "SchedulerError"),
+        *("StoreError", "SumOverflowError"),
+    ),
+    "images.ingest": ("create_store",),
+    "kmeans.assessment": ("assess",),
+    "kmeans.estimator": ("KMeans", "load_model"),
+    "kmeans.metrics": ("Quality", "knee"),
+    "kmeans.model": ("FittedModel",),
+    "kmeans.sweep": ("SweepResult", "fit_sweep"),
+    "storage.tile_store": ("TileStore", "open_store"),
 }
-
-__all__ = [
-    "CheckpointError",
-    "CorruptChunkError",
-    "DaskkmError",
-    "DtypeError",
-    "FitError",
-    "FittedModel",
-    "KMeans",
-    "ModelError",
-    "ParameterError",
-    "Quality",
-    "ResultsError",
-    "SchedulerError",
-    "SheetError",
-    "StoreError",
-    "SumOverflowError",
-    "SweepResult",
-    "TileStore",
-    "assess",
-    "fit_sweep",
-    "ingest",
-    "knee",
-    "label",
-    "load_model",
-    "open_store",
-    "verify",
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_MODULES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # which takes longer than all else here
+        from importlib.metadata import version  # slow to import
 
-        globals()[name] = version(__name__)
-        return globals()[name]
-    if name not in _HOME:
+        value: Any = version(__name__)
+    elif name in _MODULES:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `daskkm.ingest` and its like functions, though the commands' modules are so called.
-
-    Importing a submodule binds it as an attribute of its package, over whatever was there.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return sorted({*globals(), *__all__, "__version__"})

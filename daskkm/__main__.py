@@ -1,18 +1,18 @@
-"""The commands under one name, ``daskkm``: see `daskkm.cli.group`."""
+"""The commands under one name, ``daskkm``: see `daskkm.cli.main.group`."""
 
 from __future__ import annotations
 
 from typing import NoReturn
 
-from daskkm import interrupts
+from daskkm.cli import interrupts
 
 
 def main() -> NoReturn:
     """Run the command that the process was given."""
     interrupts.end_at_once()
-    from daskkm import cli
+    from daskkm.cli import main
 
-    cli.run(cli.group)
+    main.run(main.group)
 
 
 if __name__ == "__main__":

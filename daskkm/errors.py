@@ -86,16 +86,16 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class SheetError(DaskkmError):
-    """A sheet that cannot be read, or does not fit with the others.
+class ImageError(DaskkmError):
+    """An image that cannot be read, or does not fit with the others.
 
     Examples
     --------
     >>> import daskkm
-    >>> daskkm.ingest("nowhere", "tiles.zarr")  # doctest: +ELLIPSIS
+    >>> daskkm.create_store("nowhere", "tiles.zarr")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.SheetError: nowhere: no such file or folder. Name the images, or a folder ...
+    daskkm.errors.ImageError: nowhere: no such file or folder. Name the images, or a folder ...
     """
 
 
@@ -122,8 +122,8 @@ class CorruptChunkError(StoreError):
     >>> from PIL import Image
     >>> import daskkm
     >>> folder = Path(tempfile.mkdtemp())
-    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "sheet.png")
-    >>> store = daskkm.ingest(folder, folder / "tiles.zarr")
+    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "image.png")
+    >>> store = daskkm.create_store(folder, folder / "tiles.zarr")
     >>> (folder / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").write_bytes(b"")
     0
     >>> store.check()  # doctest: +ELLIPSIS
@@ -138,7 +138,7 @@ class SchedulerError(DaskkmError):
 
     Examples
     --------
-    >>> from daskkm.addresses import check_name
+    >>> from daskkm.passes.addresses import check_name
     >>> check_name("nowhere.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
@@ -152,7 +152,7 @@ class ResultsError(DaskkmError):
     Examples
     --------
     >>> from pathlib import Path
-    >>> from daskkm.results import save_json
+    >>> from daskkm.report.results import save_json
     >>> save_json(Path("nowhere/sweep.json"), {})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
@@ -235,7 +235,7 @@ class SumOverflowError(DaskkmError, OverflowError):
     Examples
     --------
     >>> import numpy as np
-    >>> from daskkm.kernel import check_exact
+    >>> from daskkm.kernels.dtypes import check_exact
     >>> check_exact(10**8, 256, np.dtype("uint16"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...

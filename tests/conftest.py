@@ -20,7 +20,7 @@ from tests.forks import compile_kernels, forks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daskkm.store import TileStore
+    from daskkm.storage.tile_store import TileStore
     from tests.forks import Forks
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,9 @@ os.environ["DASKKM_PROGRESS_SECONDS"] = "0"
 # Workers that tests start here are forks of one process that has imported what they need, and are
 # there at once; those of commands and of schedulers apart are spawned, as dask does by itself.
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-get_mp_context().set_forkserver_preload(["distributed", "daskkm.fit", "daskkm.assessment"])
+get_mp_context().set_forkserver_preload(
+    ["distributed", "daskkm.kmeans.sweep", "daskkm.kmeans.assessment"]
+)
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -50,15 +52,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> TileStore:
-    """The sample sheets, ingested."""
-    return daskkm.ingest(ROOT / "images", tmp_path_factory.mktemp("digits") / "tiles.zarr")
+    """The sample images, ingested."""
+    return daskkm.create_store(ROOT / "images", tmp_path_factory.mktemp("digits") / "tiles.zarr")
 
 
 @pytest.fixture
-def sheets(tmp_path: Path) -> Path:
-    """A folder of three small sheets of random pixels: 12 + 6 + 12 tiles of 8 x 8."""
+def images(tmp_path: Path) -> Path:
+    """A folder of three small images of random pixels: 12 + 6 + 12 tiles of 8 x 8."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "sheets"
+    folder = tmp_path / "pictures"
     folder.mkdir()
     for name, shape in (("s_2.png", (16, 24)), ("s_10.png", (32, 24)), ("s_1.png", (24, 32))):
         pixels = rng.integers(0, 256, shape, np.uint8)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -82,7 +84,7 @@ def compile_kernels() -> None:
     import dask
 
     import daskkm
-    from daskkm import bounds, kernel
+    from daskkm.kernels import bounds
 
     rng = np.random.default_rng(0)
     tiles, offsets = rng.integers(0, 256, (99, 16), np.uint8), np.array([0, 1, 3])
@@ -93,13 +95,16 @@ def compile_kernels() -> None:
     stack = np.concatenate([tiles[:1], models[2].cluster_centers_])
     bounds.Resident.of(tiles).statistics(stack, offsets, [0, 1])
     for centroids in (tiles[:3].astype(float), stack):
-        distances = kernel.distances_to_all(tiles, centroids)
-        labels, _, _ = kernel.nearest_two(distances)
-        kernel.squared_distances(tiles, centroids, labels)
+        distances = distances_to_all(tiles, centroids)
+        labels, _, _ = nearest_two(distances)
+        squared_distances(tiles, centroids, labels)
 
 
 def _serve() -> None:
-    for name in ("sweep", "ingest", "label", "assessment", "checkpoint", "fit", "report", "cli"):
+    for name in (
+        *("cli.sweep", "cli.ingest", "cli.label", "kmeans.assessment", "kmeans.checkpoint"),
+        *("kmeans.sweep", "report.contact_sheet"),
+    ):
         import_module(f"daskkm.{name}")
     import_module("distributed.dashboard.scheduler")
     from PIL import Image
@@ -163,13 +168,15 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["most"], order["most"]))
         if "user" in order:
             os.setuid(order["user"])
-        from daskkm import cli, seeding, store, writer
+        from daskkm.cli import main
+        from daskkm.kmeans import seeding
+        from daskkm.storage import tile_store, writer
 
         seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
-        store._CHUNK_BYTES = order.get("chunk", store._CHUNK_BYTES)
+        tile_store._CHUNK_BYTES = order.get("chunk", tile_store._CHUNK_BYTES)
         writer._PROVENANCE_CHUNK = 8 if "chunk" in order else writer._PROVENANCE_CHUNK
         sys.addaudithook(hook)
-        cli.run(cli.group, order["args"], "python -m daskkm")
+        main.run(main.group, order["args"], "python -m daskkm")
     except SystemExit as end:
         status = end.code
     finally:

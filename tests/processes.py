@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
-    from daskkm.fit import SweepResult
-    from daskkm.reader import Pass
+    from daskkm.kmeans.sweep import SweepResult
+    from daskkm.passes.reader import Pass
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent

@@ -19,17 +19,17 @@ from bokeh.client import pull_session
 from distributed import Client, LocalCluster
 
 import daskkm
-from daskkm import scheduler
-from daskkm.fit import iter_passes
+from daskkm.kmeans.sweep import iter_passes
+from daskkm.passes import scheduler
 from tests.processes import DEADLINE, ENDLESS, Process, made_all, remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from daskkm.fit import SweepResult
-    from daskkm.reader import Pass
-    from daskkm.store import TileStore
+    from daskkm.kmeans.sweep import SweepResult
+    from daskkm.passes.reader import Pass
+    from daskkm.storage.tile_store import TileStore
 
 CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))
 SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 3, "max_iter": 12, "random_state": 0}
@@ -103,8 +103,8 @@ def test_workers_fit_to_what_was_brought_together(
     digits: TileStore, monkeypatch: pytest.MonkeyPatch, init: str, dtype: str, stages: set[str]
 ) -> None:
     """They hold it, all of them, and the bits are those of threads."""
-    monkeypatch.setattr("daskkm.seeding._SAMPLE", 500)
-    monkeypatch.setattr("daskkm.seeding._SAMPLE_BYTES", 1000 * 256)
+    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 500)
+    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE_BYTES", 1000 * 256)
     X = digits.features().astype(dtype)
     with dask.config.set(scheduler="threads"):
         expected = daskkm.fit_sweep(X, **SWEEP, init=init)
@@ -126,18 +126,18 @@ def test_workers_fit_to_what_was_brought_together(
 
 
 def test_labels_by_worker_processes(
-    sheets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daskkm.store._CHUNK_BYTES", 7 * 64)
-    store = daskkm.ingest(sheets, tmp_path / "t.zarr", tile=8)
+    monkeypatch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 7 * 64)
+    store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
     models = daskkm.fit_sweep(store, [1, 3], n_init=1, random_state=0).models
     with local_cluster(2):
         for model in models.values():
-            daskkm.label(store, model, distances=True)
+            store.label(model, distances=True)
         chunk = tmp_path / "t.zarr" / "tiles" / "c" / "1" / "0" / "0"
         chunk.rename(tmp_path / "chunk")
         with pytest.raises(daskkm.StoreError, match="tiles 7 to 13 cannot be read"):
-            daskkm.label(store, models[3])
+            store.label(models[3])
         (tmp_path / "chunk").rename(chunk)
     with dask.config.set(scheduler="sync"):
         for k, model in models.items():
@@ -151,7 +151,7 @@ def test_labels_by_worker_processes(
 
 def test_connecting_leaves_distributeds_settings_as_they_are() -> None:
     code = (
-        "import dask; from daskkm.scheduler import connect\n"
+        "import dask; from daskkm.passes.scheduler import connect\n"
         "for _ in range(2):\n"
         "    with connect('local', dashboard_address='127.0.0.1:0'): pass\n"
         "assert dask.config.get('distributed.comm')"

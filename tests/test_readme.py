@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from daskkm.cli import group
+from daskkm.cli.main import group
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -121,7 +121,7 @@ def test_the_gate_runs_the_readmes_test_command() -> None:
 
 def test_what_is_promised_of_faults_is_shown_by_tests_of_the_fault_suite() -> None:
     of_suite: set[str] = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         tree = ast.parse(path.read_text())
         whole = any(ast.unparse(line) == "pytestmark = pytest.mark.faults" for line in tree.body)
         for line in tree.body:
@@ -130,4 +130,4 @@ def test_what_is_promised_of_faults_is_shown_by_tests_of_the_fault_suite() -> No
             ):
                 of_suite.add(line.name)
     promises = (ROOT / "docs" / "reliability.md").read_text()
-    assert set(re.findall(r"`(?:test_\w+\.py)?(?:::)?(test_\w+)`", promises)) <= of_suite
+    assert set(re.findall(r"`(?:(?:\w+/)?test_\w+\.py)?(?:::)?(test_\w+)`", promises)) <= of_suite

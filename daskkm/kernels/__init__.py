@@ -1,0 +1,1 @@
+"""Compiled kernels: labels, sums, distances and bounds of one block of tiles."""

@@ -1,0 +1,247 @@
+"""Squared distances by the definition: float64, summed in index order, exact to the last bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskkm.kernels.compilation import compile_kernel
+from daskkm.kernels.dtypes import checked, distance_dtype, read_only, span
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Tiles whose distances to all centroids are summed side by side, and features that go into
+# each sum between its load and its store. 64 to 256 tiles measure alike.
+_LANES = 128
+_FEATURES = 8
+
+
+def squared_distances(
+    tiles: NDArray[Any], centroids: NDArray[np.float64], labels: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Return each tile's squared distance to its own centroid, by the reference.
+
+    Parameters
+    ----------
+    tiles : ndarray of shape (n, d)
+        Any dtype that `label_block` takes.
+    centroids : ndarray of shape (k, d), float64
+    labels : ndarray of shape (n,), int32
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+    """
+    distances = np.empty(len(tiles))
+    if _same_type(tiles.dtype, centroids):
+        own = (read_only(tiles), read_only(centroids.astype(tiles.dtype)), labels)
+        _own_whole_distances(*own, distance_dtype(tiles)(0), distances)
+        return distances
+    _squared_distances(read_only(tiles), read_only(centroids), labels, distances)
+    return distances
+
+
+def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return every tile's squared distance to every centroid, by the reference.
+
+    Bit for bit what `squared_distances` gives, several times faster: each distance is summed
+    in the reference's order, and the vectors of the CPU run across the tiles.
+
+    Parameters
+    ----------
+    tiles : ndarray of shape (n, d)
+        Any dtype that `label_block` takes; n may be 0. Floats need not be finite.
+    centroids : ndarray of shape (k, d), float64
+        k is at least 1.
+
+    Returns
+    -------
+    ndarray of shape (n, k), float64
+
+    Raises
+    ------
+    TypeError
+        If the dtype of the tiles is not supported.
+    ValueError
+        If the shapes do not fit together.
+    """
+    tiles, centroids = checked(tiles, centroids, np.array([0, len(centroids)]))
+    if _same_type(tiles.dtype, centroids):
+        distances = np.empty((len(tiles), len(centroids)))
+        whole = read_only(centroids.astype(tiles.dtype))
+        _whole_distances(tiles, whole, distance_dtype(tiles)(0), distances)
+        return distances
+    # A feature more that is 0 in both adds +0.0 to a sum: it changes no bit.
+    features = -(-tiles.shape[1] // _FEATURES) * _FEATURES
+    padded = np.zeros((len(centroids), features))
+    padded[:, : tiles.shape[1]] = centroids
+    distances = np.empty((len(tiles), len(centroids)))
+    _distances_to_all(tiles, read_only(padded), distances)
+    return distances
+
+
+def nearest_two(
+    distances: NDArray[np.float64],
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+    """Return each tile's label, its distance to that centroid, and that to the next.
+
+    Parameters
+    ----------
+    distances : ndarray of shape (n, k), float64
+        As `distances_to_all` gives them; finite.
+
+    Returns
+    -------
+    labels : ndarray of shape (n,), int32
+        The first of the nearest: the definition of a label.
+    own, other : ndarray of shape (n,), float64
+        Distances of the kind that was given; the other is infinite if there is none.
+    """
+    labels = np.empty(len(distances), np.int32)
+    own, other = np.empty(len(distances)), np.empty(len(distances))
+    _nearest_two(distances, labels, own, other)
+    return labels, own, other
+
+
+@compile_kernel
+def squared_distance(tile: Any, centroid: Any) -> Any:
+    """Return the reference: float64, in index order, neither FMA nor reassociation."""
+    total = 0.0
+    for p in range(len(tile)):
+        difference = np.float64(tile[p]) - centroid[p]
+        total += difference * difference
+    return total
+
+
+@compile_kernel
+def _squared_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) -> None:
+    """Write each tile's distance to its own centroid, eight tiles at a time.
+
+    A sum in order waits for each addition; eight wait together. Squares, which need not wait, are
+    made by vectors first, some features of every tile.
+    """
+    n, d = tiles.shape
+    squares = np.zeros((8, 8 * _FEATURES))
+    for i in range(0, n, 8):
+        t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = 0.0
+        for first in range(0, d, squares.shape[1]):
+            last = min(first + squares.shape[1], d)
+            for r in range(min(8, n - i)):
+                tile, centroid = tiles[i + r, first:last], centroids[labels[i + r], first:last]
+                for p in range(last - first):
+                    difference = np.float64(tile[p]) - centroid[p]
+                    squares[r, p] = difference * difference
+            for p in range(last - first):
+                t0, t1 = t0 + squares[0, p], t1 + squares[1, p]
+                t2, t3 = t2 + squares[2, p], t3 + squares[3, p]
+                t4, t5 = t4 + squares[4, p], t5 + squares[5, p]
+                t6, t7 = t6 + squares[6, p], t7 + squares[7, p]
+        totals = t0, t1, t2, t3, t4, t5, t6, t7
+        for r in range(min(8, n - i)):
+            distances[i + r] = totals[r]
+
+
+@compile_kernel
+def _whole_distances(tiles: Any, centroids: Any, zero: Any, distances: Any) -> None:
+    """Write all distances between tiles and tiles, in integers."""
+    for i in range(len(tiles)):
+        for j in range(len(centroids)):
+            distances[i, j] = _whole_distance(tiles[i], centroids[j], zero)
+
+
+@compile_kernel
+def _own_whole_distances(
+    tiles: Any, centroids: Any, labels: Any, zero: Any, distances: Any
+) -> None:
+    for i in range(len(tiles)):
+        distances[i] = _whole_distance(tiles[i], centroids[labels[i]], zero)
+
+
+@compile_kernel
+def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
+    """Return the distance in integers, which may be added in any order.
+
+    As long as it is below 2**53, the reference does not round either.
+    """
+    number = type(zero)
+    total = zero
+    for p in range(len(tile)):
+        difference = number(tile[p]) - number(centroid[p])
+        total += difference * difference
+    return total
+
+
+@compile_kernel
+def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
+    """Write all distances, a panel of tiles and a few features of it at a time.
+
+    The features are widened and turned first, so that tiles lie side by side; they stay in L1
+    while all centroids go by.
+    """
+    d, k = tiles.shape[1], len(centroids)
+    wide = np.zeros((_FEATURES, _LANES))
+    sums = np.empty((k, _LANES))
+    for start in range(0, len(tiles), _LANES):
+        panel = tiles[start : start + _LANES]
+        m = len(panel)
+        sums[:] = 0.0
+        for first in range(0, centroids.shape[1], _FEATURES):
+            for q in range(_FEATURES):
+                for i in range(m):
+                    wide[q, i] = np.float64(panel[i, first + q]) if first + q < d else 0.0
+            _add_squares(wide, centroids[:, first : first + _FEATURES], sums, m)
+        for i in range(m):
+            for j in range(k):
+                distances[start + i, j] = sums[j, i]
+
+
+@compile_kernel
+def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
+    """Add a few features' squared differences, one after another, to m tiles' sums.
+
+    Eight additions, in order, share a load and a store of the sum, and neighbouring tiles share
+    a vector. Compiled without fast maths: nothing is fused or reassociated.
+    """
+    x0, x1, x2, x3 = wide[0], wide[1], wide[2], wide[3]
+    x4, x5, x6, x7 = wide[4], wide[5], wide[6], wide[7]
+    for j in range(len(centroids)):
+        c0, c1, c2, c3 = centroids[j, 0], centroids[j, 1], centroids[j, 2], centroids[j, 3]
+        c4, c5, c6, c7 = centroids[j, 4], centroids[j, 5], centroids[j, 6], centroids[j, 7]
+        row = sums[j]
+        for i in range(m):
+            total = row[i]
+            total += (x0[i] - c0) * (x0[i] - c0)
+            total += (x1[i] - c1) * (x1[i] - c1)
+            total += (x2[i] - c2) * (x2[i] - c2)
+            total += (x3[i] - c3) * (x3[i] - c3)
+            total += (x4[i] - c4) * (x4[i] - c4)
+            total += (x5[i] - c5) * (x5[i] - c5)
+            total += (x6[i] - c6) * (x6[i] - c6)
+            total += (x7[i] - c7) * (x7[i] - c7)
+            row[i] = total
+
+
+@compile_kernel
+def _nearest_two(distances: Any, labels: Any, own: Any, other: Any) -> None:
+    for i in range(len(distances)):
+        row = distances[i]
+        label, least, second = 0, row[0], np.inf
+        for j in range(1, len(row)):
+            one = row[j]
+            second = min(second, max(one, least))
+            label = j if one < least else label
+            least = min(least, one)
+        labels[i], own[i], other[i] = label, least, second
+
+
+def _same_type(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
+    """Tell whether centroids could be tiles of an integer type, as those are that were drawn."""
+    if dtype.kind == "f":
+        return False
+    if centroids.shape[1] * span(dtype) ** 2 >= 2**53:
+        return False
+    limits = np.iinfo(dtype)
+    inside = (centroids >= limits.min) & (centroids <= limits.max)
+    return bool((inside & (centroids == np.floor(centroids))).all())

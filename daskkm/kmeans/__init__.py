@@ -1,0 +1,1 @@
+"""The algorithm: options, initial centroids, Lloyd iterations, models, metrics."""

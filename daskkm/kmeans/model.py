@@ -1,0 +1,372 @@
+"""A fitted model: what a fit leaves, and what it makes of other tiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from daskkm.errors import FitError, ModelError, ParameterError
+from daskkm.kernels.dtypes import SUPPORTED_DTYPES
+from daskkm.parameters import as_array
+from daskkm.passes import inputs, reductions, scheduler
+from daskkm.passes.tiles import as_tiles, sending
+from daskkm.storage import locations
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import dask.array as da
+    from numpy.typing import ArrayLike, NDArray
+
+    from daskkm.storage.nodes import Kind
+    from daskkm.storage.tile_store import TileStore
+
+
+_DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)}
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one answer
+class FittedModel:
+    """The best of the restarts of one k.
+
+    Centroids, counts, inertia and labels belong to one another: the labels that `predict`
+    gives the fitted tiles are those that the counts count and the inertia sums.
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of shape (k, d), float64
+    counts_ : ndarray of shape (k,), int64 (float64 if there were fractional weights)
+        Weight of the tiles of each cluster: their number, unless they had weights. NaN where
+        centroids were assigned, not fitted.
+    inertia_ : float
+        Sum of squared distances of the tiles to their centroid, times their weights; or NaN.
+    n_iter_ : int
+        Updates of the centroids.
+    converged_ : bool
+        Whether it stopped by itself, not by `max_iter`.
+    restart_ : int
+        Which of the restarts it was, from 0.
+    dtype : numpy.dtype or None
+        Of the tiles that it was fitted to; None where centroids were assigned.
+    tile : tuple of int, or None
+        Shape of a tile, (height, width) or (height, width, bands); None if it was fitted to an
+        array of features.
+
+    Examples
+    --------
+    >>> import daskkm, numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> model = daskkm.fit_sweep(tiles, [2], random_state=0).models[2]
+    >>> model.counts_.tolist(), model.converged_, model.dtype
+    ([2, 2], True, dtype('uint8'))
+    >>> model.transform(tiles).min(axis=1).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+
+    cluster_centers_: NDArray[np.float64]
+    counts_: NDArray[Any]
+    inertia_: float
+    n_iter_: int
+    converged_: bool
+    restart_: int
+    dtype: np.dtype[Any] | None
+    tile: tuple[int, ...] | None
+
+    @classmethod
+    def from_centroids(cls, centroids: ArrayLike) -> Self:
+        """Return a model of centroids that were not fitted: nothing is known of their tiles.
+
+        Parameters
+        ----------
+        centroids : array-like of shape (k, d)
+
+        Returns
+        -------
+        FittedModel
+
+        Raises
+        ------
+        ParameterError
+            If they are not a matrix of finite numbers.
+        """
+        found = as_array("cluster_centers_", centroids)
+        if found.ndim != 2 or not found.size or not np.isfinite(found).all():
+            msg = f"cluster_centers_ has shape {found.shape}; give k rows of d finite numbers"
+            raise ParameterError(msg)
+        return cls(
+            cluster_centers_=found,
+            counts_=np.full(len(found), np.nan),
+            inertia_=math.nan,
+            n_iter_=0,
+            converged_=False,
+            restart_=0,
+            dtype=None,
+            tile=None,
+        )
+
+    def predict(self, X: Any) -> Any:
+        """Return the label of the nearest centroid for every tile.
+
+        Parameters
+        ----------
+        X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
+
+        Returns
+        -------
+        ndarray of shape (n,), int32, for a NumPy array; else a dask array (lazy)
+
+        Raises
+        ------
+        FitError
+            If X does not have d features.
+        TypeError
+            If X is no array of numbers, or sparse.
+        ValueError
+            If float tiles are not finite: for a dask array, when it is computed.
+        """
+        X = inputs.resolve(X)
+        return _as_given(X, reductions.labels(self._fitting(X), self.cluster_centers_))
+
+    def transform(self, X: Any) -> Any:
+        """Return the Euclidean distance of every tile to every centroid.
+
+        Parameters
+        ----------
+        X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
+
+        Returns
+        -------
+        ndarray of shape (n, k), float64, for a NumPy array; else a dask array (lazy)
+
+        Raises
+        ------
+        FitError, TypeError, ValueError
+            As `predict`.
+        """
+        X = inputs.resolve(X)
+        return _as_given(X, reductions.distances(self._fitting(X), self.cluster_centers_))
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        extra: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Write the model to a Zarr group, from which `load_model` reads the very same.
+
+        The group has the arrays ``cluster_centers`` (cluster, feature) and ``counts`` (cluster),
+        which xarray opens by these names; its attribute ``daskkm`` has
+        the format (2), the kind ("model"), k, inertia, n_iter, converged, restart, the dtype and
+        shape of the tiles, the settings, the names of the extra arrays, and the SHA-256 of all this
+        and of the arrays' metadata. It is written beside
+        its place and moved there when it is complete; a saved model that was there is replaced,
+        anything else never.
+
+        Parameters
+        ----------
+        path : path-like
+        settings : mapping of str to JSON, optional
+            What else is to be kept with the model, and read again by `load_saved`.
+        extra : mapping of str to ndarray of numbers, of one or more dimensions, optional
+            Likewise; in the group ``extra``.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be written, something else is there, or what the model holds does not
+            go together.
+        """
+        # Not at the top: fits and predictions have no use for zarr and do not wait for it.
+        from daskkm.storage import commit, nodes
+
+        path = locations.local(path, ModelError)
+        kind, k = _kind(), len(self.cluster_centers_)
+        if problem := _problem(self):
+            msg = f"{path}: the model is not saved, because {problem}; fit it again"
+            raise ModelError(msg)
+        arrays = {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
+        arrays |= {f"extra/{name}": values for name, values in (extra or {}).items()}
+        said = {
+            "k": k,
+            "inertia": None if math.isnan(self.inertia_) else float(self.inertia_),
+            "n_iter": int(self.n_iter_),
+            "converged": bool(self.converged_),
+            "restart": int(self.restart_),
+            "dtype": self.dtype and self.dtype.str,
+            "tile": self.tile,
+            "settings": dict(settings or {}),
+            "extra": list(extra or {}),
+        }
+        with (
+            commit.replacing(path, kind) as partial,
+            nodes.write_errors_named(path, kind),
+        ):
+            group = nodes.create_group(partial, kind)
+            for name, values in arrays.items():
+                dimensions = _DIMENSIONS.get(name) or tuple(
+                    f"{name.rpartition('/')[2]}_{axis}" for axis in range(values.ndim)
+                )
+                array = nodes.create_array(
+                    group,
+                    name,
+                    values.shape,
+                    values.dtype,
+                    kind,
+                    rows=len(values),
+                    dimensions=dimensions,
+                )
+                array[:] = values
+            nodes.complete(group, kind, said)
+
+    def write_labels(self, store: TileStore, *, distances: bool = False) -> None:
+        """Write the label of each tile of a store, as `TileStore.label`."""
+        from daskkm.kmeans import labelling
+
+        labelling.write_labels(store, self, distances=distances)
+
+    def _fitting(self, X: Any) -> da.Array:
+        """Return X as tiles, if the model was fitted on such."""
+        tiles = as_tiles(X)
+        if tiles.shape[1] != self.cluster_centers_.shape[1]:
+            msg = (
+                f"X has {tiles.shape[1]} features but the model was fitted on "
+                f"{self.cluster_centers_.shape[1]}; give it tiles of the same shape"
+            )
+            raise FitError(msg)
+        return tiles
+
+
+class Saved(NamedTuple):
+    """All that `FittedModel.save` was given: the model, and what was kept with it."""
+
+    model: FittedModel
+    settings: dict[str, Any]
+    extra: dict[str, NDArray[Any]]
+
+
+def load_saved(path: str | os.PathLike[str]) -> Saved:
+    """Read a model that `FittedModel.save` wrote, the same to the last bit, and what is with it.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    Saved
+
+    Raises
+    ------
+    ModelError
+        If there is none, what is there is something else or of another format, or it is damaged.
+    """
+    from daskkm.storage import nodes  # as in `FittedModel.save`
+
+    path, kind = locations.local(path, ModelError), _kind()
+    group, said = nodes.open_node(path, kind)
+
+    def whole(name: str) -> NDArray[Any]:
+        array = nodes.member(group, name, kind)
+        return nodes.read(array, 0, array.shape[0], kind)
+
+    try:
+        model = FittedModel(
+            cluster_centers_=whole("cluster_centers"),
+            counts_=whole("counts"),
+            inertia_=math.nan if said["inertia"] is None else float(said["inertia"]),
+            n_iter_=int(said["n_iter"]),
+            converged_=bool(said["converged"]),
+            restart_=int(said["restart"]),
+            dtype=None if said["dtype"] is None else np.dtype(said["dtype"]),
+            tile=None if said["tile"] is None else tuple(map(int, said["tile"])),
+        )
+        settings = dict(said["settings"])
+        names = list(said["extra"])
+        problem = _problem(model)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"its attributes are not those of a model ({error!r})"
+    if problem:
+        msg = f"{path}: the saved model is damaged: {problem}; {kind.mend}"
+        raise ModelError(msg)
+    return Saved(model, settings, {name: whole(f"extra/{name}") for name in names})
+
+
+def fitted_model(model: Any) -> FittedModel:
+    """Return the model that an estimator was fitted to, or a model as it is.
+
+    Parameters
+    ----------
+    model : FittedModel or KMeans
+
+    Returns
+    -------
+    FittedModel
+
+    Raises
+    ------
+    ParameterError
+        If it is something else.
+    NotFittedError
+        If it is an estimator that is not fitted.
+    """
+    found = model.fitted_model if hasattr(type(model), "fitted_model") else model
+    if isinstance(found, FittedModel):
+        return found
+    msg = (
+        f"{type(model).__name__} is not a model; fit a daskkm.KMeans, or read a saved model by "
+        "daskkm.load_model"
+    )
+    raise ParameterError(msg)
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise ModelError if a model cannot be saved there without replacing something else."""
+    from daskkm.storage import commit  # as in `FittedModel.save`
+
+    commit.check_free(path, _kind())
+
+
+def _kind() -> Kind:
+    from daskkm.storage.nodes import Kind  # as in `FittedModel.save`
+
+    return Kind(
+        name="model",
+        noun="saved model",
+        rows="rows",
+        members=frozenset({"zarr.json", "cluster_centers", "counts", "extra"}),
+        error=ModelError,
+        make="fit and save a model first",
+        mend="fit and save the model again",
+    )
+
+
+def _problem(model: FittedModel) -> str | None:
+    """Say what of a model does not go together, if anything."""
+    centroids, counts, tile = model.cluster_centers_, model.counts_, model.tile
+    if centroids.ndim != 2 or not centroids.size or centroids.dtype != np.float64:
+        return f"its centroids are {centroids.dtype} of shape {centroids.shape}"
+    if counts.shape != centroids.shape[:1] or counts.dtype not in (np.int64, np.float64):
+        return (
+            f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
+        )
+    fitted = model.dtype is not None
+    if model.dtype is not None and model.dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
+        return f"no model is fitted to tiles of dtype {model.dtype}"
+    if tile is not None and (math.prod(tile) != centroids.shape[1] or min(tile) < 1):
+        return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"
+    if not np.isfinite(centroids).all() or math.isfinite(model.inertia_) != fitted:
+        return "its centroids or its inertia are not finite"
+    return None
+
+
+def _as_given(X: Any, lazy: da.Array) -> Any:
+    """Return what was asked for of X: in memory if X was."""
+    if inputs.is_lazy(X):
+        return lazy
+    with sending(X):
+        return scheduler.compute(lazy)[0]

@@ -1,0 +1,282 @@
+"""The fit of many models to one dask array, to convergence.
+
+Every pass reads each block once for all models that are still moving.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+from dask.base import tokenize
+
+from daskkm.errors import ParameterError
+from daskkm.kmeans import lloyd
+from daskkm.kmeans.checkpoint import held
+from daskkm.kmeans.init import Settings, starts
+from daskkm.kmeans.model import FittedModel
+from daskkm.parameters import as_flag, as_seed
+from daskkm.passes.reader import Reader, made_all
+from daskkm.passes.tiles import identity, tile_shape
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Generator, Iterable, Mapping
+
+    import dask.array as da
+    from numpy.typing import ArrayLike, NDArray
+
+    from daskkm.kmeans.checkpoint import Checkpoint
+    from daskkm.kmeans.init import Init
+    from daskkm.kmeans.lloyd import Step
+    from daskkm.parameters import RandomState
+    from daskkm.passes.reader import Pass
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one answer
+class SweepResult:
+    """What a sweep found.
+
+    Attributes
+    ----------
+    models : dict of int to FittedModel
+        The best model of each k, by k.
+    statistics : dict of int to ndarray of shape (k, d + 2), int64 or float64
+        For each of them, cluster by cluster: vector sum, count, and sum of squares: squared
+        norms in int64, squared distances to the centroid in float64.
+    passes : int
+        Passes over the tiles, counted as they were made: the seeding's, the iterations' and
+        those that relocated empty clusters.
+    bytes_read : int
+        Bytes of tiles that were read: all of them in every pass, or once if they stayed in memory.
+    random_state : int
+        The seed; the one that was drawn if none was given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> result = fit_sweep(tiles, [1, 2], n_init=2, random_state=0)
+    >>> result.models[1].inertia_, result.statistics[1].tolist()
+    (10004.0, [[204, 4, 20408]])
+    >>> result.bytes_read == tiles.nbytes
+    True
+    """
+
+    models: dict[int, FittedModel]
+    statistics: dict[int, NDArray[Any]]
+    passes: int
+    bytes_read: int
+    random_state: int
+
+
+def fit_sweep(
+    X: Any,
+    ks: Iterable[int],
+    *,
+    n_init: int = 16,
+    init: Init = "k-means++",
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    random_state: RandomState = None,
+    sample_weight: ArrayLike | da.Array | None = None,
+    coarse: bool = True,
+    cache: str = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+) -> SweepResult:
+    """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
+
+    Runs on the active `distributed.Client` if there is one, else on dask's default scheduler.
+    For integer tiles the result is the same to the last bit on either, whatever the chunks.
+
+    Parameters
+    ----------
+    X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
+        Tiles: uint8, int8, uint16, int16, float32 or float64; other numbers become float64, a block
+        at a time. Also dask data frames, arrays of xarray, and what NumPy makes an array of.
+    ks : iterable of int
+        Numbers of clusters.
+    n_init : int, default 16
+        Restarts of each k; the one of least inertia is returned (the first of equals).
+    init : {"k-means++", "k-means||", "random"}, array of shape (k, d), mapping of k to such \
+            arrays, or callable
+        Where to start. With arrays there is one restart and `n_init` is ignored. A callable
+        gives the array of a restart: ``init(X, k, random_state)``, the last a
+        numpy.random.RandomState. See Notes.
+    max_iter : int, default 300
+        Most iterations of a model.
+    tol : float, default 1e-4
+        A model has converged when the squared shifts of its centroids sum to no more than
+        this times the mean variance of the features; 0 runs until the clusters settle.
+    random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
+        Seed of all draws, or what draws one; one is drawn from the system if none is given.
+    sample_weight : array of shape (n,), optional
+        Weights of the tiles, not negative; 1 each if not given. Where all are whole numbers,
+        of whatever dtype, and add up to less than 2**53, a tile of weight w adds to sums exactly
+        what w tiles do, and starts drawn in memory are the same.
+    coarse : bool, default True
+        Whether to go from coarse to fine, where starts are drawn, there are more than 32,768
+        tiles and k is at most 4,096: all restarts are fitted to so many, by the workers if there
+        are any, the best of each k to a larger sample (64 MiB, of tiles four times as large at
+        least), and then over all tiles. `n_iter_` counts iterations over all.
+    cache : {"auto", "always", "never"}
+        Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
+        they fit in half of it, less what is in use and what a pass takes; those of a file that
+        is mapped into memory, if they take no more than 64 MiB. Else they are read again in each
+        pass. The result is the same to the bit.
+    checkpoint : path-like, optional
+        A folder in which to keep, after every pass, where the fit stands. A fit that was killed
+        and is run again goes on from there, to the same bits; with the seed that was drawn, where
+        `random_state` is not an integer. The folder is removed when the fit is done.
+    fresh : bool, default False
+        Whether to start over, whatever the checkpoint holds.
+
+    Returns
+    -------
+    SweepResult
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, of other tiles or other parameters, held by another fit,
+        or cannot be written.
+    ParameterError
+        If a parameter is of the wrong type or out of range.
+    FitError
+        If float tiles are not finite, or too large to square, weights are negative, not finite
+        or all zero, there are fewer tiles than clusters, a pass would take more memory than a
+        worker has, or X, in memory here, more than workers in other processes have.
+    TypeError
+        If X is no array of numbers, or sparse.
+    OverflowError
+        If there are so many 16-bit pixels (2.1e9 and more), or weights so large, that sums
+        would not be exact.
+
+    Notes
+    -----
+    Seeding reads the tiles this often, before the first iteration (and an array of unknown size
+    is read once more, to know it):
+
+    * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
+      All tiles up to 32,768, or a sample of so many if it goes from coarse to fine, are brought
+      together, in one read. Else it draws in passes: one read of the blocks that hold the first
+      centroids, then as many passes as the largest k (none if that is 1), shared by all k and
+      restarts.
+    * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
+      pool of candidates shared by all k and restarts, and one that weights them. The pool has
+      10 k candidates for the largest k, up to 4,000, but no less than 2.5 k; each of them is
+      measured against all tiles once, if there is room for 12 bytes a tile beside the tiles, else
+      three times. Every restart then clusters the pool; from coarse to fine a read for the sample
+      comes after. It is for one start of a large k, and for fits that do not go from coarse to
+      fine: ``coarse=False``, or k above 4,096.
+    * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
+    >>> result = fit_sweep(tiles, [1, 2], n_init=2, random_state=0)
+    >>> result.models[2].inertia_, sorted(result.models[2].cluster_centers_.ravel().tolist())
+    (4.0, [1.0, 101.0])
+    """
+    if as_flag("fresh", fresh) and checkpoint is None:
+        msg = "fresh=True is about a checkpoint, and there is none; give its folder"
+        raise ParameterError(msg)
+    with nullcontext() if checkpoint is None else held(checkpoint, fresh=fresh) as kept:
+        result = made_all(
+            iter_passes(
+                X,
+                ks,
+                n_init=n_init,
+                init=init,
+                max_iter=max_iter,
+                tol=tol,
+                random_state=random_state,
+                sample_weight=sample_weight,
+                coarse=coarse,
+                cache=cache,
+                checkpoint=kept,
+            )
+        )
+        if kept is not None:
+            kept.clear()
+    return result
+
+
+def iter_passes(
+    X: Any,
+    ks: Iterable[int],
+    *,
+    n_init: int,
+    init: Init,
+    max_iter: int,
+    tol: float,
+    random_state: RandomState,
+    sample_weight: ArrayLike | da.Array | None = None,
+    coarse: bool = True,
+    cache: str = "auto",
+    checkpoint: Checkpoint | None = None,
+) -> Generator[Pass, None, SweepResult]:
+    """Make the passes of `fit_sweep`, and what lies between them, one by one; return its result.
+
+    Parameters are those of `fit_sweep`. Nothing is read before the first `next`, and what a
+    pass led to is in the checkpoint before the pass is yielded.
+
+    Yields
+    ------
+    Pass
+
+    Raises
+    ------
+    CheckpointError, ParameterError, FitError, TypeError, OverflowError
+        As `fit_sweep`.
+    """
+    given = isinstance(random_state, Integral)
+    if not given and random_state is not None:
+        # A generator moves on whether or not its seed is used: what comes after does not differ.
+        random_state = as_seed(random_state)
+    if checkpoint is not None and not given and checkpoint.said:
+        random_state = checkpoint.said["of"]["random_state"]
+    settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
+    tiles = Reader(X, sample_weight, cache=cache)
+    settings.check_fits(tiles)
+    if checkpoint is None:
+        steps = yield from _steps(tiles, settings, None)
+    else:
+        weights = {} if sample_weight is None else {"sample_weight": tokenize(sample_weight)}
+        of = {"X": identity(X), **weights, **settings.named}
+        after = checkpoint.begin(of)
+        steps = yield from checkpoint.kept(_steps(tiles, settings, after))
+    best = lloyd.best(steps)
+    models = {
+        k: FittedModel(
+            cluster_centers_=step.centroids,
+            counts_=step.counts,
+            inertia_=step.inertia,
+            n_iter_=step.iteration,
+            converged_=step.converged,
+            restart_=restart,
+            dtype=tiles.tiles.dtype.newbyteorder("="),
+            tile=tile_shape(X),
+        )
+        for k, (restart, step) in best.items()
+    }
+    statistics = {k: step.statistics for k, (_, step) in best.items()}
+    return SweepResult(models, statistics, tiles.passes, tiles.bytes_read, settings.seed)
+
+
+def _steps(
+    tiles: Reader, settings: Settings, after: Pass | None
+) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
+    """Make the passes after one of them; return the last step of every model."""
+    begun: Mapping[tuple[int, int], Any] = {} if after is None else after.steps
+    if not begun or not all(step.last for step in begun.values()):
+        tiles.prepare(*settings.most(tiles))
+    if after is not None:
+        tiles.resume(after)
+    if not begun:
+        begun = yield from starts(tiles, settings, None if after is None else after.seeding)
+    return (yield from tiles.iterations(begun, settings.max_iter, settings.tol))

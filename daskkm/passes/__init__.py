@@ -1,0 +1,1 @@
+"""Dask: any X to blocks of tiles, reductions over them, memory, schedulers."""

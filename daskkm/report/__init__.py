@@ -1,0 +1,1 @@
+"""Pictures and files that a sweep leaves for people."""

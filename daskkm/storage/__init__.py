@@ -1,0 +1,1 @@
+"""Zarr on disk: chunks, stores, labels, models, checkpoints."""

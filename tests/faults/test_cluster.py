@@ -1,0 +1,397 @@
+"""Workers and schedulers that are killed, frozen, full or gone: the same bits, or one error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack, contextmanager
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+from distributed.chaos import KillWorker
+
+import daskkm
+from daskkm.errors import SchedulerError, StoreError
+from daskkm.kmeans.sweep import iter_passes
+from daskkm.passes import addresses, scheduler
+from tests.processes import (
+    DEADLINE,
+    ENDLESS,
+    QUIET,
+    Process,
+    Remote,
+    begin_iterations,
+    made_all,
+    remote,
+    start_worker,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from daskkm.kmeans.sweep import SweepResult
+    from daskkm.passes.reader import Pass
+    from daskkm.storage.tile_store import TileStore
+
+pytestmark = pytest.mark.faults
+
+SWEEP: dict[str, Any] = {
+    "ks": (3, 5), "n_init": 2, "init": "k-means++", "max_iter": 12, "tol": 0, "random_state": 0,
+}  # fmt: skip
+# Scheduler and workers with settings under which a test need not wait for minutes.
+QUICK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"}
+
+
+def assert_same_bits(result: SweepResult, expected: SweepResult) -> None:
+    assert result.passes == expected.passes
+    for k, model in expected.models.items():
+        other = result.models[k]
+        assert (other.inertia_, other.n_iter_) == (model.inertia_, model.n_iter_)
+        np.testing.assert_array_equal(other.cluster_centers_, model.cluster_centers_)
+        np.testing.assert_array_equal(other.counts_, model.counts_)
+
+
+@pytest.fixture(scope="module")
+def expected(digits: TileStore) -> SweepResult:
+    with dask.config.set(scheduler="sync"):
+        return daskkm.fit_sweep(digits, **SWEEP)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """A scheduler and two workers, each restarted by its nanny."""
+    with remote(tmp_path_factory.mktemp("machines"), workers=2, env=QUICK) as found:
+        yield found
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Client]:
+    with scheduler.connect(address) as client:
+        assert client is not None
+        yield client
+
+
+def once(block: NDArray[Any], armed: Path, number: int) -> NDArray[Any]:
+    """Send a signal to the process of the first task that comes here after `armed` was made."""
+    try:
+        armed.unlink()
+    except FileNotFoundError:
+        return block
+    os.kill(os.getpid(), number)
+    return block
+
+
+def hungry(block: NDArray[Any], n_bytes: int) -> NDArray[Any]:
+    """Take memory, and write to it, which is what makes it count."""
+    taken = [np.ones(n_bytes // 8) for _ in range(len(block) > 0)]
+    return block + np.uint8(sum(map(len, taken)) % 1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def pids(client: Client) -> set[int]:
+    return set(client.run(os.getpid).values())
+
+
+def swept(X: Any, after: Callable[[Pass], None], **settings: Any) -> SweepResult:
+    """Make all passes of a sweep, doing something after each."""
+    return made_all(iter_passes(X, **{**SWEEP, **settings}), after)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_freezes_in_the_middle_of_a_pass(
+    machines: Remote, digits: TileStore, expected: SweepResult, tmp_path: Path, number: int
+) -> None:
+    armed = tmp_path / "armed"
+    X = digits.features().rechunk((701, -1)).map_blocks(once, armed, number, dtype=np.uint8)
+    with connected(machines.address) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+        before = pids(client)
+
+        def arm(done: Pass) -> None:
+            if done.number == 4:
+                armed.touch()
+
+        assert_same_bits(swept(X, arm, cache="never"), expected)
+        client.wait_for_workers(2, timeout=DEADLINE)
+        assert not armed.exists()
+        assert len(pids(client) - before) == 1
+
+
+@pytest.mark.parametrize("kind", ["store", "numpy"])
+def test_tiles_that_stay_are_read_again_when_their_worker_dies(
+    machines: Remote, digits: TileStore, expected: SweepResult, kind: str
+) -> None:
+    X = digits.features().rechunk((701, -1))
+    with connected(machines.address) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+
+        def kill(done: Pass) -> None:
+            if done.number in (4, 7):
+                os.kill(min(pids(client)), signal.SIGKILL)
+
+        given = X.compute() if kind == "numpy" else X
+        assert_same_bits(swept(given, kill, cache="always"), expected)
+
+
+@pytest.mark.parametrize(
+    ("init", "dtype", "moments"),
+    [
+        ("k-means++", "uint8", {("sample fit", 1)}),
+        # Between the rounds that note the nearest candidates, and in both fits.
+        ("k-means||", "float32", {("pass", 4), ("candidate fit", 7), ("sample fit", 8)}),
+    ],
+)
+def test_what_workers_hold_for_starts_is_made_again_when_one_dies(
+    machines: Remote,
+    digits: TileStore,
+    monkeypatch: pytest.MonkeyPatch,
+    init: str,
+    dtype: str,
+    moments: set[tuple[str, int]],
+) -> None:
+    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 1000)
+    X = digits.features().rechunk((701, -1)).astype(dtype)
+    with dask.config.set(scheduler="threads"):
+        expected = daskkm.fit_sweep(X, **SWEEP | {"init": init})
+    left = set(moments)
+    with connected(machines.address) as client:
+        client.wait_for_workers(2, timeout=DEADLINE)
+
+        def kill(done: Pass) -> None:
+            if (done.stage, done.number) in left:
+                left.remove((done.stage, done.number))
+                os.kill(min(pids(client)), signal.SIGKILL)
+
+        assert_same_bits(swept(X, kill, init=init), expected)
+    assert not left
+
+
+def test_all_workers_lost_and_replaced_or_gone_for_good(
+    digits: TileStore, expected: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with remote(tmp_path, 1, worker_flags=("--no-nanny",)) as (address, _, _, (first,)):
+        with connected(address), start_worker(address, tmp_path, "--no-nanny") as second:
+            second.wait_for("Starting established connection")  # else it might be lost before
+
+            def kill(done: Pass) -> None:
+                if done.number == 4:
+                    first.send(signal.SIGKILL)
+
+            assert_same_bits(swept(digits, kill), expected)
+            monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
+            second.send(signal.SIGKILL)
+            with pytest.raises(
+                SchedulerError, match="for 1 s there have been no workers; start some"
+            ):
+                daskkm.fit_sweep(digits, **SWEEP)
+        with (
+            pytest.raises(SchedulerError, match="for 1 s there have been no workers; start some"),
+            connected(address),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("when", ["at the first use", "in a sweep"])
+def test_a_scheduler_that_freezes(
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 5)
+    frozen = False
+    connecting = Client if when == "at the first use" else connected
+    with remote(tmp_path, 1) as (address, _, main, _), connecting(address):
+
+        def freeze(done: Pass | None = None) -> None:
+            nonlocal frozen
+            if done is None or done.number == 4:
+                frozen = True
+                os.kill(main.pid, signal.SIGSTOP)
+
+        try:
+            if when == "at the first use":
+                freeze()
+            for _ in range(2):
+                with pytest.raises(SchedulerError, match="has not answered for 5 s; see"):
+                    swept(digits, freeze)
+                assert frozen
+        finally:
+            os.kill(main.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGSTOP, "the scheduler has not answered for 5 s; see"),
+        (signal.SIGKILL, "the connection to the scheduler was lost; start it"),
+    ],
+)
+def test_a_scheduler_that_freezes_or_dies_before_it_has_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    monkeypatch.setattr(scheduler, "_SILENT_SECONDS", 5)
+    before = list(scheduler._ASKED)
+    with remote(tmp_path, 0) as (address, _, main, _):
+
+        def strike() -> None:
+            until(lambda: len(scheduler._ASKED) > len(before))
+            os.kill(main.pid, number)
+
+        striking = Thread(target=strike)
+        striking.start()
+        try:
+            with pytest.raises(SchedulerError, match=message), connected(address):
+                pass
+        finally:
+            striking.join()
+            os.kill(main.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("connecting", ["by daskkm", "by distributed"])
+def test_a_scheduler_that_is_gone_for_long_between_two_passes(
+    digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connecting: str
+) -> None:
+    """Its client closes itself, and dask would go on in this process without a word."""
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 5)
+    with remote(tmp_path, 1) as (address, _, main, _), ExitStack() as stack:
+        ours = connecting == "by daskkm"
+        made = scheduler.connect(address) if ours else Client(address, timeout=5)
+        client = stack.enter_context(made)
+        assert client is not None
+        passes = iter_passes(digits, **SWEEP)
+        begin_iterations(passes)
+        main.send(signal.SIGKILL)
+        until(lambda: client.status == "closed")
+        message = f"^{address}: the connection to the scheduler was lost; start it and run again"
+        with pytest.raises(SchedulerError, match=message):
+            next(passes)
+        if ours:
+            with pytest.raises(SchedulerError, match=message):
+                daskkm.fit_sweep(digits, **SWEEP)
+        # Unless that is what is asked for.
+        with dask.config.set(scheduler="sync"):
+            daskkm.fit_sweep(digits, **SWEEP)
+    with dask.config.set(scheduler="sync"):
+        daskkm.fit_sweep(digits, **SWEEP)
+
+
+@contextmanager
+def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster, Client]]:
+    """Worker processes that are restarted, whatever a task has seen die before."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": settings.pop("failures", 100)}),
+        LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", **QUIET, **settings) as made,
+        Client(made) as client,
+    ):
+        yield made, client
+
+
+class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for it
+    """It leaves word in a folder before it kills a worker, and is with every worker that starts."""
+
+    def __init__(self, folder: Path, mode: Any) -> None:
+        super().__init__(delay="3 s", mode=mode)
+        self._folder = folder
+
+    def graceful(self) -> None:
+        self._leave_word()
+        super().graceful()
+
+    def sys_exit(self) -> None:
+        self._leave_word()
+        super().sys_exit()
+
+    def segfault(self) -> None:
+        self._leave_word()
+        super().segfault()
+
+    def _leave_word(self) -> None:
+        (self._folder / str(os.getpid())).touch()
+
+
+@pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
+def test_workers_that_are_killed_at_random(
+    digits: TileStore, expected: SweepResult, tmp_path: Path, mode: str
+) -> None:
+    def killed() -> set[int]:
+        return {int(path.name) for path in tmp_path.iterdir()}
+
+    X = digits.features().rechunk((701, -1))
+    within = 0
+    end = time.monotonic() + 2 * DEADLINE
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        local_cluster(2) as (made, client),
+    ):
+        # One that ends by sys.exit takes its nanny along, which would have restarted it.
+        made.adapt(minimum=2, maximum=2, interval="500ms")
+        first = pids(client)
+        client.register_plugin(Armed(tmp_path, mode))
+        while len(killed()) < 6 or len(killed() - first) < 2 or not within:
+            before = killed()
+            assert time.monotonic() < end, (before, first, within)
+            assert_same_bits(daskkm.fit_sweep(X, **SWEEP, cache="never"), expected)
+            within += bool(killed() - before)
+    assert not any(map(alive, killed()))
+
+
+def test_a_task_that_takes_more_memory_than_a_worker_has(digits: TileStore) -> None:
+    with local_cluster(1, memory_limit="500MB", failures=0) as _:
+        X = digits.features().map_blocks(hungry, 1_000_000_000, dtype=np.uint8)
+        with pytest.raises(
+            SchedulerError, match=r"^local: 1 workers? died of the same task.*memory"
+        ):
+            daskkm.fit_sweep(X, [2], n_init=1)
+
+
+def test_workers_whose_memory_is_full(digits: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_WORKERS_SECONDS", 1)
+    with (
+        LocalCluster(1, processes=False, memory_limit="50MB", **QUIET) as made,
+        Client(made),
+        pytest.raises(SchedulerError, match="for 1 s all workers have paused, their memory full"),
+    ):
+        daskkm.fit_sweep(digits, [2], n_init=1)
+
+
+def test_a_store_that_workers_do_not_see(
+    machines: Remote, digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(digits.path.parent)
+    here_only = daskkm.open_store(f"/proc/self/cwd/{digits.path.name}")
+    message = r"tiles\.zarr: it is not there on worker tcp://.*; every worker needs it, at the same"
+    with connected(machines.address), pytest.raises(StoreError, match=message):
+        daskkm.fit_sweep(here_only, [2], n_init=1)
+
+
+def test_workers_of_a_command_that_is_killed_end_too(digits: TileStore, tmp_path: Path) -> None:
+    flags = (
+        "--store",
+        digits.path,
+        "--checkpoint",
+        "kept",
+        "--workers",
+        "2",
+        "--dashboard-address",
+        "127.0.0.1:0",
+    )
+    with Process("-m", "daskkm.sweep", *flags, *ENDLESS, cwd=tmp_path) as run:
+        run.wait_for("pass 3:")
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert len(children) >= 2
+        os.kill(run.pid, signal.SIGKILL)
+        assert not psutil.wait_procs(children, DEADLINE)[1]

@@ -1,0 +1,713 @@
+"""Files that are no images, or odd ones: converted as documented, refused by name, or skipped."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+import warnings
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click import ClickException
+from PIL import Image, ImageFile
+
+import daskkm
+from daskkm.cli.ingest import command as ingest_command
+from daskkm.cli.sweep import command as sweep_command
+from daskkm.errors import ImageError, StoreError
+from daskkm.images import pillow
+from tests.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tests.forks import Forks
+
+pytestmark = pytest.mark.faults
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (24, 40), np.uint8)
+RGB = RNG.integers(0, 256, (24, 40, 3), np.uint8)
+BLACK_WHITE = np.where(GREY > 127, 255, 0).astype(np.uint8)
+COLOURS = RNG.integers(0, 256, (64, 3), np.uint8)
+INDICES = (GREY // 4).astype(np.uint8)
+GREYS = COLOURS[:, :1].repeat(3, axis=1)
+
+
+def palette(colours: NDArray[np.uint8]) -> Image.Image:
+    image = Image.new("P", (40, 24))
+    image.putdata(INDICES.ravel().tolist())
+    image.putpalette(colours.tobytes())
+    return image
+
+
+def alpha(pixels: NDArray[np.uint8], opacity: int) -> Image.Image:
+    """An image of which one pixel has this opacity."""
+    image = Image.fromarray(pixels).convert("RGBA" if pixels.ndim == 3 else "LA")
+    mask = Image.new("L", image.size, 255)
+    mask.putpixel((5, 5), opacity)
+    image.putalpha(mask)
+    return image
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(*chunks: bytes, size: tuple[int, int] = (40, 24), bits: int = 8, colour: int = 2) -> bytes:
+    header = struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    return start + b"".join(chunks) + png_chunk(b"IEND", b"")
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def saved(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object) -> Path:
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    whole.save(path, **settings)  # type: ignore[arg-type]
+    return path
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    image, pixels = pillow.read_image(path, (8, 8))
+    assert pillow.image_shape(path) == pixels.shape == image.shape
+    assert pixels.dtype == np.uint8
+    return pixels
+
+
+KINDS: dict[str, tuple[Image.Image, NDArray[np.uint8]]] = {
+    "grey": (Image.fromarray(GREY), GREY),
+    "rgb": (Image.fromarray(RGB), RGB),
+    "1-bit": (Image.fromarray(BLACK_WHITE).convert("1"), BLACK_WHITE),
+    "palette": (palette(COLOURS), COLOURS[INDICES]),
+    "grey palette": (palette(GREYS), GREYS[INDICES][..., 0]),
+    "opaque grey": (alpha(GREY, 255), GREY),
+    "opaque rgb": (alpha(RGB, 255), RGB),
+}
+FILES = [(name, kind) for name in ("a.png", "a.tif") for kind in KINDS]
+FILES += [("a.gif", kind) for kind in ("grey", "1-bit", "palette", "grey palette")]
+FILES += [("a.bmp", kind) for kind in ("grey", "rgb", "1-bit", "palette", "grey palette")]
+FILES += [("a.ppm", kind) for kind in ("grey", "rgb", "1-bit")]
+FILES += [("a.webp", kind) for kind in ("rgb", "palette", "opaque rgb")]
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES, ids=[f"{kind} {name}" for name, kind in FILES])
+def test_what_shows_8_bits_is_taken_to_the_last_bit(tmp_path: Path, name: str, kind: str) -> None:
+    image, expected = KINDS[kind]
+    settings = {"lossless": True} if name == "a.webp" else {}
+    pixels = read(saved(tmp_path / name, image, **settings))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_the_name_does_not_say_what_a_file_is(tmp_path: Path) -> None:
+    saved(tmp_path / "a.tif", RGB).rename(tmp_path / "a.PNG")
+    np.testing.assert_array_equal(read(tmp_path / "a.PNG"), RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.jpg"])
+def test_images_are_turned_as_they_say(tmp_path: Path, name: str, orientation: int) -> None:
+    """By EXIF's definition: which sides of what is shown are the first row and column."""
+    settings = {"lossless": True} if name == "a.webp" else {}
+    path = saved(tmp_path / name, RGB, exif=turned(orientation), **settings)
+    rows = RGB if name != "a.jpg" else read(saved(tmp_path / "b.jpg", RGB))
+    expected = {
+        1: rows,
+        2: rows[:, ::-1],
+        3: rows[::-1, ::-1],
+        4: rows[::-1],
+        5: rows.swapaxes(0, 1),
+        6: rows[::-1].swapaxes(0, 1),
+        7: rows[::-1, ::-1].swapaxes(0, 1),
+        8: rows.swapaxes(0, 1)[::-1],
+    }
+    np.testing.assert_array_equal(read(path), expected[orientation])
+
+
+def late(orientation: int) -> bytes:
+    """A PNG that says behind its pixels that it is to be turned."""
+    rows = b"".join(b"\0" + row.tobytes() for row in RGB)
+    exif = turned(orientation).tobytes()[6:]
+    return png(png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"eXIf", exif))
+
+
+def test_an_orientation_behind_the_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(late(3))
+    np.testing.assert_array_equal(read(path), RGB[::-1, ::-1])
+    # That it is damaged Pillow says only if it is asked.
+    path.write_bytes(late(3).replace(turned(3).tobytes()[6:], turned(2).tobytes()[6:]))
+    with pytest.raises(ImageError, match=r"bad header checksum in b'eXIf'"):
+        pillow.read_image(path, (8, 8))
+    path.write_bytes(late(6))
+    with pytest.raises(
+        ImageError, match=r"a\.png: its pixels are not of the shape that its header"
+    ):
+        pillow.read_image(path, (8, 8))
+
+
+def bomb() -> bytes:
+    """60,000 x 60,000 pixels in 4 kB of PNG: they would be 10 GB."""
+    return png(png_chunk(b"IDAT", zlib.compress(bytes(1 << 20))), size=(60_000, 60_000))
+
+
+def frames(path: Path, **settings: object) -> Path:
+    return saved(path, GREY, save_all=True, append_images=[Image.fromarray(GREY[::-1])], **settings)
+
+
+def sized(path: Path, size: int) -> None:
+    path.write_bytes(png(b""))
+    os.truncate(path, size)
+
+
+def raw_tiff(path: Path, planes: NDArray[Any], kind: int = 1) -> None:
+    """Bands one after the other, each as it lies in memory, which Pillow does not write."""
+    n, height, width = planes.shape
+    first = 8 + 2 + 11 * 12 + 4 + 24
+    lists = (
+        (256, [width]), (257, [height]), (258, [8 * planes.itemsize] * n), (259, [1]),
+        (262, [1 if n == 1 else 2]), (273, [first + i * planes[0].nbytes for i in range(n)]),
+        (277, [n]), (278, [height]), (279, [planes[0].nbytes] * n), (284, [2]),
+        (339, [kind] * n),
+    )  # fmt: skip
+    entries, more = b"", b""
+    for tag, values in lists:
+        data = struct.pack(f"<{n if len(values) > 1 else 1}H", *values)
+        if len(data) > 4:
+            place = struct.pack("<I", first - 24 + len(more))
+            more, data = more + data, place
+        entries += struct.pack("<HHI4s", tag, 3, len(values), data.ljust(4, b"\0"))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(lists))
+    path.write_bytes(head + entries + bytes(4) + more.ljust(24, b"\0") + planes.tobytes())
+
+
+def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
+    pixels = png_chunk(b"IDAT", zlib.compress(bytes(24 * (1 + row))))
+    path.write_bytes(png(pixels, bits=bits, colour=colour))
+
+
+CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert it to one of them"
+UNREAD = "not an image that can be read. Replace or remove the file"
+FRAMES = "2 frames; daskkm reads one a file. Save each frame as a file of its own"
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty.png": (Path.touch, UNREAD),
+    "text.jpg": (lambda path: path.write_text("not an image"), UNREAD),
+    "zeros.tif": (lambda path: path.write_bytes(bytes(1000)), UNREAD),
+    # Pillow would have Ghostscript run it.
+    "postscript.png": (
+        lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),
+        "EPS image; dask",
+    ),
+    "folder.png": (Path.mkdir, "this is not a file; remove it"),
+    "pipe.png": (os.mkfifo, "this is not a file; remove it"),
+    "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
+    "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
+    "bomb.png": (lambda path: path.write_bytes(bomb()), "it has more than 178956970 pixels; cut"),
+    "big.png": (lambda path: sized(path, (1 << 30) + 1), "it has 1073741825 bytes, more than"),
+    "animated.gif": (frames, FRAMES),
+    "animated.png": (frames, FRAMES),
+    "animated.webp": (lambda path: frames(path, lossless=True), FRAMES),
+    "pages.tif": (frames, "2 pages; daskkm reads one a file. Save each page as a file of its own"),
+    "deep.png": (lambda path: saved(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
+    "deep.tif": (lambda path: saved(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
+    "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), "16-bit greyscale"),
+    # Of these Pillow takes the upper halves, without a word.
+    "deep_rgb.png": (lambda path: raw_png(path, 16, 2, 240), f"16-bit RGB; {CONVERT}"),
+    "deep_alpha.png": (
+        lambda path: raw_png(path, 16, 4, 160),
+        f"16-bit greyscale with alpha; {CONVERT}",
+    ),
+    "deep_rgb.ppm": (lambda path: path.write_bytes(b"P6 9 9 999\n" + bytes(486)), "16-bit RGB"),
+    "deep_planes.tif": (
+        lambda path: raw_tiff(path, np.full((3, 8, 8), 257, "<u2")),
+        f"16-bit RGB; {CONVERT}",
+    ),
+    "signed.tif": (lambda path: raw_tiff(path, GREY[None, :8, :8], 2), "8-bit signed greyscale"),
+    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "32-bit float greyscale"),
+    "cmyk.jpg": (lambda path: saved(path, Image.fromarray(RGB).convert("CMYK")), "8-bit CMYK"),
+    "lab.tif": (lambda path: saved(path, Image.new("LAB", (16, 16))), f"8-bit Lab; {CONVERT}"),
+}
+BAD_PIXELS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated.png": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
+    "truncated.jpg": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
+    "truncated.tif": (lambda path: cut_off(path, RGB, 300), "the image cannot be read"),
+    "truncated.bmp": (lambda path: cut_off(path, RGB, 300), "the image cannot be read"),
+    "alpha.png": (lambda path: saved(path, alpha(RGB, 254)), "some of its pixels are transparent"),
+    "alpha.tif": (lambda path: saved(path, alpha(GREY, 0)), "some of its pixels are transparent"),
+    "key.png": (
+        lambda path: saved(path, GREY, transparency=int(GREY[3, 3])),
+        "some of its pixels are transparent; save it without transparency",
+    ),
+    "index.gif": (
+        lambda path: saved(path, palette(COLOURS), transparency=int(INDICES[3, 3])),
+        "some of its pixels are transparent; save it without transparency",
+    ),
+}
+
+
+def cut_off(path: Path, pixels: NDArray[np.uint8], n: int) -> None:
+    saved(path, pixels)
+    os.truncate(path, path.stat().st_size - n)
+
+
+@pytest.mark.parametrize("name", [*BAD, *BAD_PIXELS])
+def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path: Path, name: str) -> None:
+    make, why = (BAD | BAD_PIXELS)[name]
+    make(tmp_path / name)
+    with pytest.raises(ImageError, match=f"{name}: .*{re.escape(why)}") as found:
+        pillow.read_image(tmp_path / name, (8, 8))
+    assert "\n" not in str(found.value)
+    if name in BAD:  # its header is enough
+        with pytest.raises(ImageError) as again:
+            pillow.image_shape(tmp_path / name)
+        assert str(again.value) == str(found.value)
+    else:
+        pillow.image_shape(tmp_path / name)
+
+
+def test_what_may_not_be_read_is_refused_by_name(images: Path) -> None:
+    """Tests may run as root, who may read all: so as someone who is not."""
+    code = """if True:
+        import os, sys
+        from pathlib import Path
+        from PIL import Image
+        from daskkm import errors, find, tiles
+        Image.init()  # what is imported later may not be there for others
+        folder = Path(sys.argv[1])
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        for refused, args in (
+            (tiles.image_shape, (folder / "s_2.png",)),
+            (tiles.read_image, (folder / "s_2.png", (8, 8))),
+            (find.find_images, (folder / "closed",)),
+        ):
+            try:
+                refused(*args)
+            except errors.ImageError as error:
+                print(error)
+    """
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # as others may not see what pytest makes
+    try:
+        folder.chmod(0o755)
+        shutil.copy(images / "s_2.png", folder)
+        (folder / "s_2.png").chmod(0o000)
+        (folder / "closed").mkdir(0o000)
+        with Process("-c", code, folder) as child:
+            assert child.wait() == 0, child.lines
+    finally:
+        (folder / "closed").chmod(0o755)
+        shutil.rmtree(folder)
+    unread = "the image cannot be read (Permission denied); replace or remove the file"
+    assert child.output == [
+        *[f"{folder}/s_2.png: {unread}"] * 2,
+        f"{folder}/closed: cannot be read (Permission denied). See that it can be",
+    ]
+
+
+def test_a_file_that_may_not_be_read_is_skipped_once(forked: Forks) -> None:
+    """And the store is up to date then, until it may be read."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # as others may not see what pytest makes
+    try:
+        (folder / "pictures").mkdir()
+        for name in ("s_1.png", "s_2.png"):
+            saved(folder / "pictures" / name, GREY)
+        (folder / "pictures" / "s_2.png").chmod(0o000)
+        for entry in (folder, folder / "pictures"):
+            entry.chmod(0o777)
+        flags = ("--store", "t.zarr", "--tile", "8", "--on-bad", "skip", "--overwrite")
+        args = ("ingest", "pictures", *flags)
+        nobody = {"user": 65534} if os.getuid() == 0 else {}  # to root nothing is closed
+        written = []
+        for mode in (0o000, 0o000, 0o644):
+            (folder / "pictures" / "s_2.png").chmod(mode)
+            done = forked.run(*args, cwd=folder, **nobody)
+            assert done.status == 0, done.lines
+            store = daskkm.open_store(folder / "t.zarr")
+            assert [file.name for file in store.skipped] == ([] if mode else ["s_2.png"])
+            written.append((folder / "t.zarr" / "zarr.json").stat().st_ino)
+        assert written[0] == written[1]
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_what_may_go_better_the_next_time_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("s_1.png", "s_2.png"):
+        saved(tmp_path / "pictures" / name, GREY)
+    pixels = pillow._pixels
+
+    def fail(path: Path, image: Image.Image) -> Any:
+        if path.name == "s_2.png":
+            raise error
+        return pixels(path, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pillow, "_pixels", fail)
+        store = daskkm.create_store(
+            tmp_path / "pictures", tmp_path / "t.zarr", tile=8, on_bad="skip"
+        )
+        assert [file.name for file in store.skipped] == ["s_2.png"]
+    settings: Any = {"tile": 8, "on_bad": "skip", "overwrite": True}
+    store = daskkm.create_store(tmp_path / "pictures", tmp_path / "t.zarr", **settings)
+    assert len(store.images) == 2
+    assert not store.skipped
+
+
+def test_a_file_that_becomes_whole_meanwhile_is_looked_at_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where images are still being copied: what is wrong is not said of what came later."""
+    whole = (images / "s_2.png").read_bytes()
+    (images / "s_2.png").write_bytes(b"")
+    read_image = pillow.read_image
+
+    def copied(path: Path, tile: tuple[int, int]) -> Any:
+        (images / "s_2.png").write_bytes(whole)
+        return read_image(path, tile)
+
+    settings: Any = {"tile": 8, "on_bad": "skip"}
+    with monkeypatch.context() as patched:
+        patched.setattr(pillow, "read_image", copied)
+        first = daskkm.create_store(images, tmp_path / "t.zarr", **settings)
+    # The verdict, if it is one of the empty file, does not stand for the whole one.
+    with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
+        daskkm.create_store(images, tmp_path / "t.zarr", **settings)
+    again = daskkm.create_store(images, tmp_path / "t.zarr", **settings, overwrite=True)
+    assert [file.name for file in first.skipped] == ["s_2.png"]
+    assert "s_2.png" in {image.name for image in again.images}
+    assert not again.skipped
+
+
+def test_many_bad_files_take_no_memory(tmp_path: Path) -> None:
+    profile = bytes(500_000)
+    for i in range(20):
+        saved(tmp_path / f"{i}.jpg", Image.new("CMYK", (16, 16)), icc_profile=profile)
+    saved(tmp_path / "good.png", GREY)
+    tracemalloc.start()
+    try:
+        store = daskkm.create_store(tmp_path, tmp_path / "t.zarr", tile=8, on_bad="skip")
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(store.skipped) == 20
+
+
+def test_warnings_of_others_stay_warnings(tmp_path: Path) -> None:
+    """Those of other threads, while an image is read."""
+    path = saved(tmp_path / "a.png", GREY)
+    with pillow._strict(), pytest.warns(UserWarning, match="mine"):
+        warnings.warn("mine", stacklevel=1)
+    np.testing.assert_array_equal(read(path), GREY)
+
+
+def test_bands_one_after_the_other(tmp_path: Path) -> None:
+    planes = RNG.integers(0, 256, (3, 8, 8), np.uint8)
+    raw_tiff(tmp_path / "planes.tif", planes)
+    np.testing.assert_array_equal(read(tmp_path / "planes.tif"), planes.transpose(1, 2, 0))
+
+
+def test_what_others_told_pillow_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("truncated.png", "truncated.jpg", "bomb.png"):
+        (BAD | BAD_PIXELS)[name][0](tmp_path / name)
+    whole = saved(tmp_path / "whole.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for name in ("truncated.png", "truncated.jpg", "bomb.png"):
+        with pytest.raises(ImageError, match=name):
+            pillow.read_image(tmp_path / name, (8, 8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    np.testing.assert_array_equal(read(whole), GREY)
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == (10, True)
+
+
+NAMES = [
+    *("line\nbreak.png", "'quotes\".png", "-dash.png", "\N{GRINNING FACE}.png", "tab\t.png"),
+    *("$(echo).png", "back\\slash.png", os.fsdecode(b"bytes\xff\xfe.png"), "%s{0}.png", "ü.png"),
+]
+
+
+def test_whatever_a_file_is_called_it_is_a_image(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"images\n\xff")
+    folder.mkdir()
+    for i, name in enumerate(NAMES):
+        saved(folder / name, np.full((8, 9), i, np.uint8))
+    with Process(
+        "-m", "daskkm.ingest", folder, "--store", folder / "t.zarr", "--tile", "8"
+    ) as made:
+        assert made.wait() == 0, made.lines
+    assert len(made.lines) == len(made.output) == 1  # it warns of what is cropped
+    store = daskkm.open_store(folder / "t.zarr")
+    assert sorted(image.name for image in store.images) == sorted(NAMES)
+    values = store.features().compute()[:, 0].tolist()
+    assert values == [NAMES.index(image.name) for image in store.images]
+    before = (folder / "t.zarr" / "zarr.json").stat().st_mtime_ns
+    daskkm.create_store(folder, folder / "t.zarr", tile=8)
+    assert (folder / "t.zarr" / "zarr.json").stat().st_mtime_ns == before
+    for name in NAMES:
+        (folder / name).write_text("not an image")
+        with pytest.raises(ImageError, match="not an image") as bad:
+            daskkm.create_store(folder, folder / "t.zarr", tile=8, overwrite=True)
+        assert str(bad.value).isprintable()
+        with pytest.raises(StoreError, match=r"images? changed") as found:
+            daskkm.create_store(folder, folder / "t.zarr", tile=8)
+        assert str(found.value).isprintable()
+        (folder / name).unlink()
+        if name != NAMES[-1]:
+            saved(folder / "last.png", np.zeros((8, 8), np.uint8))
+
+
+@pytest.fixture
+def mixed(images: Path) -> Path:
+    """The three images and every bad file, in natural order between and around them."""
+    for name, (make, _) in (BAD | BAD_PIXELS).items():
+        make(images / name)
+    saved(images / "colour.png", RGB)
+    saved(images / "small.png", GREY[:5])
+    for path in images.iterdir():
+        if path.is_file():
+            os.utime(path, (1, 1))  # else the store would say when only if it is made later
+    return images
+
+
+def test_bad_files_are_skipped_and_listed(mixed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.zarr"
+    with pytest.raises(ImageError, match=r"alpha|animated"):
+        daskkm.create_store(mixed, path, tile=8)
+    assert not path.exists()
+    with Process(
+        "-m", "daskkm.ingest", mixed, "--store", path, "--tile", "8", "--on-bad", "skip"
+    ) as made:
+        assert made.wait() == 0, made.lines
+    bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "it is RGB"), "small.png": (None, "no whole")}
+    assert made.lines == []
+    assert made.output[0].endswith("t.zarr: 30 tiles of 8 x 8 from 3 images")
+    assert made.output[1] == f"{len(bad)} files skipped:"
+    store = daskkm.open_store(path)
+    assert [image.name for image in store.images] == ["s_1.png", "s_2.png", "s_10.png"]
+    assert {file.name for file in store.skipped} == set(bad)
+    for file, line in zip(store.skipped, made.output[2:], strict=True):
+        assert line == f"  {file.name}: {file.reason}"
+        assert bad[file.name][1] in file.reason or "it is RGB while" in file.reason
+        assert str(mixed) not in line
+    # But for those files it is the store of the good ones.
+    good = tmp_path / "good"
+    good.mkdir()
+    for image in store.images:
+        shutil.copy(mixed / image.name, good)
+    alone = daskkm.create_store(good, tmp_path / "alone.zarr", tile=8)
+    assert alone.images == store.images
+    np.testing.assert_array_equal(alone.tiles[:], store.tiles[:])
+    for name, values in alone.provenance().items():
+        np.testing.assert_array_equal(values, store.provenance()[name])
+
+
+def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.zarr"
+    for name in ("text.jpg", "folder.png", "truncated.png"):
+        (BAD | BAD_PIXELS)[name][0](images / name)
+    flags = ("--tile", "8", "--store", str(path))
+    ingest_command.main([str(images), *flags, "--on-bad", "skip"], standalone_mode=False)
+    written = {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")}
+    capsys.readouterr()
+    ingest_command.main([str(images), *flags, "--on-bad", "skip"], standalone_mode=False)
+    assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
+    assert "3 files skipped:" in capsys.readouterr().out
+    # Whoever wants no file left out is told so at once.
+    with pytest.raises(ImageError, match=r"pictures/folder\.png: this is not a file; remove it"):
+        daskkm.create_store(images, path, tile=8)
+    out = tmp_path / "out"
+    settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]
+    sweeping = ["--images", str(images), "--store", str(path), *settings]
+    with pytest.raises(ClickException, match=r"folder\.png"):
+        sweep_command.main(sweeping, standalone_mode=False)
+    sweep_command.main([*sweeping, "--on-bad", "skip"], standalone_mode=False)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-4] == "3 files skipped:"
+    assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
+    # A file that is mended is an image.
+    (images / "folder.png").rmdir()
+    saved(images / "folder.png", GREY)
+    store = daskkm.create_store(images, path, tile=8, on_bad="skip", overwrite=True)
+    assert len(store) == 30 + 15
+    assert [file.name for file in store.skipped] == ["text.jpg", "truncated.png"]
+
+
+def test_a_skipping_ingest_that_was_cut_short_goes_on(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 7 * 64)
+    whole = daskkm.create_store(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
+    read_image = pillow.read_image
+
+    last = ""
+
+    def interrupt(path: Path, tile: tuple[int, int]) -> object:
+        if path.name == last:
+            raise KeyboardInterrupt
+        return read_image(path, tile)
+
+    monkeypatch.setattr(pillow, "read_image", interrupt)
+
+    place = tmp_path / "t.zarr"
+    for name in ("s_10.png", "truncated.png"):
+        last = name
+        with pytest.raises(KeyboardInterrupt):
+            daskkm.create_store(mixed, place, tile=8, on_bad="skip")
+    last = ""
+    again = daskkm.create_store(mixed, place, tile=8, on_bad="skip")
+    assert (again.images, again.skipped) == (whole.images, whole.skipped)
+    for path in whole.path.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (place / path.relative_to(whole.path)).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["text.jpg", "truncated.png"])
+def test_nothing_but_bad_files_is_an_error(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (BAD | BAD_PIXELS)[name][0](folder / name)
+    with pytest.raises(ImageError, match=name):
+        daskkm.create_store(folder, tmp_path / "t.zarr", tile=8, on_bad="skip")
+    with pytest.raises(StoreError):
+        daskkm.open_store(tmp_path / "t.zarr")
+    with pytest.raises(daskkm.ParameterError, match="on_bad is 'ignore'; use one of"):
+        daskkm.create_store(folder, tmp_path / "t.zarr", tile=8, on_bad="ignore")
+    with pytest.raises(daskkm.ParameterError, match="overwrite is 'no'; give True or False"):
+        daskkm.create_store(folder, tmp_path / "t.zarr", tile=8, overwrite="no")  # type: ignore[arg-type]
+
+
+FUZZ = """if True:
+    import hashlib, json, resource, sys
+    from pathlib import Path
+    from PIL import Image
+    from daskkm.images import pillow
+    from daskkm.errors import ImageError
+    Image.init()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), used + (1 << 29)))
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        found = None
+        try:
+            image, pixels = pillow.read_image(path, (8, 8))
+            found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
+            assert pillow.image_shape(path) == pixels.shape
+        except ImageError as error:
+            assert str(error).isprintable() and path.name in str(error), error
+        print(json.dumps([path.name, found]))
+"""
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Bytes of which some are flipped, overwritten, left out, repeated, or the end is gone."""
+    found = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(len(found)))
+        n = int(rng.integers(1, 9))
+        match rng.integers(6):
+            case 0:
+                found[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                found[at : at + n] = rng.bytes(n)
+            case 2:
+                found[at : at + n] = b"\xff" * n
+            case 3:
+                del found[at : at + n]
+            case 4:
+                found[at:at] = found[at : at + n]
+            case _:
+                del found[at + 1 :]
+    return bytes(found)
+
+
+def originals() -> dict[str, bytes]:
+    made = {}
+    for kind in ("grey", "rgb", "1-bit", "palette", "opaque rgb"):
+        compression = "tiff_lzw" if kind == "palette" else "raw"
+        formats: dict[str, dict[str, Any]] = {
+            "png": {},
+            "jpg": {"exif": turned(6)},
+            "tif": {"compression": compression},
+        }
+        for suffix, settings in formats.items():
+            image = KINDS[kind][0]
+            image = image.convert("RGB") if suffix == "jpg" and kind != "grey" else image
+            stream = io.BytesIO()
+            image.save(stream, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, "PNG"), **settings)
+            made[f"{kind}.{suffix}".replace(" ", "_")] = stream.getvalue()
+    return made
+
+
+def other_originals() -> dict[str, bytes]:
+    made = {}
+    for kind in ("grey", "rgb"):
+        for suffix in ("gif", "webp", "bmp", "ppm"):
+            stream = io.BytesIO()
+            KINDS[kind][0].save(stream, suffix, **({"lossless": True} if suffix == "webp" else {}))
+            made[f"{kind}.{suffix}"] = stream.getvalue()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("originals", "n"), [(originals, 500), (other_originals, 200)], ids=["usual", "other"]
+)
+def test_damaged_files(tmp_path: Path, originals: Callable[[], dict[str, bytes]], n: int) -> None:
+    """No crash, no hang, little memory; and no other pixels, where a format can tell."""
+    rng = np.random.default_rng(17)
+    whole = originals()
+    for name, data in whole.items():
+        (tmp_path / f"whole_{name}").write_bytes(data)
+    for i in range(n):
+        name = list(whole)[i % len(whole)]
+        (tmp_path / f"{i}_{name}").write_bytes(mutated(whole[name], rng))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FUZZ, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert len(found) == n + len(whole)
+    accepted: Counter[str] = Counter()
+    for file, pixels in found.items():
+        number, name = file.split("_", 1)
+        assert pixels is not None or number != "whole"
+        if pixels is None or number == "whole":
+            continue
+        accepted[name.partition(".")[2]] += 1
+        if name.endswith("png"):
+            assert pixels == found[f"whole_{name}"], file
+    # What cannot be told from pixels is pixels, so this has tested something.
+    for suffix in {"jpg", "tif", "bmp", "ppm"} & {name.partition(".")[2] for name in whole}:
+        assert accepted[suffix] > 10
+    assert accepted["png"] < 20

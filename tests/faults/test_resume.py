@@ -1,0 +1,238 @@
+"""A sweep that is cut short, wherever, and run again ends in the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import daskkm
+from daskkm.kmeans.checkpoint import held
+from daskkm.report.results import held as holding_results
+from tests.conftest import ROOT
+from tests.processes import Process, remote
+
+if TYPE_CHECKING:
+    from tests.forks import Forks
+
+pytestmark = pytest.mark.faults
+
+COMMON = ("--store", "tiles.zarr", "--k", "3,5", "--n-init", "3", "--max-iter", "12")
+SWEEP = ("sweep", "--scheduler", "threads", "--cache", "never", *COMMON)
+# Draws from all tiles, in passes; from all tiles in memory; from coarse to fine.
+INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "k-means||": (("--init", "k-means||"), {"sample": 3}),
+    "k-means++": ((), {}),
+    "coarse": ((), {"sample": 1000}),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store in six chunks, so that passes open files."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 1000 * 256)
+        daskkm.create_store(ROOT / "images", folder / "tiles.zarr")
+    return folder
+
+
+def results(home: Path) -> dict[str, bytes]:
+    """Every file that a sweep leaves in a folder, and nothing else may be there."""
+    assert {path.name for path in home.iterdir()} == {"tiles.zarr", "centroids"}
+    out = home / "centroids"
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module", params=INITS)
+def expected(
+    request: pytest.FixtureRequest,
+    home: Path,
+    forked: Forks,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, int, dict[str, bytes]]:
+    """A way to begin, the events of a sweep that was not cut short, and its results."""
+    args, said = INITS[request.param]
+    place = tmp_path_factory.mktemp("whole") / "home"
+    shutil.copytree(home, place)
+    done = forked.run(*SWEEP, *args, cwd=place, **said)
+    assert done.status == 0, done.lines
+    found = results(place)
+    assert len(found) > 10
+    return request.param, done.events, found
+
+
+@pytest.mark.parametrize("part", range(7))
+def test_a_killed_sweep_goes_on_to_the_same_bits(
+    expected: tuple[str, int, dict[str, bytes]],
+    part: int,
+    home: Path,
+    forked: Forks,
+    tmp_path: Path,
+) -> None:
+    init, events, whole = expected
+    args, said = INITS[init]
+    # In each seventh of the sweep, at a moment that a seed chooses; then once more on the way.
+    moment = random.Random(f"{init} {part}")
+    last = events - 3  # threads may have made fewer
+    at = moment.randrange(last * part // 7, last * (part + 1) // 7) + 1
+    shutil.copytree(home, place := tmp_path / "home")
+    killed = forked.run(*SWEEP, *args, cwd=place, at=at, number=signal.SIGKILL, **said)
+    assert killed.status == -signal.SIGKILL
+    # What was shown as done is not done again, but for a sample that is read anew.
+    shown = [line for line in killed.lines if line.startswith("pass ")]
+    with held(place / "tiles.zarr.checkpoint") as found:
+        kept = found.said
+    assert len(shown) < 2 or kept is None or kept["number"] >= len(shown)
+    assert kept or len(shown) < 2 or (place / "centroids" / "sweep.json").exists()
+    again = forked.run(
+        *SWEEP, *args, cwd=place, at=moment.randrange(1, events), number=signal.SIGKILL, **said
+    )
+    assert again.status in (0, -signal.SIGKILL), again.lines
+    done = forked.run(*SWEEP, *args, cwd=place, **said)
+    assert done.status == 0, done.lines
+    assert results(place) == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("part", range(3))
+def test_an_interrupted_sweep_says_so_and_goes_on(
+    number: signal.Signals,
+    part: int,
+    expected: tuple[str, int, dict[str, bytes]],
+    home: Path,
+    forked: Forks,
+    tmp_path: Path,
+) -> None:
+    init, events, whole = expected
+    args, said = INITS[init]
+    at = random.Random(f"{number} {part}").randrange(events * part // 3, events * (part + 1) // 3)
+    shutil.copytree(home, place := tmp_path / "home")
+    ended = forked.run(*SWEEP, *args, cwd=place, at=at + 1, number=number, **said)
+    assert ended.status == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], ended.lines
+    last = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert ended.lines[-1] == last
+    usual = ("pass ", "tiles.zarr: ")
+    assert all(line.startswith(usual) for line in ended.lines[:-1]), ended.lines
+    done = forked.run(*SWEEP, *args, cwd=place, **said)
+    assert done.status == 0, done.lines
+    assert results(place) == whole
+
+
+@pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
+def test_a_sweep_goes_on_when_its_scheduler_was_killed(
+    expected: tuple[str, int, dict[str, bytes]], home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home, place := tmp_path / "home")
+    command = ("-m", "daskkm.sweep", "--cache", "never", *COMMON)
+    for last in (False, True):
+        (tmp_path / str(last)).mkdir()
+        with (
+            remote(tmp_path / str(last), workers=1) as (address, _, main, _),
+            Process(*command, "--scheduler", address, cwd=place) as run,
+        ):
+            if last:
+                assert run.wait() == 0, run.lines
+            else:
+                run.wait_for("pass 5:")
+                main.send(signal.SIGKILL)
+                assert run.wait() == 1
+                assert run.lines[-1].startswith(f"error: {address}: the connection")
+    assert any("a sweep was cut short after pass" in line for line in run.lines)
+    assert results(place) == expected[2]
+
+
+def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_path: Path) -> None:
+    shutil.copytree(home, place := tmp_path / "home")
+    (place / "centroids").mkdir()
+    with holding_results(place / "centroids"):
+        second = forked.run(*SWEEP, "--checkpoint", "other", cwd=place)
+    assert second.status == 1
+    assert re.fullmatch(
+        r"error: centroids: another sweep that is running has its results there; wait for it, or "
+        r"choose another folder \(--out\)",
+        second.lines[-1],
+    )
+    assert forked.run(*SWEEP, cwd=place).status == 0
+
+
+def test_what_another_sweep_holds_is_said_before_images_are_ingested(
+    forked: Forks, tmp_path: Path
+) -> None:
+    (tmp_path / "centroids").mkdir()
+    args = ("sweep", "--images", ROOT / "images", "--store", "new/t.zarr")
+    with holding_results(tmp_path / "centroids"):
+        done = forked.run(*args, cwd=tmp_path)
+        assert done.status == 1
+        assert "centroids: another sweep that is running" in done.lines[-1]
+    with held(tmp_path / "new" / "t.zarr.checkpoint"):
+        done = forked.run(*args, cwd=tmp_path)
+        assert done.status == 1
+        assert "t.zarr.checkpoint: another fit that is running" in done.lines[-1]
+    # Nor is anything left of what was made to find out.
+    assert [entry.name for entry in tmp_path.iterdir()] == ["centroids"]
+
+
+@pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
+def test_no_room_for_results(
+    expected: tuple[str, int, dict[str, bytes]], home: Path, forked: Forks, tmp_path: Path
+) -> None:
+    sizes = sorted({len(data) for data in expected[2].values()})
+    # Models' centroids, then the largest pictures: the checkpoint has to be written before.
+    shutil.copytree(home, place := tmp_path / "home")
+    for most in (1000, sizes[-1] - 1):
+        done = forked.run(*SWEEP, cwd=place, most=most)
+        assert done.status == 1
+        assert done.lines[-1].startswith("error: ")
+        assert "cannot be written" in done.lines[-1]
+        assert "Traceback" not in "".join(done.lines)
+    assert forked.run(*SWEEP, cwd=place).status == 0
+    assert results(place) == expected[2]
+
+
+def test_a_folder_that_may_not_be_entered(forked: Forks) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        Path(folder, "shut").mkdir(mode=0o700)
+        Path(folder, "shut", "images").mkdir()
+        nobody = {"user": 65534} if os.getuid() == 0 else {}
+        Path(folder, "shut").chmod(0o000)
+        for args in (
+            ("sweep", "--store", "shut/t.zarr", "--out", "/tmp"),
+            ("ingest", "shut/images"),
+            ("ingest", "shut/*.png"),
+            ("ingest", "shut/*/*.png"),
+            ("ingest", "shut/images/*.png"),
+            ("verify", "shut/t.zarr"),
+        ):
+            done = forked.run(*args, cwd=Path(folder), **nobody)
+            assert done.status == 1, done.lines
+            assert len(done.lines) == 1
+            assert re.match(r"error: .*shut.*Permission denied", done.lines[0])
+        Path(folder, "shut").chmod(0o700)
+
+
+@pytest.mark.parametrize("closed", [".", "centroids"])
+def test_a_place_that_cannot_be_written(closed: str, home: Path, forked: Forks) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # which anyone may enter, unlike pytest's
+        Path(folder).chmod(0o755)
+        shutil.copytree(home, place := Path(folder, "home"))
+        (place / "centroids").mkdir()
+        for each in (place, place / "centroids"):
+            each.chmod(0o555 if each == place / closed else 0o777)
+        nobody = {"user": 65534} if os.getuid() == 0 else {}  # to root nothing is closed
+        done = forked.run(*SWEEP, cwd=place, **nobody)
+        (place / closed).chmod(0o777)
+    assert done.status == 1
+    assert len(done.lines) <= 2
+    what = {".": "tiles.zarr.checkpoint: the checkpoint", "centroids": "centroids: results"}
+    assert done.lines[-1].startswith(f"error: {what[closed]} cannot be written")

@@ -1,0 +1,78 @@
+"""Images and tiles: exact both ways, and clear about what cannot be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from daskkm.errors import ImageError
+from daskkm.images import pillow
+from daskkm.images.grid import cut, join
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    bands=st.sampled_from([(), (3,)]),
+    ragged=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+)
+def test_join_undoes_cut(
+    rows: int,
+    columns: int,
+    height: int,
+    width: int,
+    bands: tuple[int, ...],
+    ragged: tuple[int, int],
+) -> None:
+    shape = (rows * height + ragged[0] % height, columns * width + ragged[1] % width, *bands)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tiles = cut(image, (height, width))
+    assert tiles.shape == (rows * columns, height, width, *bands)
+    whole = image[: rows * height, : columns * width]
+    np.testing.assert_array_equal(join(tiles, columns), whole)
+    # Row by row: the second tile is to the right of the first.
+    if columns > 1:
+        np.testing.assert_array_equal(tiles[1], image[:height, width : 2 * width])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_image_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
+    bands = (3,) if mode == "RGB" else ()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 33, *bands), np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    image, read = pillow.read_image(path, (8, 16))
+    np.testing.assert_array_equal(read, pixels)
+    assert (image.name, image.size, image.shape) == ("image.png", path.stat().st_size, pixels.shape)
+    assert image.cropped == (4, 1)
+    assert pillow.image_shape(path) == pixels.shape
+    assert image.is_file(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not image.is_file(path)
+
+
+def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    frames = [Image.fromarray(pixels), Image.fromarray(pixels.T)]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "whole.png")
+    (tmp_path / "truncated.png").write_bytes((tmp_path / "whole.png").read_bytes()[:700])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("animated.gif", "truncated.png", "empty.png", "text.png", "folder.png"):
+        with pytest.raises(ImageError, match=name):
+            pillow.read_image(tmp_path / name, (16, 16))
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        pillow.image_shape(tmp_path / "missing.png")

@@ -1,0 +1,209 @@
+"""Machine code: cached by all that it was compiled from, wherever something can be written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daskkm.kernels import compilation
+from tests.processes import DEADLINE
+
+PACKAGE = Path(compilation.__file__).parent
+PRODUCTS = """
+from daskkm.kernels.compilation import compile_kernel
+
+@compile_kernel
+def add_one(x):
+    return x + 1
+"""
+KERNEL = """
+from daskkm.kernels.compilation import compile_kernel
+from daskkm.kernels.products import add_one
+
+@compile_kernel
+def total(x):
+    return add_one(x)
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A folder with a package whose decorator is daskkm's and whose kernels compile at once."""
+    package = tmp_path / "installed" / "daskkm" / "kernels"
+    package.mkdir(parents=True)
+    shutil.copy(compilation.__file__, package)
+    (package.parent / "__init__.py").touch()
+    others = dict.fromkeys({"__init__", *compilation.SOURCES} - {"compilation"}, "")
+    sources = {**others, "products": PRODUCTS, "assign": KERNEL}
+    for name, source in sources.items():
+        (package / f"{name}.py").write_text(source)
+    return package
+
+
+def start(package: Path, code: str, **environment: str) -> subprocess.Popen[str]:
+    """Start Python with the package, in which ``total`` is imported."""
+    places = {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}
+    inherited = {name: value for name, value in os.environ.items() if name not in places}
+    paths = {"PYTHONPATH": str(package.parents[1]), "HOME": str(package.parents[1])}
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from daskkm.kernels.assign import total\n{code}"],
+        cwd=package.parents[1],
+        env={**inherited, **paths, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(package: Path, code: str, **environment: str) -> tuple[str, str]:
+    """Run Python with the package; return what it prints, on either stream."""
+    process = start(package, code, **environment)
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, errors
+    return output.strip(), errors
+
+
+def machine_code(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.nbc"))
+
+
+def test_every_module_with_kernels_is_a_source() -> None:
+    decorated = {
+        path.stem
+        for path in PACKAGE.glob("*.py")
+        if re.search(r"^from numba|^import numba|compile_kernel", path.read_text(), re.MULTILINE)
+    }
+    assert decorated == set(compilation.SOURCES)
+
+
+def test_a_compilation_is_announced_in_one_line_and_a_cached_kernel_is_not(package: Path) -> None:
+    output, errors = run(package, "print(total(1), total(2.0))")
+    assert output == "2 3.0"
+    assert errors.count("\n") == 1
+    assert "kernels are compiled for this CPU, once" in errors
+    assert run(package, "print(total(1), total(2.0))") == ("2 3.0", "")
+    _, errors = run(package, "total(1j)")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("edited", ["products", "assign", "bounds"])
+def test_an_edit_of_any_source_is_seen_by_all_that_compiled_it_in(
+    package: Path, edited: str
+) -> None:
+    assert run(package, "print(total(1))")[0] == "2"
+    path = package / f"{edited}.py"
+    before = path.stat()
+    changes = {"products": ("x + 1", "x + 7"), "assign": ("add_one(x)", "add_one(8)")}
+    path.write_text(path.read_text().replace(*changes.get(edited, ("", ""))) or "# edited\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for compiled in package.glob("__pycache__/*.pyc"):
+        compiled.unlink()
+    output, errors = run(package, "print(total(1))")
+    assert output == {"products": "8", "assign": "9", "bounds": "2"}[edited]
+    assert "compiled" in errors
+    assert len(machine_code(package)) == 2  # what was compiled from the others is gone
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "import sys; sys.implementation.cache_tag = 'other-1'",
+        "import numba as n; n.__version__ = '9.9'",
+    ],
+)
+def test_environments_that_share_a_checkout_keep_each_its_files(package: Path, other: str) -> None:
+    run(package, "total(1)")
+    (package / "__init__.py").write_text(other)
+    assert "are compiled" in run(package, "total(1)")[1]
+    assert len(machine_code(package)) == 4
+    (package / "__init__.py").write_text("")
+    assert run(package, "print(total(1))") == ("2", "")
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "changed"])
+def test_a_damaged_file_is_compiled_again(package: Path, damage: str) -> None:
+    run(package, "total(1)")
+    for path in machine_code(package):
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes({"emptied": b"", "cut": whole[:middle], "changed": flipped}[damage])
+    assert run(package, "print(total(1))")[0] == "2"
+    assert run(package, "print(total(1))") == ("2", "")
+
+
+def test_a_package_that_cannot_be_written_to_is_cached_in_the_home_folder(
+    package: Path, tmp_path: Path
+) -> None:
+    (package / "__pycache__").write_text("no folder")
+    output, errors = run(package, "print(total(1))", HOME=str(tmp_path / "home"))
+    assert output == "2"
+    assert errors.count("\n") == 1  # no warning: it is a good place
+    assert machine_code(tmp_path / "home")
+    assert run(package, "print(total(1))", HOME=str(tmp_path / "home")) == ("2", "")
+
+
+@pytest.mark.parametrize("home", [{"HOME": "/dev/null/home"}, {"XDG_CACHE_HOME": "~"}], ids=str)
+def test_without_a_home_folder_the_cache_is_temporary_with_one_warning(
+    package: Path, tmp_path: Path, home: dict[str, str]
+) -> None:
+    (package / "__pycache__").write_text("no folder")
+    (temporary := tmp_path / "temporary").mkdir()
+    for _ in range(2):
+        output, errors = run(package, "print(total(1), total(2.0))", TMPDIR=str(temporary), **home)
+        assert output == "2 3.0"
+        assert errors.count("UserWarning: compiled kernels: cached in") == 1
+        assert "NUMBA_CACHE_DIR" in errors
+    assert "are compiled" not in errors  # the second time
+    assert machine_code(temporary)
+
+
+def test_a_temporary_folder_that_others_can_write_to_is_not_used(
+    package: Path, tmp_path: Path
+) -> None:
+    (package / "__pycache__").write_text("no folder")
+    temporary = tmp_path / "temporary"
+    (temporary / f"daskkm-{os.getuid()}").mkdir(parents=True, mode=0o777)
+    (temporary / f"daskkm-{os.getuid()}").chmod(0o777)
+    places = {"HOME": "/dev/null", "TMPDIR": str(temporary)}
+    output, errors = run(package, "print(total(1), total(2.0))", **places)
+    assert output == "2 3.0"
+    assert errors.count("UserWarning") == 1
+    assert "compiled in every process" in errors
+    assert not machine_code(tmp_path)
+
+
+def test_a_folder_that_is_named_comes_first(package: Path, tmp_path: Path) -> None:
+    run(package, "total(1)", NUMBA_CACHE_DIR=str(tmp_path / "named"))
+    assert machine_code(tmp_path / "named")
+    assert not machine_code(package)
+
+
+def test_a_full_disk_costs_the_cache_and_nothing_else(package: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))\n"
+    ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    output, errors = run(package, f"{limit}{ignore}print(total(1), total(2.0))")
+    assert output == "2 3.0"
+    assert errors.count("UserWarning") == 1
+    assert "could not be cached (File too large)" in errors
+    assert not [path for path in package.rglob("daskkm.*") if path.is_file()]
+
+
+def test_processes_that_compile_at_once_leave_the_code_of_each(package: Path) -> None:
+    calls = ["total(1)", "total(2.0)", "total(1j)", "total(True)"]
+    everyone = "print(*(f() for f in ({})))"
+    processes = []
+    for first in range(3):
+        order = ", ".join(f"lambda: {call}" for call in calls[first:] + calls[:first])
+        processes.append(start(package, everyone.format(order)))
+    ended = [process.communicate(timeout=DEADLINE) for process in processes]
+    expected = ["2", "3.0", "(1+1j)", "2"]
+    for first, (output, errors) in enumerate(ended):
+        assert output.split() == expected[first:] + expected[:first], errors
+    assert run(package, f"print({', '.join(calls)})") == (" ".join(expected), "")

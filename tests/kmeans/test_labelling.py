@@ -1,0 +1,403 @@
+"""Labels in the store: those of the model, whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+
+import daskkm
+from daskkm.errors import FitError, ParameterError, StoreError
+from daskkm.kernels.distances import distances_to_all
+from daskkm.passes import reductions
+from daskkm.storage import chunks, nodes
+
+if TYPE_CHECKING:
+    from daskkm.kmeans.model import FittedModel
+    from daskkm.storage.tile_store import TileStore
+
+
+@pytest.fixture
+def store(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TileStore:
+    """A store of five chunks, the last one not full, and two of its tiles blank."""
+    pixels = np.array(Image.open(images / "s_1.png"))
+    pixels[:8, :16] = 0
+    Image.fromarray(pixels).save(images / "s_1.png")
+    monkeypatch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 7 * 64)
+    return daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
+
+
+def fit(store: Any, k: int, seed: int = 0) -> FittedModel:
+    return daskkm.fit_sweep(store, [k], n_init=1, random_state=seed).models[k]
+
+
+def test_labels_are_those_that_the_model_predicts(store: TileStore) -> None:
+    model = fit(store, 3)
+    store.label(model)
+    labels = store.labels(3)
+    assert isinstance(labels, da.Array)
+    assert (labels.dtype, labels.chunks) == (np.int32, ((7, 7, 7, 7, 2),))
+    expected = model.predict(store.features()).compute()
+    np.testing.assert_array_equal(labels.compute(), expected)
+    np.testing.assert_array_equal(labels[5:9].compute(), expected[5:9])
+    np.testing.assert_array_equal(np.bincount(expected), model.counts_)
+    with pytest.raises(StoreError, match=r"distances/3: there is no set of distances; label the"):
+        store.distances(3)
+    with pytest.raises(StoreError, match=r"labels/4: there is no set of labels; label the"):
+        store.labels(4)
+
+
+def test_distances_if_asked_for(store: TileStore) -> None:
+    model = fit(store, 3)
+    store.label(model, distances=True)
+    distances = store.distances(3)
+    assert (distances.dtype, distances.chunks) == (np.float64, ((7, 7, 7, 7, 2), (3,)))
+    np.testing.assert_array_equal(distances, model.transform(store).compute())
+    np.testing.assert_array_equal(distances.argmin(axis=1), store.labels(3))
+
+
+def test_every_tile_is_read_once(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, firsts = chunks.borrow, []
+
+    def counted(array: Any, first: int, *rest: Any) -> Any:
+        firsts.append(first)
+        return read(array, first, *rest)
+
+    model = fit(store, 3)
+    monkeypatch.setattr(chunks, "borrow", counted)
+    store.label(model, distances=True)
+    assert sorted(firsts) == [0, 7, 14, 21, 28]
+
+
+def test_what_labels_say_of_themselves(store: TileStore) -> None:
+    model = fit(store, 2)
+    store.label(model, distances=True)
+    root: Any = zarr.open_group(store.path, mode="r", use_consolidated=False)
+    for name, dimensions in (("labels", ("tile",)), ("distances", ("tile", "cluster"))):
+        said = dict(root[name]["2"].attrs["daskkm"])
+        assert len(said.pop("centroids")) == 64
+        assert said.pop("metadata").keys() == {"."}
+        assert said == {
+            "format": 2, "kind": name, "complete": True, "k": 2, "inertia": model.inertia_,
+        }  # fmt: skip
+        assert root[name]["2"].metadata.dimension_names == dimensions
+        assert [path.name for path in (store.path / name).iterdir() if path.is_dir()] == ["2"]
+
+
+def test_labels_of_nothing_but_zeros_are_written(store: TileStore) -> None:
+    store.label(fit(store, 1))
+    chunks = sorted((store.path / "labels" / "1" / "c").iterdir())
+    assert [chunk.stat().st_size for chunk in chunks] == [4 * 7 + 4] * 5
+    assert not store.labels(1).compute().any()
+
+
+def test_labels_take_the_place_of_those_of_an_earlier_model(store: TileStore) -> None:
+    before, after = fit(store, 3), fit(store, 3, seed=1)
+    store.label(before, distances=True)
+    stale = store.labels(3)
+    store.label(fit(store, 2), distances=True)
+    store.label(after)
+    assert store.labels(3).name != stale.name
+    np.testing.assert_array_equal(store.labels(3), after.predict(store).compute())
+    # Distances of another model than the labels' would be a trap.
+    with pytest.raises(StoreError, match="no set of distances"):
+        store.distances(3)
+    assert store.labels(2).shape == store.distances(2).shape[:1] == (30,)
+
+
+def test_a_store_with_labels_is_opened_and_replaced_as_any(store: TileStore, images: Path) -> None:
+    store.label(fit(store, 3), distances=True)
+    assert len(daskkm.open_store(store.path)) == 30
+    assert daskkm.create_store(images, store.path, tile=8).labels(3).shape == (
+        30,
+    )  # it is left alone
+    (images / "s_10.png").unlink()
+    replaced = daskkm.create_store(images, store.path, tile=8, overwrite=True)
+    assert len(replaced) == 18
+    with pytest.raises(StoreError, match="no set of labels"):
+        replaced.labels(3)
+
+
+def test_a_model_of_other_tiles_is_refused_before_anything_is_done(
+    store: TileStore, digits: TileStore
+) -> None:
+    X = store.features()
+    for other, words in (
+        (fit(digits, 2), r"uint8 of shape \(16, 16\), but .*uint8 of shape \(8, 8\)"),
+        (fit(X.astype("int16"), 2), r"int16 of shape \(64,\), but .*uint8 of shape \(64,\)"),
+        (fit(X[:, :60], 2), r"uint8 of shape \(60,\), but .*uint8 of shape \(64,\)"),
+        (dataclasses.replace(fit(store, 2), tile=(4, 16)), r"\(4, 16\), but .*\(8, 8\)"),
+    ):
+        with pytest.raises(FitError, match=rf"t\.zarr: .*{words}; fit a model to this store"):
+            store.label(other)
+    assert not (store.path / "labels").exists()
+    store.label(fit(X, 2))  # fitted to features: any tile of as many will do
+    assert store.labels(2).shape == (30,)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+@pytest.mark.parametrize("name", ["labels", "distances"])
+def test_a_damaged_chunk_is_an_error_that_says_where(
+    store: TileStore, name: str, damage: str
+) -> None:
+    store.label(fit(store, 2), distances=True)
+    chunk = store.path / name / "2" / "c" / ("2" if name == "labels" else "2/0")
+    data = bytearray(chunk.read_bytes())
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        data[3] ^= 1
+        chunk.write_bytes(bytes(data if damage == "flipped" else data[:-1]))
+    lazy = getattr(store, name)(2)
+    with pytest.raises(
+        StoreError, match=rf"t\.zarr/{name}/2: {name} of tiles 14 to 20 .*label the tiles again"
+    ):
+        lazy.compute()
+    assert len(lazy[:14].compute()) == 14
+    store.check()  # the tiles are all there: no reason to ingest them again
+    store.label(fit(store, 2), distances=True)
+    assert len(getattr(store, name)(2).compute()) == 30
+
+
+def test_a_tile_that_cannot_be_read_leaves_the_labels_that_were_there(store: TileStore) -> None:
+    model = fit(store, 2)
+    store.label(model, distances=True)
+    before = store.labels(2).compute()
+    (store.path / "tiles" / "c" / "3" / "0" / "0").unlink()
+    with pytest.raises(StoreError, match="tiles 21 to 27 cannot be read"):
+        store.label(model)
+    np.testing.assert_array_equal(store.labels(2), before)
+    assert store.distances(2).shape == (30, 2)
+    assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2"}
+
+
+def test_labels_that_cannot_be_written(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fit(store, 2)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__setitem__", full)
+        with pytest.raises(StoreError, match=r"labels/2: the set of labels cannot .*No space"):
+            store.label(model)
+    assert [path.name for path in (store.path / "labels").iterdir()] == ["zarr.json"]
+    (store.path / "labels" / "2").mkdir()
+    (store.path / "labels" / "2" / "thesis.tex").touch()
+    with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
+        store.label(model)
+    assert (store.path / "labels" / "2" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("distances", [False, True])
+def test_what_is_in_the_place_of_distances_is_said_before_the_work(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch, distances: bool
+) -> None:
+    model = fit(store, 2)
+    (store.path / "distances" / "2").mkdir(parents=True)
+    (store.path / "distances" / "2" / "thesis.tex").touch()
+    monkeypatch.setattr(nodes, "read", None)  # no tile is read
+    with pytest.raises(StoreError, match=r"distances/2: .*it holds thesis\.tex.*move it elsewhere"):
+        store.label(model, distances=distances)
+    assert (store.path / "distances" / "2" / "thesis.tex").exists()
+
+
+def test_what_cannot_be_labelled(store: TileStore) -> None:
+    model = fit(store, 2)
+    with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
+        store.label(daskkm.KMeans(5))
+    with pytest.raises(ParameterError, match="distances is 'no'; give True or False"):
+        store.label(model, distances="no")  # type: ignore[arg-type]
+    for no_model in ("m.zarr", None, model.cluster_centers_):
+        with pytest.raises(ParameterError, match=r"is not a model; .*daskkm\.load_model"):
+            store.label(no_model)
+    assert not (store.path / "labels").exists()
+    for k in ("2", 2.0, True, 0, None):
+        for read in (store.labels, store.distances):
+            with pytest.raises(ParameterError, match=r"k is .*; give an integer"):
+                read(k)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="name is 'page'; use one of image, row, col"):
+        store.provenance_of("page")
+
+
+def agrees(store: TileStore, models: list[FittedModel], *, distances: bool) -> None:
+    """Assert that labels, and distances if there are any, are those of the model they name."""
+    k = len(models[0].cluster_centers_)
+    array: Any = zarr.open_array(store.path / "labels" / str(k), mode="r")
+    (model,) = (m for m in models if m.inertia_ == array.attrs["daskkm"]["inertia"])
+    np.testing.assert_array_equal(store.labels(k), model.predict(store).compute())
+    try:
+        found = store.distances(k).compute()
+    except StoreError as error:
+        # Either of them may come last: then there are none, or they say that they are others'.
+        assert re.search("no set of distances|are of another model", str(error))  # noqa: PT017
+    else:
+        assert distances
+        np.testing.assert_array_equal(found, model.transform(store).compute())
+
+
+@pytest.mark.parametrize("distances", [False, True])
+def test_two_runs_at_once_leave_the_labels_of_one(store: TileStore, distances: bool) -> None:
+    models = [fit(store, 3), fit(store, 3, seed=1)]
+    assert models[0].inertia_ != models[1].inertia_
+    start = threading.Barrier(2)
+
+    def label(model: FittedModel, with_distances: bool) -> None:
+        start.wait()
+        store.label(model, distances=with_distances)
+
+    for _ in range(8):
+        with ThreadPoolExecutor(2) as pool:
+            runs = [
+                pool.submit(label, models[0], distances),
+                pool.submit(label, models[1], False),
+            ]
+        for run in runs:
+            run.result()
+        agrees(store, models, distances=distances)
+    assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "3"}
+
+
+def test_distances_of_another_model_than_the_labels_are_refused(store: TileStore) -> None:
+    store.label(fit(store, 3), distances=True)
+    kept = store.path.parent / "kept"
+    (store.path / "distances" / "3").rename(kept)
+    store.label(fit(store, 3, seed=1))
+    kept.rename(store.path / "distances" / "3")
+    with pytest.raises(StoreError, match=r"distances/3: .*another model .*label the tiles again"):
+        store.distances(3)
+
+
+def test_distances_stay_until_the_labels_can_be_replaced(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rename = fit(store, 3), Path.rename
+    store.label(model, distances=True)
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            assert not (store.path / "distances" / "3").exists()  # nor beside labels of another
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(StoreError, match="labels/3: the set of labels cannot be written"):
+            store.label(fit(store, 3, seed=1))
+    np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
+    np.testing.assert_array_equal(store.distances(3), model.transform(store).compute())
+
+
+def test_distances_are_computed_and_written_in_parts(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For many clusters, the distances of a block of tiles are many times the block."""
+    model = fit(store, 9)
+    # Seven tiles are 504 bytes of distances: too many.
+    monkeypatch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 100)
+    measure, sizes = distances_to_all, []
+
+    def measured(tiles: Any, centroids: Any) -> Any:
+        sizes.append(len(tiles))
+        return measure(tiles, centroids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reductions, "distances_to_all", measured)
+        store.label(model, distances=True)
+    assert max(sizes) == 1
+    assert store.distances(9).chunks[0] == (1,) * 30
+    np.testing.assert_array_equal(store.distances(9), model.transform(store).compute())
+
+
+def test_labels_of_other_tiles_are_refused(store: TileStore, images: Path) -> None:
+    store.label(fit(store, 2))
+    (images / "s_10.png").unlink()
+    other = daskkm.create_store(images, store.path.with_name("other.zarr"), tile=8)
+    (store.path / "labels").rename(other.path / "labels")
+    with pytest.raises(
+        StoreError, match=r"not of the tiles of this store .*; label the tiles again"
+    ):
+        other.labels(2)
+
+
+# Stops for good before the fifth block, and says so: it can then be killed in the middle.
+_HALF = """
+import sys, dask, daskkm
+from daskkm.kernels import assign
+
+label_block, blocks = assign.label_block, iter(range(100))
+
+def label_some(*args):
+    if next(blocks) == 4:
+        print("half", flush=True)
+        sys.stdin.read()
+    return label_block(*args)
+
+store, model = daskkm.open_store(sys.argv[1]), daskkm.load_model(sys.argv[2])
+assign.label_block = label_some
+with dask.config.set(scheduler="sync"):
+    store.label(model, distances=True)
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_run_that_is_killed_leaves_no_labels_that_look_whole(
+    store: TileStore, tmp_path: Path, ending: signal.Signals, before: bool
+) -> None:
+    model, earlier = fit(store, 3), fit(store, 3, seed=1)
+    model.save(tmp_path / "m.zarr")
+    if before:
+        store.label(earlier)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HALF, str(store.path), str(tmp_path / "m.zarr")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "half\n"
+        assert list((store.path / "labels").glob("3.*.partial/c/*"))  # some are written
+        run.send_signal(ending)
+    assert run.returncode == -ending
+    if before:
+        np.testing.assert_array_equal(store.labels(3), earlier.predict(store).compute())
+    else:
+        with pytest.raises(StoreError, match="there is no set of labels"):
+            store.labels(3)
+    left = list((store.path / "labels").glob("3.*.partial"))
+    assert bool(left) == (ending is signal.SIGKILL)
+    store.label(model)
+    np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
+
+
+def test_the_first_labels_of_two_runs_at_once(store: TileStore) -> None:
+    """Both make the group that labels are in; neither may mind that the other has."""
+    models = [fit(store, 2), fit(store, 3)]
+    for _ in range(30):
+        shutil.rmtree(store.path / "labels", ignore_errors=True)
+        start = threading.Barrier(2)
+
+        def label(model: FittedModel, start: threading.Barrier = start) -> None:
+            start.wait()
+            store.label(model)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(label, models))
+        assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2", "3"}
