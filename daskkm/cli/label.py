@@ -43,13 +43,12 @@ def command(
     Writes labels/K, and distances/K if asked to, into the store.
     """
     from daskkm.cli.progress import Progress
-    from daskkm.kmeans import labelling
     from daskkm.kmeans.model import load_saved
     from daskkm.storage.tile_store import open_store
 
     started = time.perf_counter()
     model, store = load_saved(model_path).model, open_store(store_path)
-    labelling.check_fits(store, model)  # before a scheduler is started
+    model.check_fits(store)  # before a scheduler is started
     k = len(model.cluster_centers_)
     with (
         Progress(quiet=quiet) as progress,
@@ -63,7 +62,7 @@ def command(
                 "label", "chunks", total=target.array.cdata_shape[0], poll=target.n_written
             )
 
-        sizes = labelling.write_labels(store, model, distances=distances, showing=showing)
+        sizes = model.write_labels(store, distances=distances, on_start=showing)
     places = [store_path / name / str(k) for name in ("labels", "distances")[: 1 + distances]]
     click.echo(
         f"{main.count(len(store), 'tile')} in clusters of {' '.join(map(str, sizes))}, "

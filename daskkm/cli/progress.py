@@ -22,7 +22,7 @@ from daskkm.cli import interrupts
 from daskkm.kmeans.metrics import knee
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     from daskkm.kmeans.metrics import Quality
     from daskkm.kmeans.model import FittedModel
-    from daskkm.kmeans.sweep import SweepResult
-    from daskkm.passes.reader import Pass
+    from daskkm.kmeans.recorder import Pass
 
 
 # Seconds between two lines where standard error is not a terminal; 0 for a line a pass, no other.
@@ -116,28 +115,19 @@ class Progress:
         finally:
             self._stage = None
 
-    def passes(self, passes: Generator[Pass, None, SweepResult]) -> SweepResult:
-        """Make the passes of a sweep, and show each as it is done.
-
-        Parameters
-        ----------
-        passes : generator
-            As `daskkm.kmeans.sweep.iter_passes` returns it.
-
-        Returns
-        -------
-        SweepResult
-        """
+    @contextmanager
+    def fit(self) -> Iterator[Callable[[Pass], None]]:
+        """Show a fit while the body runs; yield the `on_pass` of the fit."""
         self._stage = stage = _Stage("fit")
+
+        def on_pass(done: Pass) -> None:
+            stage.last = done
+            self._changed()
+
         try:
-            while True:
-                stage.last = next(passes)
-                self._changed()
-        except StopIteration as done:
+            yield on_pass
             if self._display is not None:
                 self._display.keep(stage)
-            result: SweepResult = done.value
-            return result
         finally:
             self._stage = None
 

@@ -131,8 +131,9 @@ def command(
     from daskkm.cli.progress import Progress, closing_table, size
     from daskkm.kmeans import model
     from daskkm.kmeans.assessment import Assessment, assess_counted
-    from daskkm.kmeans.checkpoint import held
-    from daskkm.kmeans.sweep import iter_passes
+    from daskkm.kmeans.checkpoint import open_checkpoint
+    from daskkm.kmeans.options import FitOptions
+    from daskkm.kmeans.sweep import run_fit
     from daskkm.report import results
 
     if no_quality:
@@ -141,6 +142,15 @@ def command(
         for name in ("on_bad", "overwrite"):
             _refuse(name, "--store alone, which ingests nothing; name --images too")
     started = time.perf_counter()
+    options = FitOptions.validate(
+        ks,
+        n_init=n_init,
+        init=init,
+        max_iter=max_iter,
+        tol=tol,
+        random_state=seed,
+        cache=cache,
+    )
     place = checkpoint or Path(f"{store_path}.checkpoint")
     given = {"--store": store_path, "--out": out, "--checkpoint": place}
     models = {f"the model of k = {k}": _place(out, k) for k in ks}
@@ -156,32 +166,21 @@ def command(
     with (
         Progress(quiet=quiet) as progress,
         results.held(out),
-        held(place, fresh=fresh) as kept,
+        open_checkpoint(place, fresh=fresh) as saved,
     ):
         store = alone
         if store is None:
             store = _ingest(images, store_path, on_bad, progress, overwrite=overwrite)
         tiles, files = main.count(len(store), "tile"), main.count(len(store.images), "image")
         progress.say(f"{printable(str(store_path))}: {tiles} from {files}")
-        if kept.said:
-            said = f"a sweep was cut short after pass {kept.said['number']}"
-            progress.say(f"{printable(str(place))}: {said}")
+        if saved.number:
+            resumed = f"resuming a sweep that was cut short after pass {saved.number}"
+            progress.say(f"{printable(str(place))}: {resumed}")
         with scheduler.connect(scheduler_name, **local) as client:
             if client is not None:
                 progress.say(f"dashboard: {client.dashboard_link}")
-            result = progress.passes(
-                iter_passes(
-                    store,
-                    ks,
-                    n_init=n_init,
-                    init=init,
-                    max_iter=max_iter,
-                    tol=tol,
-                    random_state=seed,
-                    cache=cache,
-                    checkpoint=kept,
-                )
-            )
+            with progress.fit() as on_pass:
+                result = run_fit(store, options, checkpoint=saved, on_pass=on_pass)
             settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol}
             settings["seed"] = seed
             _save_models(out, result.models, store.tile, settings)
@@ -192,7 +191,7 @@ def command(
                     found = assess_counted(store, result.models, classes, result)
         source = {"store": store_path.as_posix(), "settings": settings}
         _save_figures(out, result, found, store, source)
-        kept.clear()
+        saved.clear()
     table = closing_table(result.models, found.qualities, classes=sheet_classes, quiet=quiet)
     click.echo(table)
     click.echo(

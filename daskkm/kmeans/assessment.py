@@ -1,4 +1,4 @@
-"""Two passes over the tiles that say how good each model of a sweep is."""
+"""Assessment of models: two passes over the tiles, then metrics by which to choose k."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import dask.array as da
 import numpy as np
 
 from daskkm.errors import FitError, ParameterError
-from daskkm.kernels import metric_sums
-from daskkm.kernels.metric_sums import Clusters
-from daskkm.kmeans import lloyd, metrics
+from daskkm.kernels.statistics import Statistics
+from daskkm.kmeans import metrics
 from daskkm.kmeans.metrics import Quality
 from daskkm.kmeans.model import fitted_model
 from daskkm.passes import inputs, scheduler
-from daskkm.passes.reader import Reader
+from daskkm.passes.runner import PassRunner
 from daskkm.passes.tiles import sending
 
 if TYPE_CHECKING:
@@ -30,19 +29,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assessment:
-    """What an assessment found, and what it read.
-
-    Attributes
-    ----------
-    qualities : dict of int to Quality
-        By k.
-    passes : int
-        Passes over the tiles.
-    bytes_read : int
-        Bytes of tiles that the blocks of those passes held.
-    """
+    """Qualities of models by k, and the passes and bytes that they took."""
 
     qualities: dict[int, Quality]
     passes: int
@@ -121,128 +110,116 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
 def assess_counted(
     X: Any, models: Mapping[int, FittedModel], classes: Any, fitted: SweepResult | None = None
 ) -> Assessment:
-    """Assess models as `assess` does, and count what is read.
+    """Assess models as `assess` does, and count passes and bytes.
 
-    Parameters
-    ----------
-    X, models, classes
-        As for `assess`.
-    fitted : SweepResult, optional
-        What fitted these models to these very tiles: its sums save the first of the passes.
-
-    Returns
-    -------
-    Assessment
-
-    Raises
-    ------
-    FitError, ValueError, TypeError, OverflowError
-        As `assess`.
+    `fitted` is the result of the fit of these models to these very tiles: its statistics save the
+    first pass.
     """
-    tiles = Reader(X)
-    models = _checked(tiles.tiles, models)
-    if not tiles.shape[0]:
-        msg = "X has no tiles; give it some"
+    from daskkm.kernels.metric_sums import Clusters, scales
+
+    runner = PassRunner(X)
+    models = _check_models(models, runner.shape[1])
+    if not runner.shape[0]:
+        msg = "X: no tiles. Give at least one."
         raise FitError(msg)
-    names, classes = _matched(classes, tiles.blocks)
+    names, classes = _as_classes(classes, runner.blocks)
     stack = np.concatenate([model.cluster_centers_ for model in models.values()])
     offsets = np.cumsum([0, *(len(m.cluster_centers_) for m in models.values())], dtype=np.intp)
     if fitted is None:
-        statistics = tiles.measure(stack, offsets)
+        statistics = runner.measure(stack, offsets)
     else:
-        statistics = np.concatenate([fitted.statistics[k] for k in models])
-
-    sums = [_Sums(statistics[lo:hi], stack[lo:hi]) for lo, hi in pairwise(offsets)]
+        statistics = Statistics.concatenate(fitted.statistics[k] for k in models)
     # A cluster without tiles is no other cluster, and no tile's own.
+    filled = [_Clusters.filled(statistics[lo:hi], stack[lo:hi]) for lo, hi in pairwise(offsets)]
     clusters = Clusters(
-        np.concatenate([own.centroids[own.filled] for own in sums]),
-        np.concatenate([own.means[own.filled] for own in sums]),
-        np.cumsum([0, *(int(own.filled.sum()) for own in sums)], dtype=np.intp),
+        np.concatenate([own.centroids for own in filled]),
+        np.concatenate([own.statistics.means() for own in filled]),
+        np.cumsum([0, *(len(own.centroids) for own in filled)], dtype=np.intp),
     )
-    found = tiles.spread(clusters, classes, names)
-    scales = metric_sums.scales(*tiles.shape, tiles.tiles.dtype)
+    units = scales(*runner.shape, runner.tiles.dtype)
+    sums = runner.metric_sums(clusters, units, classes, names)
     qualities = {
-        k: own.quality(found[lo:hi, :2] / scales, found[lo:hi, 2], found[lo:hi, 3:].astype(int))
-        for k, own, (lo, hi) in zip(models, sums, pairwise(clusters.offsets), strict=True)
+        k: own.quality(sums[lo:hi, :2] / units, sums[lo:hi, 2], sums[lo:hi, 3:].astype(int))
+        for k, own, (lo, hi) in zip(models, filled, pairwise(clusters.offsets), strict=True)
     }
-    return Assessment(qualities, tiles.passes, tiles.bytes_read)
+    return Assessment(qualities, runner.passes, runner.bytes_read)
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """What the first pass found of one model."""
+class _Clusters:
+    """Clusters of one model that have tiles, and the sizes of all of its clusters."""
 
-    statistics: NDArray[Any]
+    statistics: Statistics
     centroids: NDArray[np.float64]
+    sizes: NDArray[np.int64]
+    inertia: float
 
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        return np.asarray(self.statistics[:, -2], np.int64)
-
-    @property
-    def filled(self) -> NDArray[np.bool_]:
-        return self.sizes > 0
-
-    @property
-    def means(self) -> NDArray[np.float64]:
-        return lloyd.means(self.statistics)
+    @classmethod
+    def filled(cls, statistics: Statistics, centroids: NDArray[np.float64]) -> _Clusters:
+        """Return the clusters that have tiles."""
+        sizes, inertia = np.asarray(statistics.counts, np.int64), statistics.inertia(centroids)
+        return cls(statistics[sizes > 0], centroids[sizes > 0], sizes, inertia)
 
     def quality(
         self, sums: NDArray[np.float64], squares: NDArray[Any], table: NDArray[np.int64]
     ) -> Quality:
-        """Return the figures, given what the second pass summed of each cluster that has tiles."""
-        sizes, filled = self.sizes, self.filled
-        compared = metrics.comparable(sizes)
-        spreads = sums[:, 0] / sizes[filled]
+        """Return the metrics, from the sums of the second pass for each of these clusters.
+
+        Parameters
+        ----------
+        sums : ndarray of shape (m, 2), float64
+            Of distances to the mean, and of silhouettes.
+        squares : ndarray of shape (m,)
+            Of distances to the mean, for float tiles.
+        table : ndarray of shape (m, n_classes), int64
+        """
+        counts, means = self.sizes[self.sizes > 0], self.statistics.means()
+        comparable = metrics.comparable(self.sizes)
         classed = table.shape[1] > 0
-        exact = self.statistics.dtype.kind == "i"
-        part = self.statistics[filled], self.centroids[filled]
-        within = float(sum(lloyd.scatter(*part) if exact else squares))
+        exact = self.statistics.exact
+        within = float(sum(self.statistics.scatter(self.centroids) if exact else squares))
         return Quality(
-            inertia=lloyd.inertia(self.statistics, self.centroids),
-            sizes=sizes,
+            inertia=self.inertia,
+            sizes=self.sizes,
             calinski_harabasz=(
-                metrics.calinski_harabasz(sizes[filled], self.means[filled], within)
-                if compared
-                else None
+                metrics.calinski_harabasz(counts, means, within) if comparable else None
             ),
             davies_bouldin=(
-                metrics.davies_bouldin(self.means[filled], spreads) if compared else None
+                metrics.davies_bouldin(means, sums[:, 0] / counts) if comparable else None
             ),
-            silhouette=float(sums[:, 1].sum() / sizes.sum()) if compared else None,
+            silhouette=float(sums[:, 1].sum() / counts.sum()) if comparable else None,
             purity=metrics.purity(table) if classed else None,
             adjusted_rand=metrics.adjusted_rand(table) if classed else None,
             normalized_mutual_info=metrics.normalized_mutual_info(table) if classed else None,
         )
 
 
-def _checked(tiles: da.Array, models: Any) -> dict[int, FittedModel]:
-    """Return the models, or what estimators among them have fitted, if they are of such tiles."""
+def _check_models(models: Any, d: int) -> dict[int, FittedModel]:
+    """Return the models, or those of estimators, if they have d features."""
     if not isinstance(models, Mapping) or not models:
-        msg = f"models are {models!r}; give a mapping of each k to its model, at least one"
+        msg = f"models: {models!r} is not a mapping of each k to its model, at least one"
         raise ParameterError(msg)
-    found = {k: fitted_model(model) for k, model in models.items()}
-    for k, model in found.items():
-        d = model.cluster_centers_.shape[1]
-        if tiles.shape[1] != d:
+    fitted = {k: fitted_model(model) for k, model in models.items()}
+    for k, model in fitted.items():
+        n_features = model.cluster_centers_.shape[1]
+        if d != n_features:
             msg = (
-                f"X has {tiles.shape[1]} features but the model of k = {k} was fitted on {d}; "
+                f"X has {d} features but the model of k = {k} was fitted on {n_features}; "
                 "give it tiles of the same shape"
             )
             raise FitError(msg)
-    return found
+    return fitted
 
 
-def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | None]:
-    """Return the classes that occur, and those of the tiles in the tiles' chunks.
+def _as_classes(values: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | None]:
+    """Return the classes that occur, and the class of each tile in the chunks of the tiles.
 
-    None where no two tiles share a class: then each would cost a column of its own, for figures
-    that depend on k alone.
+    None where no two tiles share a class: metrics would depend on k alone, and each class costs a
+    column of sums.
     """
-    if classes is None:
+    if values is None:
         return np.empty(0, int), None
-    given = classes
-    classes = inputs.column(classes, "classes")
+    classes = inputs.column(values, "classes")
     if not isinstance(classes, da.Array):
         classes = da.from_array(classes, chunks=-1)
     if classes.ndim == 1 and np.isnan(classes.shape[0]):
@@ -250,21 +227,17 @@ def _matched(classes: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | No
     n = tiles.shape[0]
     if classes.shape != (n,) or classes.dtype.kind not in "iu":
         msg = (
-            f"classes are {classes.dtype} of shape {classes.shape} for {n} tiles; "
-            "give each tile one integer"
+            f"classes: {classes.dtype} of shape {classes.shape} for {n} tiles. "
+            "Give each tile one integer."
         )
         raise FitError(msg)
-    with sending(given):
+    with sending(values):
         (classes,) = scheduler.persist(classes)  # sent once
     names = np.asarray(*scheduler.compute(da.unique(classes)))
     if names[0] < 0:
-        msg = f"classes hold {names[0]}; number them from 0"
+        msg = f"classes: {names[0]} is negative. Number classes from 0."
         raise FitError(msg)
     if len(names) == n > 1:
-        _log.warning(
-            "classes: each of %d tiles has its own. Purity, ARI and NMI would say nothing, and are "
-            "left out.",
-            n,
-        )
+        _log.warning("classes: each of %d tiles has its own. Purity, ARI and NMI are left out.", n)
         return np.empty(0, int), None
     return names, classes.rechunk((tiles.chunks[0],))

@@ -20,24 +20,24 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskkm.errors import FitError, ModelError, ParameterError
 from daskkm.kernels.dtypes import SUPPORTED_DTYPES, check_dtype, check_finite
-from daskkm.kmeans import lloyd
 from daskkm.kmeans.model import FittedModel, load_saved
-from daskkm.kmeans.sweep import iter_passes
+from daskkm.kmeans.options import FitOptions
+from daskkm.kmeans.sweep import run_fit
 from daskkm.parameters import as_choice, as_flag, as_integer
-from daskkm.passes import arrays, inputs, scheduler
-from daskkm.passes.reader import Reader, made_all
-from daskkm.passes.tiles import as_tiles
+from daskkm.passes import inputs, scheduler
+from daskkm.passes.arrays import MappedFile
+from daskkm.passes.runner import PassRunner
+from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.kmeans.sweep import SweepResult
+    from daskkm.kmeans.recorder import Pass
     from daskkm.parameters import RandomState
-    from daskkm.passes.reader import Pass
 
 _ALGORITHMS = ("lloyd", "elkan", "auto")
 
@@ -204,22 +204,21 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             If there is one start, an array, and `n_init` asks for more, or `algorithm` is
             "elkan" for one cluster.
         """
-        k = self._checked_parameters()
-        X = self._validated(X, reset=True)
-        passes = iter_passes(
-            X,
+        k = self._check_parameters()
+        tiles = self._as_tiles(X, reset=True)
+        options = FitOptions.validate(
             [k],
             n_init=self._restarts(),
             init=self.init,
             max_iter=self.max_iter,
             tol=self.tol,
             random_state=self._random_state(),
-            sample_weight=sample_weight,
             coarse=self.coarse,
             cache=self.cache,
         )
-        self._show(made_all(_printed(passes) if self.verbose else passes).models[k])
-        self.labels_ = self.fitted_model.predict(X)
+        on_pass = _Printer() if self.verbose else None
+        self._set_model(run_fit(tiles, options, sample_weight, on_pass=on_pass).models[k])
+        self.labels_ = self.fitted_model.predict(tiles)
         found = np.count_nonzero(self.fitted_model.counts_)
         if found < k:
             msg = (
@@ -247,7 +246,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         NotFittedError
             Before `fit`.
         """
-        return self.fitted_model.predict(self._validated(X, reset=False))
+        return self.fitted_model.predict(self._as_tiles(X, reset=False))
 
     def fit_predict(
         self,
@@ -295,7 +294,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError, TypeError, NotFittedError
             As `predict`.
         """
-        distances = self.fitted_model.transform(self._validated(X, reset=False))
+        distances = self.fitted_model.transform(self._as_tiles(X, reset=False))
         # Not every library of data frames takes a dask array.
         if (
             inputs.is_lazy(distances)
@@ -329,9 +328,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             As `predict`.
         """
         centroids = self.cluster_centers_
-        tiles = Reader(self._validated(X, reset=False), sample_weight)
-        statistics = tiles.measure(centroids, np.array([0, len(centroids)]))
-        return -lloyd.inertia(statistics, centroids)
+        runner = PassRunner(self._as_tiles(X, reset=False), sample_weight)
+        statistics = runner.measure(centroids, np.array([0, len(centroids)]))
+        return -statistics.inertia(centroids)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a Zarr group, from which `load_model` reads the very same.
@@ -398,8 +397,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Number of columns of `transform`, for `get_feature_names_out`."""
         return len(self.cluster_centers_)
 
-    def _show(self, model: FittedModel) -> None:
-        """Show what was fitted under scikit-learn's names."""
+    def _set_model(self, model: FittedModel) -> None:
+        """Keep a fitted model, under scikit-learn's names."""
         self._fitted = model
         # Counts and inertia are of these centroids: others are assigned, not written into them.
         model.cluster_centers_.flags.writeable = False
@@ -407,34 +406,33 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             self.inertia_ = model.inertia_
             self.n_iter_ = model.n_iter_
 
-    def _validated(self, X: Any, *, reset: bool) -> Any:
-        """Return X, recognized or as an array; keep or compare what is known of features."""
-        found = inputs.recognize(X)
-        _check_numbers(found)
-        if inputs.is_lazy(found) or arrays.MappedFile.of(found):  # a check would read all of it
-            tiles = as_tiles(found)
-            if tiles.shape[0] == 0:
+    def _as_tiles(self, X: Any, *, reset: bool) -> Tiles:
+        """Return the tiles of X; keep or compare the number and names of features."""
+        array = inputs.recognize(X)
+        _check_numbers(array)
+        if inputs.is_lazy(array) or MappedFile.of(array):  # scikit-learn's check would read all
+            tiles = Tiles.of(array)
+            if tiles.array.shape[0] == 0:
                 msg = (
-                    f"Found array with 0 sample(s) (shape={tiles.shape}) while a minimum of 1 is "
-                    f"required by {type(self).__name__}."
+                    f"Found array with 0 sample(s) (shape={tiles.array.shape}) while a minimum of "
+                    f"1 is required by {type(self).__name__}."
                 )
                 raise FitError(msg)
-            names = inputs.columns(X)  # of which scikit-learn knows those of data frames
-            validate_data(
-                self, tiles if names is None else names, reset=reset, skip_check_array=True
-            )
-            return found
+            names = inputs.columns(X)  # scikit-learn knows those of data frames
+            known = tiles.array if names is None else names
+            validate_data(self, known, reset=reset, skip_check_array=True)
+            return tiles
         if isinstance(X, np.ndarray) and not X.dtype.isnative:
             X = X.astype(X.dtype.newbyteorder("="))
-        # Other numbers become float64 as they are read. Of what is no array yet, the first dtype
-        # is what others become.
+        # Other numbers become float64 as they are read. An object that is not an array yet becomes
+        # one of the first of these dtypes, if it has another.
         is_numeric = isinstance(X, np.ndarray) and X.dtype.kind in "biuf"
         dtypes = None if is_numeric else [np.float64, *SUPPORTED_DTYPES]
         X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
-        check_finite(X)  # in the words that are used of lazy tiles
-        return X
+        check_finite(X)  # with the message of lazy tiles
+        return Tiles.of(X)
 
-    def _checked_parameters(self) -> int:
+    def _check_parameters(self) -> int:
         """Return the number of clusters; raise ParameterError if a parameter of ours is wrong.
 
         Those of `fit_sweep` are checked there.
@@ -495,46 +493,42 @@ def _check_numbers(X: Any) -> None:
         check_dtype(dtype)
 
 
-def _printed(
-    passes: Generator[Pass, None, SweepResult],
-) -> Generator[Pass, None, SweepResult]:
-    """Print a line for each pass of one k, in scikit-learn's words; return their result."""
-    converged: set[int] = set()
-    before = 0
-    while True:
-        try:
-            done = next(passes)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        for line in _lines(done, converged, first=not before):
-            print(line)  # noqa: T201 (what verbose asks for, where scikit-learn's users look)
-        before = len(done.steps)
-        yield done
+class _Printer:
+    """Prints a line for each pass of a fit of one k, in scikit-learn's words."""
 
+    def __init__(self) -> None:
+        self._converged: set[int] = set()
+        self._initialized = False
 
-def _lines(done: Pass, converged: set[int], *, first: bool) -> list[str]:
-    """Return what is to be printed of a pass, and add the restarts that converged in it."""
-    if not done.reads_tiles:
-        return []
-    if not done.steps:
-        return [f"Initialization, pass {done.number}."]
-    steps = {restart: step for (_, restart), step in done.steps.items()}
-    moving = sum(not step.last for step in steps.values())
-    of = f" (best of {len(steps)} restarts, {moving} not done)" if len(steps) > 1 else ""
-    iteration = max(step.iteration for step in steps.values()) - 1
-    lines = ["Initialization complete"] if first else []
-    lines.append(f"Iteration {iteration}, inertia {min(s.inertia for s in steps.values())}{of}.")
-    for restart, step in steps.items():
-        if step.converged and restart not in converged:
-            converged.add(restart)
-            how = (
-                f"center shift {step.shift} within tolerance"
-                if step.shift
-                else "strict convergence"
-            )
-            which = f" (restart {restart})" if len(steps) > 1 else ""
-            lines.append(f"Converged at iteration {step.iteration - 1}{which}: {how}.")
-    return lines
+    def __call__(self, done: Pass) -> None:
+        for line in self._lines(done):
+            print(line)  # noqa: T201 (where users of scikit-learn's `verbose` look)
+
+    def _lines(self, done: Pass) -> list[str]:
+        if not done.reads_tiles:
+            return []
+        if not done.steps:
+            return [f"Initialization, pass {done.number}."]
+        lines = [] if self._initialized else ["Initialization complete"]
+        self._initialized = True
+        steps = {restart: step for (_, restart), step in done.steps.items()}
+        moving = sum(not step.last for step in steps.values())
+        several = len(steps) > 1
+        of = f" (best of {len(steps)} restarts, {moving} not done)" if several else ""
+        iteration = max(step.iteration for step in steps.values()) - 1
+        inertia = min(step.inertia for step in steps.values())
+        lines.append(f"Iteration {iteration}, inertia {inertia}{of}.")
+        for restart, step in steps.items():
+            if step.converged and restart not in self._converged:
+                self._converged.add(restart)
+                how = (
+                    f"center shift {step.shift} within tolerance"
+                    if step.shift
+                    else "strict convergence"
+                )
+                which = f" (restart {restart})" if several else ""
+                lines.append(f"Converged at iteration {step.iteration - 1}{which}: {how}.")
+        return lines
 
 
 def load_model(path: str | os.PathLike[str]) -> KMeans:
@@ -579,7 +573,7 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
     if not fits:
         msg = f"{path}: the saved model's feature names are not {d}, one a feature; fit it again"
         raise ModelError(msg)
-    model._show(saved.model)
+    model._set_model(saved.model)
     model.n_features_in_ = d
     if names:
         model.feature_names_in_ = np.array(names, object)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -11,19 +13,20 @@ import numpy as np
 from daskkm.errors import FitError, ModelError, ParameterError
 from daskkm.kernels.dtypes import SUPPORTED_DTYPES
 from daskkm.parameters import as_array
-from daskkm.passes import inputs, reductions, scheduler
-from daskkm.passes.tiles import as_tiles, sending
+from daskkm.passes import assign, scheduler
+from daskkm.passes.tiles import Tiles, sending
 from daskkm.storage import locations
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.storage.nodes import Kind
-    from daskkm.storage.tile_store import TileStore
+    from daskkm.storage.tile_store import Target, TileStore
 
 
 _DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)}
@@ -109,7 +112,7 @@ class FittedModel:
         )
 
     def predict(self, X: Any) -> Any:
-        """Return the label of the nearest centroid for every tile.
+        """Return the label of the nearest centroid for each tile.
 
         Parameters
         ----------
@@ -117,38 +120,31 @@ class FittedModel:
 
         Returns
         -------
-        ndarray of shape (n,), int32, for a NumPy array; else a dask array (lazy)
+        ndarray of shape (n,), int32, for tiles in memory; else a lazy dask array
 
         Raises
         ------
         FitError
             If X does not have d features.
         TypeError
-            If X is no array of numbers, or sparse.
+            If X is not an array of numbers, or sparse.
         ValueError
             If float tiles are not finite: for a dask array, when it is computed.
         """
-        X = inputs.resolve(X)
-        return _as_given(X, reductions.labels(self._fitting(X), self.cluster_centers_))
+        tiles = self._tiles(X)
+        return _as_given(tiles, assign.labels(tiles.array, self.cluster_centers_))
 
     def transform(self, X: Any) -> Any:
-        """Return the Euclidean distance of every tile to every centroid.
+        """Return the Euclidean distance of each tile to each centroid.
 
-        Parameters
-        ----------
-        X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
+        Parameters and errors are those of `predict`.
 
         Returns
         -------
-        ndarray of shape (n, k), float64, for a NumPy array; else a dask array (lazy)
-
-        Raises
-        ------
-        FitError, TypeError, ValueError
-            As `predict`.
+        ndarray of shape (n, k), float64, for tiles in memory; else a lazy dask array
         """
-        X = inputs.resolve(X)
-        return _as_given(X, reductions.distances(self._fitting(X), self.cluster_centers_))
+        tiles = self._tiles(X)
+        return _as_given(tiles, assign.distances(tiles.array, self.cluster_centers_))
 
     def save(
         self,
@@ -223,18 +219,59 @@ class FittedModel:
                 array[:] = values
             nodes.complete(group, kind, said)
 
-    def write_labels(self, store: TileStore, *, distances: bool = False) -> None:
-        """Write the label of each tile of a store, as `TileStore.label`."""
-        from daskkm.kmeans import labelling
+    def write_labels(
+        self,
+        store: TileStore,
+        *,
+        distances: bool = False,
+        on_start: Callable[[Target], AbstractContextManager[Any]] = nullcontext,
+    ) -> NDArray[np.int64]:
+        """Write the label of each tile into a store; return the tiles of each label, (k,).
 
-        labelling.write_labels(store, self, distances=distances)
+        See `TileStore.label`. The work is done within ``on_start(target)``, where the target counts
+        the chunks that are written.
+        """
+        self.check_fits(store)
+        centroids = self.cluster_centers_
+        attributes = {
+            "k": len(centroids),
+            "inertia": None if self.dtype is None else self.inertia_,
+            "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
+        }
+        with (
+            store.writing_labels(attributes, distances=distances) as targets,
+            on_start(targets[0]),
+        ):
+            blocks = Tiles.of(store).in_blocks(scheduler.threads())
+            counts: NDArray[np.int64]
+            (counts,) = scheduler.compute(assign.write(blocks, centroids, *targets))
+        return counts
 
-    def _fitting(self, X: Any) -> da.Array:
-        """Return X as tiles, if the model was fitted on such."""
-        tiles = as_tiles(X)
-        if tiles.shape[1] != self.cluster_centers_.shape[1]:
+    def check_fits(self, store: TileStore) -> None:
+        """Raise FitError if the model was fitted to tiles unlike those of a store."""
+        dtype = np.dtype(store.tiles.dtype)
+        # Assigned centroids have no dtype, and features of an array have no shape of a tile.
+        own, other = (self.tile, self.dtype or dtype), (store.tile, dtype)
+        if self.tile is None:
+            own, other = (
+                (self.cluster_centers_.shape[1:], self.dtype or dtype),
+                ((math.prod(store.tile),), dtype),
+            )
+        if own != other:
+            kinds = [f"{dtype} of shape {shape}" for shape, dtype in (own, other)]
             msg = (
-                f"X has {tiles.shape[1]} features but the model was fitted on "
+                f"{store.path}: its tiles are {kinds[1]}, but the model was fitted to {kinds[0]}. "
+                "Fit a model to this store, or name the store of the model"
+            )
+            raise FitError(msg)
+
+    def _tiles(self, X: Any) -> Tiles:
+        """Return the tiles of X; raise FitError if they have other features than the model."""
+        tiles = Tiles.of(X)
+        n_features = tiles.array.shape[1]
+        if n_features != self.cluster_centers_.shape[1]:
+            msg = (
+                f"X has {n_features} features but the model was fitted on "
                 f"{self.cluster_centers_.shape[1]}; give it tiles of the same shape"
             )
             raise FitError(msg)
@@ -364,9 +401,9 @@ def _problem(model: FittedModel) -> str | None:
     return None
 
 
-def _as_given(X: Any, lazy: da.Array) -> Any:
-    """Return what was asked for of X: in memory if X was."""
-    if inputs.is_lazy(X):
+def _as_given(tiles: Tiles, lazy: da.Array) -> Any:
+    """Return a result for each tile: in memory if the tiles are."""
+    if tiles.is_lazy:
         return lazy
-    with sending(X):
+    with sending(tiles.given):
         return scheduler.compute(lazy)[0]

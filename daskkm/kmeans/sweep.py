@@ -1,11 +1,8 @@
-"""The fit of many models to one dask array, to convergence.
-
-Every pass reads each block once for all models that are still moving.
-"""
+"""Fit of many models to the tiles of one X, in shared passes."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -13,60 +10,64 @@ from typing import TYPE_CHECKING, Any
 from dask.base import tokenize
 
 from daskkm.errors import ParameterError
-from daskkm.kmeans import lloyd
-from daskkm.kmeans.checkpoint import held
-from daskkm.kmeans.init import Settings, starts
+from daskkm.kmeans.checkpoint import open_checkpoint
+from daskkm.kmeans.fitting import fit_models
+from daskkm.kmeans.init import initial_centroids, max_models_and_centroids
+from daskkm.kmeans.lloyd import best_restarts
 from daskkm.kmeans.model import FittedModel
+from daskkm.kmeans.options import FitOptions
+from daskkm.kmeans.recorder import Recorder, State
 from daskkm.parameters import as_flag, as_seed
-from daskkm.passes.reader import Reader, made_all
-from daskkm.passes.tiles import identity, tile_shape
+from daskkm.passes.runner import PassRunner
+from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import dask.array as da
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
+    from daskkm.kernels.statistics import Statistics
     from daskkm.kmeans.checkpoint import Checkpoint
-    from daskkm.kmeans.init import Init
-    from daskkm.kmeans.lloyd import Step
+    from daskkm.kmeans.fitting import Steps
+    from daskkm.kmeans.options import Init
+    from daskkm.kmeans.recorder import Pass
     from daskkm.parameters import RandomState
-    from daskkm.passes.reader import Pass
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one answer
+@dataclass(frozen=True, eq=False)
 class SweepResult:
-    """What a sweep found.
+    """Result of `fit_sweep`.
 
     Attributes
     ----------
     models : dict of int to FittedModel
-        The best model of each k, by k.
-    statistics : dict of int to ndarray of shape (k, d + 2), int64 or float64
-        For each of them, cluster by cluster: vector sum, count, and sum of squares: squared
-        norms in int64, squared distances to the centroid in float64.
+        Best model of each k, by k.
+    statistics : dict of int to Statistics
+        Statistics of the clusters of each model: fields ``sums`` (k, d), ``counts`` (k,) and
+        ``squares`` (k,).
     passes : int
-        Passes over the tiles, counted as they were made: the seeding's, the iterations' and
-        those that relocated empty clusters.
+        Passes over the tiles, including those that draw initial centroids and relocate empty
+        clusters.
     bytes_read : int
-        Bytes of tiles that were read: all of them in every pass, or once if they stayed in memory.
+        Bytes of tiles read: all of them in each pass, or once if they stay in memory.
     random_state : int
-        The seed; the one that was drawn if none was given.
+        Seed of all draws; the seed that was drawn if none was given.
 
     Examples
     --------
     >>> import numpy as np
     >>> tiles = np.array([[0], [2], [100], [102]], np.uint8)
     >>> result = fit_sweep(tiles, [1, 2], n_init=2, random_state=0)
-    >>> result.models[1].inertia_, result.statistics[1].tolist()
-    (10004.0, [[204, 4, 20408]])
+    >>> result.models[1].inertia_, result.statistics[1].counts.tolist()
+    (10004.0, [4])
     >>> result.bytes_read == tiles.nbytes
     True
     """
 
     models: dict[int, FittedModel]
-    statistics: dict[int, NDArray[Any]]
+    statistics: dict[int, Statistics]
     passes: int
     bytes_read: int
     random_state: int
@@ -86,6 +87,7 @@ def fit_sweep(
     cache: str = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     fresh: bool = False,
+    on_pass: Callable[[Pass], Any] | None = None,
 ) -> SweepResult:
     """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
 
@@ -133,6 +135,9 @@ def fit_sweep(
         `random_state` is not an integer. The folder is removed when the fit is done.
     fresh : bool, default False
         Whether to start over, whatever the checkpoint holds.
+    on_pass : callable, optional
+        Called after each pass as ``on_pass(done)`` with a `daskkm.Pass`, when the checkpoint of the
+        pass is written. An exception in it ends the fit.
 
     Returns
     -------
@@ -185,72 +190,55 @@ def fit_sweep(
     if as_flag("fresh", fresh) and checkpoint is None:
         msg = "fresh=True is about a checkpoint, and there is none; give its folder"
         raise ParameterError(msg)
-    with nullcontext() if checkpoint is None else held(checkpoint, fresh=fresh) as kept:
-        result = made_all(
-            iter_passes(
-                X,
-                ks,
-                n_init=n_init,
-                init=init,
-                max_iter=max_iter,
-                tol=tol,
-                random_state=random_state,
-                sample_weight=sample_weight,
-                coarse=coarse,
-                cache=cache,
-                checkpoint=kept,
-            )
+    if random_state is not None and not isinstance(random_state, Integral):
+        # A generator draws a seed whether or not the checkpoint has one: later draws do not differ.
+        random_state, is_drawn = as_seed(random_state), True
+    else:
+        is_drawn = random_state is None
+    with ExitStack() as stack:
+        opened = None
+        if checkpoint is not None:
+            opened = stack.enter_context(open_checkpoint(checkpoint, fresh=fresh))
+            if is_drawn and opened.identity:
+                random_state = opened.identity["random_state"]
+        options = FitOptions.validate(
+            ks,
+            n_init=n_init,
+            init=init,
+            max_iter=max_iter,
+            tol=tol,
+            random_state=random_state,
+            coarse=coarse,
+            cache=cache,
         )
-        if kept is not None:
-            kept.clear()
+        result = run_fit(X, options, sample_weight, checkpoint=opened, on_pass=on_pass)
+        if opened is not None:
+            opened.clear()
     return result
 
 
-def iter_passes(
+def run_fit(
     X: Any,
-    ks: Iterable[int],
-    *,
-    n_init: int,
-    init: Init,
-    max_iter: int,
-    tol: float,
-    random_state: RandomState,
+    options: FitOptions,
     sample_weight: ArrayLike | da.Array | None = None,
-    coarse: bool = True,
-    cache: str = "auto",
+    *,
     checkpoint: Checkpoint | None = None,
-) -> Generator[Pass, None, SweepResult]:
-    """Make the passes of `fit_sweep`, and what lies between them, one by one; return its result.
-
-    Parameters are those of `fit_sweep`. Nothing is read before the first `next`, and what a
-    pass led to is in the checkpoint before the pass is yielded.
-
-    Yields
-    ------
-    Pass
-
-    Raises
-    ------
-    CheckpointError, ParameterError, FitError, TypeError, OverflowError
-        As `fit_sweep`.
-    """
-    given = isinstance(random_state, Integral)
-    if not given and random_state is not None:
-        # A generator moves on whether or not its seed is used: what comes after does not differ.
-        random_state = as_seed(random_state)
-    if checkpoint is not None and not given and checkpoint.said:
-        random_state = checkpoint.said["of"]["random_state"]
-    settings = Settings.checked(ks, n_init, init, max_iter, tol, random_state, coarse=coarse)
-    tiles = Reader(X, sample_weight, cache=cache)
-    settings.check_fits(tiles)
-    if checkpoint is None:
-        steps = yield from _steps(tiles, settings, None)
-    else:
-        weights = {} if sample_weight is None else {"sample_weight": tokenize(sample_weight)}
-        of = {"X": identity(X), **weights, **settings.named}
-        after = checkpoint.begin(of)
-        steps = yield from checkpoint.kept(_steps(tiles, settings, after))
-    best = lloyd.best(steps)
+    on_pass: Callable[[Pass], Any] | None = None,
+) -> SweepResult:
+    """Fit models with validated options, from the state of a checkpoint if it has one."""
+    tiles = Tiles.of(X)
+    runner = PassRunner(tiles, sample_weight, cache=options.cache)
+    options.check_fits(*runner.shape)
+    save, state = None, State()
+    if checkpoint is not None:
+        identity = {"X": tiles.identity(), **options.identity()}
+        if sample_weight is not None:
+            identity["sample_weight"] = tokenize(sample_weight)
+        state = checkpoint.begin(identity) or state
+        save = checkpoint.save
+    recorder = Recorder(runner, save, on_pass)
+    steps = _fit_from(runner, options, recorder, state)
+    best = best_restarts(steps)
     models = {
         k: FittedModel(
             cluster_centers_=step.centroids,
@@ -259,24 +247,29 @@ def iter_passes(
             n_iter_=step.iteration,
             converged_=step.converged,
             restart_=restart,
-            dtype=tiles.tiles.dtype.newbyteorder("="),
-            tile=tile_shape(X),
+            dtype=tiles.dtype.newbyteorder("="),
+            tile=tiles.tile,
         )
         for k, (restart, step) in best.items()
     }
     statistics = {k: step.statistics for k, (_, step) in best.items()}
-    return SweepResult(models, statistics, tiles.passes, tiles.bytes_read, settings.seed)
+    return SweepResult(models, statistics, runner.passes, runner.bytes_read, options.seed)
 
 
-def _steps(
-    tiles: Reader, settings: Settings, after: Pass | None
-) -> Generator[Pass, None, dict[tuple[int, int], Step]]:
-    """Make the passes after one of them; return the last step of every model."""
-    begun: Mapping[tuple[int, int], Any] = {} if after is None else after.steps
-    if not begun or not all(step.last for step in begun.values()):
-        tiles.prepare(*settings.most(tiles))
-    if after is not None:
-        tiles.resume(after)
-    if not begun:
-        begun = yield from starts(tiles, settings, None if after is None else after.seeding)
-    return (yield from tiles.iterations(begun, settings.max_iter, settings.tol))
+def _fit_from(runner: PassRunner, options: FitOptions, recorder: Recorder, state: State) -> Steps:
+    """Make the passes after a state; return the last step of each model."""
+    initial: Mapping[tuple[int, int], Any] = dict(state.steps)
+    if not initial or not all(step.last for step in initial.values()):
+        runner.prepare(*max_models_and_centroids(runner, options))
+    if state.number:
+        recorder.resume(state)
+    if not initial:
+        initial = initial_centroids(runner, options, recorder, state.seeding)
+    return fit_models(
+        runner,
+        initial,
+        options.max_iter,
+        options.tol,
+        lambda steps: recorder.record(steps=steps),
+        recorder.references,
+    )

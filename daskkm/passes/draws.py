@@ -1,19 +1,17 @@
-"""Draws of tiles in passes: which blocks hold the next candidates of a seeding."""
+"""Draws of tiles in passes over all tiles: the candidates of k-means++ and k-means||."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
 import numpy as np
 
-from daskkm.kernels import assign
-from daskkm.kernels.distances import distances_to_all, squared_distances
 from daskkm.kernels.dtypes import statistics_dtype
-from daskkm.kmeans import seeding
-from daskkm.kmeans.seeding import Drawn, Outcome
-from daskkm.passes.reductions import gathered, joined, noted
+from daskkm.passes.reductions import concatenate_fields, gather, gather_with_notes
+from daskkm.passes.sampling import Drawn
 from daskkm.passes.scheduler import compute, persist
+from daskkm.passes.seeds import exponentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,14 +20,26 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from numpy.typing import NDArray
 
-    from daskkm.kmeans.seeding import Trial
-
-# Of each tile, which candidate of k-means|| is nearest, and how far it is, squared.
+# Note of a tile: its nearest candidate of k-means||, and their squared distance.
 _NOTE = np.dtype([("label", np.int32), ("distance", np.float64)])
 NOTE_BYTES = _NOTE.itemsize
 
 
-def trials(
+class Trial(NamedTuple):
+    """Candidates that a pass of k-means++ tries for the next centroid of one seeding."""
+
+    chosen: NDArray[np.float64]  # (i, d): centroids chosen so far
+    candidates: NDArray[np.float64]  # (c, d)
+
+
+class Outcome(NamedTuple):
+    """Result of a pass of k-means++, for each candidate, if it were chosen."""
+
+    potentials: list[float]  # (c,): weighted sum of squared distances to the nearest centroid
+    drawn: list[Drawn]  # (c,): candidates for the next centroid
+
+
+def try_candidates(
     X: da.Array,
     trials: Sequence[Trial],
     n_draws: int,
@@ -38,41 +48,36 @@ def trials(
     *,
     weights: da.Array | None = None,
 ) -> Delayed:
-    """Try candidates for the next centroid of each seeding, and draw the next ones, lazily.
+    """Return the outcome of the trial of each seeding, lazily: a delayed tuple of `Outcome`.
 
     Parameters
     ----------
-    X, weights
-        As for `daskkm.passes.reductions.statistics`.
+    X : dask array of shape (n, d)
     trials : sequence of Trial
         One a seeding.
     n_draws : int
-        How many tiles to draw, without replacement, each with probability proportional to its
-        weight times its squared distance to the nearest of the centroids.
+        Tiles to draw for each candidate, without replacement, with probability proportional to
+        weight times squared distance to the nearest centroid.
     seed, step : int
-        What the draws depend on, beside the place of the seeding and of the tiles.
-
-    Returns
-    -------
-    Delayed tuple of Outcome
-        One a seeding.
+        Of the fit, and the pass, for `daskkm.passes.seeds.exponentials`.
+    weights : dask array of shape (n,), optional
+        In the chunks of X.
     """
 
-    def merge(outcomes: list[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
-        """Add up what the candidates leave, and keep the first of the draws."""
+    def merge(parts: list[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
         return tuple(
             Outcome(
-                [sum(of_one) for of_one in zip(*(o.potentials for o in blocks), strict=True)],
+                [sum(of_one) for of_one in zip(*(o.potentials for o in outcomes), strict=True)],
                 [
-                    joined(of_one).first(n_draws)
-                    for of_one in zip(*(o.drawn for o in blocks), strict=True)
+                    concatenate_fields(of_one).top(n_draws)
+                    for of_one in zip(*(o.drawn for o in outcomes), strict=True)
                 ],
             )
-            for blocks in zip(*outcomes, strict=True)
+            for outcomes in zip(*parts, strict=True)
         )
 
-    return gathered(
-        _one_trials,
+    return gather(
+        _try_candidates,
         X,
         weights,
         merge,
@@ -83,41 +88,74 @@ def trials(
     )
 
 
-def drawn(weights: da.Array, n: int, seed: int) -> Delayed:
-    """Draw n tiles with probability proportional to their weight, lazily, from that alone.
+# The first pass that measures the tiles refuses an overflow.
+@np.errstate(over="ignore", invalid="ignore")
+def _try_candidates(
+    tiles: NDArray[Any],
+    first: int,
+    weights: NDArray[Any] | None = None,
+    *,
+    trials: Sequence[Trial],
+    n_draws: int,
+    seed: int,
+    step: int,
+) -> tuple[Outcome, ...]:
+    from daskkm.kernels import assign, distances
 
-    Parameters
-    ----------
-    weights : dask array of shape (n_tiles,), int64 or float64
-    n, seed : int
+    dtype = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
+    outcomes = []
+    for seeding, (chosen, candidates) in enumerate(trials):
+        potential = distances.distances_to_all(tiles, candidates)
+        if len(chosen):
+            labels = assign.label_block(tiles, chosen, np.array([0, len(chosen)]))[:, 0]
+            nearest = distances.squared_distances(tiles, chosen, labels)
+            potential = np.minimum(potential, nearest[:, None])
+        if weights is not None:
+            potential *= weights[:, None]
+        times = exponentials(seed, seeding, step, first, len(tiles))
+        drawn = [Drawn.race(tiles, first, times, mass, n_draws) for mass in potential.T]
+        outcomes.append(Outcome(potential.astype(dtype).sum(axis=0).tolist(), drawn))
+    return tuple(outcomes)
+
+
+def draw_by_weight(weights: da.Array, n: int, seed: int) -> Delayed:
+    """Draw n tiles, independently, with probability proportional to weight, lazily.
 
     Returns
     -------
     Delayed list of Drawn
-        Independent draws of one each; as its tile, the weight.
+        One tile each; in the place of the tile, its weight.
     """
 
-    def merge(found: list[list[Drawn]]) -> list[Drawn]:
-        return [joined(of_one).first(1) for of_one in zip(*found, strict=True)]
+    def merge(parts: list[list[Drawn]]) -> list[Drawn]:
+        return [concatenate_fields(of_one).top(1) for of_one in zip(*parts, strict=True)]
 
-    return gathered(_one_drawn, weights[:, None], None, merge, n=n, seed=seed)
+    return gather(_draw_by_weight, weights[:, None], None, merge, n=n, seed=seed)
+
+
+def _draw_by_weight(weights: NDArray[Any], first: int, *, n: int, seed: int) -> list[Drawn]:
+    n_tiles = len(weights)
+    return [
+        Drawn.race(weights, first, exponentials(seed, i, 0, first, n_tiles), weights[:, 0], 1)
+        for i in range(n)
+    ]
 
 
 class Rounds:
-    """The passes of k-means||: each measures the tiles against the candidates that are new to it.
+    """Passes of k-means||, each of which measures the tiles against its new candidates only.
 
-    Notes of each tile's nearest candidate stay beside the tiles from pass to pass, persisted like
-    any dask collection: those that are lost with their worker are made again. Without them a pass
+    A note of each tile stays beside the tiles from pass to pass, persisted like any dask
+    collection: notes that are lost with their worker are made again. Without notes each pass
     measures all candidates, to the same bits.
 
     Parameters
     ----------
-    X, weights
-        As for `daskkm.passes.reductions.statistics`.
+    X : dask array of shape (n, d)
+    weights : dask array of shape (n,), or None
     scheduler : object
         As for `daskkm.passes.scheduler.compute`.
     keep : bool
-        Whether notes stay.
+        True if notes stay in memory.
     """
 
     def __init__(
@@ -125,98 +163,92 @@ class Rounds:
     ) -> None:
         self._X, self._weights, self._scheduler, self._keep = X, weights, scheduler, keep
         self._notes: da.Array | None = None
-        self._known = 0
+        self._n_measured = 0
 
     def draw(self, candidates: NDArray[Any], n_draws: int, seed: int, step: int) -> Drawn:
         """Make a pass that draws tiles, without replacement.
 
-        Parameters
-        ----------
-        candidates : ndarray of shape (m, d)
-            All of them, those of the passes before first.
-        n_draws, seed, step
-            As for `trials`, of the first seeding; the draws are those of its last candidate.
+        `candidates`, (m, d), are all candidates, those of earlier passes first. Tiles are drawn
+        with probability proportional to weight times squared distance to the nearest candidate.
         """
 
-        def merge(found: list[Drawn]) -> Drawn:
-            return joined(found).first(n_draws)
+        def merge(parts: list[Drawn]) -> Drawn:
+            return concatenate_fields(parts).top(n_draws)
 
         arguments = {"n_draws": n_draws, "seed": seed, "step": step}
-        found: Drawn = self._pass(candidates, _race, merge, arguments)
-        return found
+        drawn: Drawn = self._make_pass(candidates, _race, merge, arguments)
+        return drawn
 
     def weigh(self, candidates: NDArray[Any]) -> tuple[NDArray[Any], float]:
-        """Make a pass: the weight of the tiles nearest to each candidate, and what they leave.
+        """Make a pass; return the weight of the tiles nearest to each candidate, and the potential.
 
-        Returns
-        -------
-        weights : ndarray of shape (m,), int64 or float64
-        left : float
-            The weighted sum of squared distances to the nearest candidate.
+        The weights are (m,), int64 or float64; the potential is the weighted sum of squared
+        distances to the nearest candidate.
         """
 
-        def merge(found: list[tuple[NDArray[Any], float]]) -> tuple[NDArray[Any], float]:
-            weights, left = zip(*found, strict=True)
-            return sum(weights), sum(left)  # type: ignore[return-value]
+        def merge(parts: list[tuple[NDArray[Any], float]]) -> tuple[NDArray[Any], float]:
+            weights, potentials = zip(*parts, strict=True)
+            return sum(weights), sum(potentials)  # type: ignore[return-value]
 
-        found: tuple[NDArray[Any], float] = self._pass(
-            candidates, _weigh, merge, {"n_candidates": len(candidates)}
-        )
-        return found
+        arguments = {"n_candidates": len(candidates)}
+        result: tuple[NDArray[Any], float] = self._make_pass(candidates, _weigh, merge, arguments)
+        return result
 
-    def _pass(
+    def _make_pass(
         self,
         candidates: NDArray[Any],
-        find: Callable[..., Any],
+        reduce_piece: Callable[..., Any],
         merge: Callable[[list[Any]], Any],
         arguments: dict[str, Any],
     ) -> Any:
-        """Measure what is new, then find something among the tiles by their notes."""
-        known = 0 if self._notes is None else self._known
+        """Measure new candidates, then reduce the tiles and their notes."""
+        n_measured = 0 if self._notes is None else self._n_measured
         columns = [] if self._notes is None else [self._notes]
         columns += [] if self._weights is None else [self._weights[:, None]]
-        new = candidates[known:].astype(np.float64)
-        notes, found = noted(
-            _one_round,
+        new = candidates[n_measured:].astype(np.float64)
+        notes, result = gather_with_notes(
+            _round,
             [self._X, *columns],
             merge,
             _NOTE,
             new=dask.delayed(new, pure=True, traverse=False),
-            known=known,
+            n_measured=n_measured,
             weighted=self._weights is not None,
-            find=find,
+            reduce_piece=reduce_piece,
             **arguments,
         )
         if self._keep:
-            notes, found = persist(notes, found, scheduler=self._scheduler)
-            self._notes, self._known = notes, len(candidates)
-        return compute(found.to_delayed().item(), scheduler=self._scheduler)[0]
+            notes, result = persist(notes, result, scheduler=self._scheduler)
+            self._notes, self._n_measured = notes, len(candidates)
+        return compute(result.to_delayed().item(), scheduler=self._scheduler)[0]
 
 
-# What overflows is refused by the first pass that measures the tiles.
+# The first pass that measures the tiles refuses an overflow.
 @np.errstate(over="ignore", invalid="ignore")
-def _one_round(
+def _round(
     tiles: NDArray[Any],
     first: int,
     *columns: NDArray[Any],
     new: NDArray[np.float64],
-    known: int,
+    n_measured: int,
     weighted: bool,
-    find: Callable[..., Any],
+    reduce_piece: Callable[..., Any],
     **arguments: Any,
 ) -> tuple[NDArray[Any], Any]:
-    """Return the notes of a piece, and what is found by them."""
+    """Return the notes of a piece, and its reduction."""
+    from daskkm.kernels import assign, distances
+
     before = columns[: len(columns) - weighted]
     weights = columns[-1] if weighted else None
     notes = before[0].copy() if before else np.array((0, np.inf), _NOTE).repeat(len(tiles))
     if len(new):
-        own = assign.label_block(tiles, new, np.array([0, len(new)]))[:, 0]
-        distances = squared_distances(tiles, new, own)
-        # As the labels among all candidates: of equals the first.
-        nearer = distances < notes["distance"]
-        notes["label"][nearer] = known + own[nearer]
-        notes["distance"][nearer] = distances[nearer]
-    return notes[:, None], find(tiles, first, notes, weights, **arguments)
+        labels = assign.label_block(tiles, new, np.array([0, len(new)]))[:, 0]
+        to_new = distances.squared_distances(tiles, new, labels)
+        # As labels among all candidates: the first of equals.
+        nearer = to_new < notes["distance"]
+        notes["label"][nearer] = n_measured + labels[nearer]
+        notes["distance"][nearer] = to_new[nearer]
+    return notes[:, None], reduce_piece(tiles, first, notes, weights, **arguments)
 
 
 def _race(
@@ -229,10 +261,9 @@ def _race(
     seed: int,
     step: int,
 ) -> Drawn:
-    """Draw from a piece, in proportion to the weight times the squared distance."""
-    arrivals = seeding.arrivals(seed, 0, step, first, len(tiles))
+    times = exponentials(seed, 0, step, first, len(tiles))
     mass = notes["distance"] if weights is None else notes["distance"] * weights
-    return Drawn.race(tiles, first, arrivals, mass, n_draws)
+    return Drawn.race(tiles, first, times, mass, n_draws)
 
 
 def _weigh(
@@ -243,46 +274,8 @@ def _weigh(
     *,
     n_candidates: int,
 ) -> tuple[NDArray[Any], float]:
-    """Return the weight of the tiles nearest to each candidate, and what they leave."""
-    kind = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
+    dtype = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
     each = np.ones(len(tiles)) if weights is None else weights
     # Whole weights add up to less than 2**53: exact.
-    total = np.bincount(notes["label"], each, minlength=n_candidates).astype(kind)
+    total = np.bincount(notes["label"], each, minlength=n_candidates).astype(dtype)
     return total, float(notes["distance"] @ each)
-
-
-def _one_drawn(weights: NDArray[Any], first: int, *, n: int, seed: int) -> list[Drawn]:
-    return [
-        Drawn.race(
-            weights, first, seeding.arrivals(seed, i, 0, first, len(weights)), weights[:, 0], 1
-        )
-        for i in range(n)
-    ]
-
-
-# What overflows is refused by the first pass that measures the tiles.
-@np.errstate(over="ignore", invalid="ignore")
-def _one_trials(
-    tiles: NDArray[Any],
-    first: int,
-    weights: NDArray[Any] | None = None,
-    *,
-    trials: Sequence[Trial],
-    n_draws: int,
-    seed: int,
-    step: int,
-) -> tuple[Outcome, ...]:
-    """Return what the candidates of each seeding leave of a block, and draw from it."""
-    kind = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
-    outcomes = []
-    for place, (chosen, candidates) in enumerate(trials):
-        left = distances_to_all(tiles, candidates)
-        if len(chosen):
-            own = assign.label_block(tiles, chosen, np.array([0, len(chosen)]))[:, 0]
-            left = np.minimum(left, squared_distances(tiles, chosen, own)[:, None])
-        if weights is not None:
-            left *= weights[:, None]
-        arrivals = seeding.arrivals(seed, place, step, first, len(tiles))
-        drawn = [Drawn.race(tiles, first, arrivals, mass, n_draws) for mass in left.T]
-        outcomes.append(Outcome(left.astype(kind).sum(axis=0).tolist(), drawn))
-    return tuple(outcomes)

@@ -1,7 +1,7 @@
-"""Recognize what a user gives: what is read block by block, what is in memory, what is neither.
+"""Recognition of what a user gives as X, as weights or as classes, by its class.
 
-This is the one place where that is decided, by what an object is. Packages that daskkm does not
-need are known by the names of their classes, and are not imported.
+This is the one place that decides whether an array is in memory, is read block by block, or is no
+array. Packages that daskkm does not need are known by the names of their classes, and not imported.
 """
 
 from __future__ import annotations
@@ -23,86 +23,76 @@ if TYPE_CHECKING:
 
 _OF_XARRAY = {"xarray.DataArray", "xarray.Variable"}
 
+#: Message for values whose squares cannot be summed.
+TOO_LARGE = "Input X, or sample_weight, is too large to square and sum up; scale it down"
+
+
+def check_sums_finite(values: NDArray[Any] | float) -> None:
+    """Raise FitError if sums of squares have overflowed."""
+    if not np.isfinite(values).all():
+        raise FitError(TOO_LARGE)
+
 
 def recognize(X: Any) -> Any:
-    """Return X as one of the kinds of arrays that tiles are read from.
+    """Return X as a TileStore, dask array or other array that is sliced to be read, else X itself.
 
-    Parameters
-    ----------
-    X : object
-
-    Returns
-    -------
-    TileStore, dask array, or other array that is sliced to be read (Zarr, HDF5); else X
-        A dask data frame becomes a dask array, an xarray.DataArray what it holds. What is returned
-        as it is, is in memory, or no array at all: NumPy knows. The function may be called again
-        with what it returned.
+    A dask data frame becomes a dask array, an xarray.DataArray its array. What is returned as it
+    is, is in memory, or no array at all: NumPy knows. The result may be recognized again.
 
     Raises
     ------
     FitError
         If X is a masked array.
     TypeError
-        If X is an object of a kind that is not one array of numbers, or sparse.
+        If X is sparse, or of a kind that is not one array of numbers.
     """
     check_unmasked(X, "X")
-    names = _names(X)
+    names = _class_names(X)
     if "daskkm.TileStore" in names or "zarr.Array" in names:
         return X
     if isinstance(X, da.Array):
         return _dense(X)
     if names & _OF_XARRAY:
-        return recognize(_held_by(X))
+        return recognize(_array_of_xarray(X))
     if "dask.FrameBase" in names:
         return _array_of_frame(X)
-    _refuse(X, names)
+    _refuse_other_kinds(X, names)
     return X
 
 
 def resolve(X: Any) -> Any:
-    """Return X as `recognize` does, and what is in memory as an ndarray."""
+    """Return X as `recognize` does, as an ndarray if it is in memory."""
     X = recognize(X)
     return X if is_lazy(X) else as_array(X)
 
 
 def as_array(X: Any) -> NDArray[Any]:
-    """Return what is in memory, recognized, as an array.
-
-    Raises
-    ------
-    FitError
-        If its parts do not make an array.
-    TypeError
-        If it is an object that NumPy does not take for an array.
-    """
+    """Return a recognized X in memory as an ndarray; raise FitError or TypeError if it is none."""
     try:
-        if "pandas.DataFrame" in _names(X):
+        if "pandas.DataFrame" in _class_names(X):
             return np.asarray(X.to_numpy(_dtype_of_frame(X), na_value=np.nan))
-        found = np.asarray(X)
+        array = np.asarray(X)
     except ValueError as error:
-        msg = f"X is no array ({error}); give it as (n_tiles, n_features)"
+        msg = f"X: not an array ({error}). Give it as (n_tiles, n_features)"
         raise FitError(msg) from error
-    if found.dtype == object and not found.ndim:
-        msg = f"X is a {_kind(X)}, which is no array; give it as (n_tiles, n_features)"
+    if array.dtype == object and not array.ndim:
+        msg = f"X: a {_class_name(X)} is not an array. Give it as (n_tiles, n_features)"
         raise TypeError(msg)
-    return found
+    return array
 
 
 def is_store(X: Any) -> bool:
     """Return True if X is a TileStore."""
-    return "daskkm.TileStore" in _names(X)
+    return "daskkm.TileStore" in _class_names(X)
 
 
 def is_lazy(X: Any) -> bool:
-    """Return True if X, recognized, is read block by block and answered with dask arrays.
-
-    An array that is mapped from a file is read block by block too, but answered in memory.
-    """
+    """Return True if a recognized X is read block by block, and its results are dask arrays."""
     return isinstance(X, da.Array) or is_store(X) or is_sliced(X)
 
 
 def is_sliced(X: Any) -> bool:
-    """Return True if X is an array of another kind than dask's that is sliced to be read."""
+    """Return True if X is sliced to be read, as Zarr and HDF5 arrays are; not dask arrays."""
     kind = type(X)
     return all(hasattr(kind, name) for name in ("shape", "dtype", "chunks", "__getitem__")) and (
         not isinstance(X, da.Array)
@@ -110,32 +100,28 @@ def is_sliced(X: Any) -> bool:
 
 
 def columns(X: Any) -> Any:
-    """Return a data frame without rows that has the columns of a dask data frame; else None."""
-    return X._meta if "dask.FrameBase" in _names(X) and X._meta.ndim == 2 else None
+    """Return an empty data frame with the columns of a dask data frame, or None."""
+    return X._meta if "dask.FrameBase" in _class_names(X) and X._meta.ndim == 2 else None
 
 
 def column(values: Any, name: str) -> NDArray[Any] | da.Array:
-    """Return what is given for each tile, weights or classes, as a NumPy or dask array.
+    """Return one value for each tile, weights or classes, as a NumPy or dask array.
 
-    Parameters
-    ----------
-    values : array-like, dask array or series, or Zarr array of shape (n,)
-    name : str
-        Of the parameter, for messages.
+    `name` is that of the parameter, for messages.
 
     Raises
     ------
     FitError
-        If it is a masked array, or no array.
+        If it is masked, or not an array.
     """
     check_unmasked(values, name)
     if isinstance(values, da.Array):
         return values
-    names = _names(values)
+    names = _class_names(values)
     if "dask.FrameBase" in names:
         return values.to_dask_array()
     if names & _OF_XARRAY:
-        return column(_held_by(values), name)
+        return column(_array_of_xarray(values), name)
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:
@@ -144,41 +130,33 @@ def column(values: Any, name: str) -> NDArray[Any] | da.Array:
 
 
 def check_unmasked(values: Any, name: str) -> None:
-    """Raise FitError if an array is masked, or one in a list is: the mask would be lost.
-
-    Parameters
-    ----------
-    values : object
-        A lazy array, an array, or a list of what becomes one array.
-    name : str
-        Of the parameter, for the message.
-    """
+    """Raise FitError if an array, or an array in a list, is masked: its mask would be lost."""
     several = values if isinstance(values, (list, tuple)) else [values]
     for value in several:
         if np.ma.isMaskedArray(getattr(value, "_meta", value)):
-            msg = f"{name} is a masked array, and k-means has no use for a mask; "
-            raise FitError(msg + "fill it or drop the tiles")
+            msg = f"{name}: masked arrays are not supported. Fill the mask or drop the tiles."
+            raise FitError(msg)
         if isinstance(value, (list, tuple)) and value is not values:
             check_unmasked(value, name)
 
 
-def _names(X: Any) -> set[str]:
-    """Return the classes of an object, each as the name of its package and its own."""
+def _class_names(X: Any) -> set[str]:
+    """Return the names of the classes of an object, each with its package."""
     return {f"{c.__module__.partition('.')[0]}.{c.__qualname__}" for c in type(X).__mro__}
 
 
-def _kind(X: Any) -> str:
-    """Return the name of the class of an object, and of its package."""
+def _class_name(X: Any) -> str:
+    """Return the name of the class of an object, with its package."""
     package = type(X).__module__.partition(".")[0]
     return f"{package}.{type(X).__qualname__}".removeprefix("builtins.")
 
 
-def _held_by(X: Any) -> Any:
-    """Return what an array or variable of xarray holds, lazily if it has not been read."""
+def _array_of_xarray(X: Any) -> Any:
+    """Return the array of an xarray object, lazily if it has not been read."""
     if X.chunks is not None or getattr(getattr(X, "variable", X), "_in_memory", True) or not X.ndim:
         return X.data
-    # The data of a file that was opened without dask: `data` would read all of it. The lengths of
-    # chunks are those of the file's axes, of which a selection has fewer.
+    # `data` would read all of a file that was opened without dask. A selection may have fewer axes
+    # than the file, whose chunks these are.
     shards: Any = X.encoding.get("shards") or ()
     lengths = X.encoding.get("preferred_chunks") or {}
     length = shards[0] if len(shards) == X.ndim else lengths.get(X.dims[0], "auto")
@@ -186,7 +164,7 @@ def _held_by(X: Any) -> Any:
 
 
 def _dense(X: da.Array) -> da.Array:
-    """Return a dask array if its blocks are NumPy's."""
+    """Return a dask array; raise TypeError if its blocks are not NumPy arrays."""
     block = X._meta
     if isinstance(block, np.ndarray):
         return X
@@ -197,7 +175,7 @@ def _dense(X: da.Array) -> da.Array:
             f"Use 'X.map_blocks(lambda block: block.{what}())' to convert its blocks."
         )
         raise TypeError(msg)
-    msg = f"X has blocks of {_kind(block)}, not of numpy.ndarray; convert them with X.map_blocks"
+    msg = f"X: blocks of {_class_name(block)}, not of numpy.ndarray. Convert them by X.map_blocks"
     raise TypeError(msg)
 
 
@@ -212,20 +190,14 @@ def _array_of_frame(X: Any) -> da.Array:
 
 
 def _dtype_of_frame(frame: Any) -> np.dtype[Any]:
-    """Return the dtype that holds all columns of a pandas data frame.
-
-    Raises
-    ------
-    TypeError
-        If some columns are not of numbers.
-    """
-    others = [
+    """Return the dtype that holds all columns of a pandas data frame; TypeError if not numbers."""
+    not_numbers = [
         f"{name!r} ({dtype})"
         for name, dtype in frame.dtypes.items()
         if not getattr(dtype, "_is_numeric", False) and getattr(dtype, "kind", "O") not in "biuf"
     ]
-    if others:
-        msg = f"X: columns that do not hold numbers: {', '.join(others)}. Drop or encode them."
+    if not_numbers:
+        msg = f"X: columns that do not hold numbers: {', '.join(not_numbers)}. Drop or encode them."
         raise TypeError(msg)
     dtypes: Sequence[Any] = list(frame.dtypes)
     if dtypes and all(isinstance(dtype, np.dtype) for dtype in dtypes):
@@ -233,9 +205,9 @@ def _dtype_of_frame(frame: Any) -> np.dtype[Any]:
     return np.dtype(np.float64)  # of extension types, which have missing values
 
 
-def _refuse(X: Any, names: set[str]) -> None:
-    """Raise TypeError for what is no array of numbers, with what to give in its place."""
-    kind = _kind(X)
+def _refuse_other_kinds(X: Any, names: set[str]) -> None:
+    """Raise TypeError, with a hint, for kinds of objects that are not one array of numbers."""
+    kind = _class_name(X)
     if names & {"scipy.spmatrix", "scipy.sparray", "sparse.SparseArray"}:
         msg = (
             "Sparse data was passed for X, but dense data is required. "
@@ -243,15 +215,15 @@ def _refuse(X: Any, names: set[str]) -> None:
         )
     elif isinstance(X, (str, bytes, os.PathLike)):
         msg = (
-            f"X is a path ({os.fsdecode(X)!r}), not an array; open it: daskkm.open_store(path), "
-            "zarr.open_array(path), np.load(path, mmap_mode='r')"
+            f"X: a path ({os.fsdecode(X)!r}), not an array. Open it by daskkm.open_store, "
+            "zarr.open_array or np.load(path, mmap_mode='r')"
         )
     elif isinstance(X, Mapping) or names & {"zarr.Group"}:
         members = list(X)[:5] if isinstance(X, Mapping) else sorted(X.array_keys())[:5]
         several = ", ".join(repr(name) for name in members)
-        msg = f"X is a {kind}, which holds several arrays ({several}); give one of them, X[name]"
+        msg = f"X: a {kind} of several arrays ({several}). Give one of them, X[name]"
     elif dask.is_dask_collection(X):
-        msg = f"X is a {kind}; give a dask array or data frame (da.from_delayed, bag.to_dataframe)"
+        msg = f"X: a {kind}. Give a dask array or data frame (da.from_delayed, bag.to_dataframe)"
     else:
         return
     raise TypeError(msg)

@@ -396,7 +396,11 @@ def _sending(client: Client) -> AbstractContextManager[None]:
 
     from daskkm.passes import arrays  # not at the top: commands begin without NumPy
 
-    return arrays.staying() if isinstance(client.cluster, LocalCluster) else nullcontext()
+    return (
+        arrays.pickling_by_reference()
+        if isinstance(client.cluster, LocalCluster)
+        else nullcontext()
+    )
 
 
 async def _gather(client: Client, futures: Any) -> Any:

@@ -1,251 +1,250 @@
-"""From what a user gives to blocks of tiles.
-
-A block is an array, or an object that makes the arrays of its tiles one after another whenever it
-is iterated: a task then takes a long run of tiles in the memory of a short one, and small blocks
-cost the scheduler one task and not many.
-"""
+"""X, looked at once: its tiles as a dask array, its weights, and where they are."""
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
-from dask.optimization import cull
 
 from daskkm.errors import FitError
-from daskkm.kernels.dtypes import SUPPORTED_DTYPES, check_dtype
-from daskkm.passes import arrays, inputs, memory
+from daskkm.kernels.dtypes import SUPPORTED_DTYPES, check_dtype, check_exact
+from daskkm.passes import arrays, inputs
+from daskkm.passes.arrays import MappedFile
+from daskkm.passes.grouping import group_short_blocks
+from daskkm.passes.inputs import TOO_LARGE
+from daskkm.passes.memory import block_bytes
+from daskkm.passes.scheduler import compute, compute_chunk_sizes, persist
+from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-# More blocks than this that are shorter than that, on average, are made several a task.
-_MANY_BLOCKS = 1024
-_SHORT_BYTES = 2 << 20
-_A_THREAD, _FEW_GROUPS = 8, 64
-_LEAST_BLOCKS = 4  # a task, or it is not worth it
-_ARRAY_BYTES = 4 << 20  # of a block of an array that is in memory
-_RECIPES = "recipes-"
-_SHARED_BYTES = 64 << 10  # of what each of several tasks may have a copy
+    from numpy.typing import ArrayLike
 
 
-def as_tiles(X: Any) -> da.Array:
-    """Return X as a dask array with one chunk along the features.
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Tiles of any kind of X, with their weights.
 
-    Parameters
+    Attributes
     ----------
-    X : TileStore, or array of shape (n, d)
-        As for `daskkm.passes.inputs.recognize`.
-
-    Returns
-    -------
-    dask array of shape (n, d)
-        Of a dtype that is supported; tiles of other numbers become float64, block by block.
-
-    Raises
-    ------
-    FitError
-        If X is not two-dimensional, or masked.
-    TypeError
-        If X is not an array of numbers.
+    given : TileStore, dask array, ndarray, or array that is sliced to be read
+        X as it was recognized.
+    array : dask array of shape (n, d)
+        Of a supported dtype, in one chunk along the features; n may be unknown.
+    store : TileStore or None
+        Store of which these are all tiles.
+    file : MappedFile or None
+        File that X is mapped from.
+    weights : dask array of shape (n,), int64 or float64, or None
+        In the chunks of `array`; int64 if all are whole numbers.
+    total_weight : int
+        Sum of the weights; number of tiles without weights.
+    reads : int
+        Reads of all tiles that were needed to know their number.
     """
-    X = inputs.resolve(X)
-    tiles = X.features() if inputs.is_store(X) else X  # a Zarr array is not read yet
-    if np.isnan(tiles.shape[1:]).any():
-        msg = f"X has shape {tiles.shape}; compute_chunk_sizes() tells how many features there are"
+
+    given: Any
+    array: da.Array
+    store: Any = None
+    file: MappedFile | None = None
+    weights: da.Array | None = None
+    total_weight: int = 0
+    reads: int = 0
+
+    @classmethod
+    def of(cls, X: Any) -> Tiles:
+        """Return the tiles of X.
+
+        Raises
+        ------
+        FitError
+            If X is masked, or not of shape (n, d) with d > 0.
+        TypeError
+            If X is not an array of numbers.
+        """
+        if isinstance(X, Tiles):
+            return X
+        X = inputs.resolve(X)
+        if inputs.is_store(X):
+            return cls(X, X.features(), store=X)
+        _check_shape(X)
+        file = MappedFile.of(X)
+        name, store = getattr(X, "tile_store", ("", None))
+        store = store if name == getattr(X, "name", None) else None
+        return cls(X, _as_dask_array(X, file), store=store, file=file)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of tiles, and of features."""
+        n, d = self.array.shape
+        return int(n), int(d)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the tiles as kernels take them."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tiles."""
+        n, d = self.shape
+        return n * d * self.dtype.itemsize
+
+    @property
+    def tile(self) -> tuple[int, ...] | None:
+        """Shape of a tile, (height, width[, band]); None if X is an array of features."""
+        return self.given.tile if inputs.is_store(self.given) else None
+
+    @property
+    def is_lazy(self) -> bool:
+        """True if results for each tile are lazy dask arrays."""
+        return inputs.is_lazy(self.given)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """True if the tiles are an array in memory here."""
+        return not self.is_lazy and self.file is None
+
+    @property
+    def is_kernel_ready(self) -> bool:
+        """True if the tiles are in memory here as kernels take them, without a copy."""
+        array = self.given
+        return self.is_in_memory and array.dtype == self.dtype and array.flags.c_contiguous
+
+    @property
+    def is_exact(self) -> bool:
+        """True if sums are integers, which do not depend on blocks."""
+        whole = self.weights is None or self.weights.dtype.kind == "i"
+        return whole and self.dtype.kind != "f"
+
+    def identity(self) -> str:
+        """Return a digest of the tiles, or dask's name of them, the same in any process."""
+        if self.store is not None:
+            return str(self.store.digest)
+        return str(dask.base.tokenize(self.file or self.given))
+
+    def sized(self, scheduler: Any) -> Tiles:
+        """Return tiles of known number; reads all of them if it is unknown."""
+        if not np.isnan(self.array.shape[0]):
+            return replace(self, total_weight=int(self.array.shape[0]))
+        array = compute_chunk_sizes(self.array, scheduler)
+        return replace(self, given=array, array=array, total_weight=int(array.shape[0]), reads=1)
+
+    def weighted(self, sample_weight: ArrayLike | da.Array | None, scheduler: Any) -> Tiles:
+        """Return tiles of known number with weights; raise FitError for weights that do not fit."""
+        if sample_weight is None:
+            return self
+        with sending(self.given, sample_weight):
+            weights = _as_weights(sample_weight, self.array, scheduler)
+            # Scaled down, exactly, lest the sum overflow with a warning.
+            least, scaled, whole = compute(
+                weights.min(),
+                (weights * 2.0**-64).sum(),
+                (weights == da.rint(weights)).all(),
+                scheduler=scheduler,
+            )
+        total = float(scaled) * 2.0**64
+        if not (least >= 0 and 0 < total < np.inf):
+            raise FitError(_weights_problem(float(least), float(scaled)))
+        # Sums of whole floats are whole below 2**53 only.
+        dtype = np.int64 if whole and total < 2**53 else np.float64
+        return replace(self, weights=weights.astype(dtype), total_weight=int(total))
+
+    def check_sums(self) -> None:
+        """Raise SumOverflowError if sums of these tiles could exceed int64."""
+        n, d = self.shape
+        whole = self.weights is None or self.weights.dtype.kind == "i"
+        check_exact(max(self.total_weight, n) if whole else n, d, self.dtype)
+
+    def in_blocks(self, threads: int) -> da.Array:
+        """Return the tiles in blocks for passes by so many threads.
+
+        Blocks are arrays, or iterables of arrays that are read one after another.
+        """
+        n_bytes = block_bytes(self.nbytes, threads)
+        if self.store is not None:
+            return self.store.streamed(n_bytes)
+        if self.is_lazy:
+            return group_short_blocks(self.array, threads)
+        return arrays.in_blocks(self.given, n_bytes, self.dtype, self.file)
+
+
+def _check_shape(X: Any) -> None:
+    """Raise FitError unless X is of shape (n, d) with d > 0."""
+    if np.isnan(X.shape[1:]).any():
+        msg = f"X has shape {X.shape}; compute_chunk_sizes() tells how many features there are"
         raise FitError(msg)
-    if tiles.ndim != 2:
+    if X.ndim != 2:
         msg = (
-            f"Expected 2D array, got {tiles.ndim}D array instead: X has shape {tiles.shape}. "
+            f"Expected 2D array, got {X.ndim}D array instead: X has shape {X.shape}. "
             "Reshape your data to (n_tiles, n_features)"
         )
         raise FitError(msg)
-    if not tiles.shape[1]:
+    if not X.shape[1]:
+        msg = f"Found array with 0 feature(s) (shape={X.shape}) while a minimum of 1 is required"
+        raise FitError(msg)
+
+
+def _as_dask_array(X: Any, file: MappedFile | None) -> da.Array:
+    """Return X as a dask array of a supported dtype, in one chunk along the features.
+
+    Numbers of other dtypes become float64, a block at a time.
+    """
+    dtype = X.dtype
+    if dtype.kind in "biuf" and dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
+        dtype = np.dtype(np.float64)
+    check_dtype(dtype)
+    if isinstance(X, np.ndarray):
+        return arrays.as_arrays(X, dtype=dtype, file=file)
+    if not isinstance(X, da.Array):
+        length = arrays.rows_in(sizes.piece_bytes, X.shape[1], X.dtype)
+        # A sharded Zarr array is read by shards.
+        stored = getattr(X, "shards", None) or X.chunks or (length,)
+        # name=False: a name made from the content would cost a read of it.
+        X = da.from_array(X, chunks=(stored[0], -1), name=False)
+    array: da.Array = X if X.numblocks[1] == 1 else X.rechunk({1: -1})
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _as_weights(values: Any, tiles: da.Array, scheduler: Any) -> da.Array:
+    """Return weights as a persisted dask array in the chunks of the tiles."""
+    n = tiles.shape[0]
+    weights: Any = inputs.column(values, "sample_weight")
+    if np.isnan(weights.shape).any():  # of the same selection as the tiles
+        weights = compute_chunk_sizes(weights, scheduler)
+    if weights.ndim == 0:  # as scikit-learn takes it
+        weights = np.full(n, weights)
+    if weights.shape != (n,) or weights.dtype.kind not in "biuf":
         msg = (
-            f"Found array with 0 feature(s) (shape={tiles.shape}) while a minimum of 1 is required"
+            f"sample_weight has shape {weights.shape} and dtype {weights.dtype}; "
+            f"give one number for each of the {n} tiles"
         )
         raise FitError(msg)
-    dtype = _converted(tiles.dtype)
-    if isinstance(tiles, np.ndarray):
-        return arrays.as_arrays(tiles, dtype=dtype)
-    if not isinstance(tiles, da.Array):
-        length = arrays.rows_in(_ARRAY_BYTES, tiles.shape[1], tiles.dtype)
-        # What is read at once: of a sharded array a shard, not the chunks in it.
-        stored = getattr(tiles, "shards", None) or tiles.chunks or (length,)
-        # name=False: a name made from the content would cost a read of it.
-        tiles = da.from_array(tiles, chunks=(stored[0], -1), name=False)
-    tiles = tiles if tiles.numblocks[1] == 1 else tiles.rechunk({1: -1})
-    return tiles if tiles.dtype == dtype else tiles.astype(dtype)
+    (persisted,) = persist(da.asarray(weights).rechunk((tiles.chunks[0],)), scheduler=scheduler)
+    return persisted
 
 
-def _converted(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return what tiles of a dtype become: float64, if they are numbers that are not supported."""
-    if dtype.kind in "biuf" and dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
-        return np.dtype(np.float64)
-    check_dtype(dtype)
-    return dtype
-
-
-def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
-    """Return the tiles in blocks for passes over them.
-
-    Parameters
-    ----------
-    X : object
-        As `daskkm.passes.inputs.resolve` returns it.
-    tiles : dask array of shape (n, d)
-        What `as_tiles` made of it, of known sizes.
-    threads : int
-        Of all workers together.
-
-    Returns
-    -------
-    dask array of shape (n, d)
-        Its blocks are arrays or, as said above, objects in place of them.
-    """
-    if inputs.is_store(X):
-        return X.streamed(threads)
-    if (store := _store_of(X)) is not None:
-        return store.streamed(threads)
-    if isinstance(X, np.ndarray):
-        total = tiles.shape[0] * tiles.shape[1] * tiles.dtype.itemsize
-        return arrays.in_blocks(X, memory.block_bytes(total, threads), tiles.dtype)
-    return _grouped(tiles, threads)
+def _weights_problem(least: float, scaled: float) -> str:
+    """Return the problem of weights, by the least of them and their scaled sum."""
+    if np.isnan(scaled) or np.isinf(scaled):
+        return f"Input sample_weight contains {'NaN' if np.isnan(scaled) else 'infinity'}"
+    if least < 0:
+        return f"sample_weight: negative ({least}). Give weights of at least 0."
+    if scaled == 0:
+        return "sample_weight: zero everywhere. Give some tiles a weight."
+    return TOO_LARGE
 
 
 @contextmanager
-def sending(*arrays: Any) -> Iterator[None]:
-    """Keep dask from advice against sending arrays to workers, where one of them is in memory.
-
-    Where they lie, there is no other way.
-    """
+def sending(*values: Any) -> Iterator[None]:
+    """Silence dask's advice against sending arrays to workers, where some are in memory here."""
     with warnings.catch_warnings():
-        if not all(array is None or inputs.is_lazy(array) for array in arrays):
+        if not all(value is None or inputs.is_lazy(value) for value in values):
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         yield
-
-
-def identity(X: Any) -> str:
-    """Return what tiles are the same by, in whatever process: a digest, or a name of dask's."""
-    X = inputs.recognize(X)
-    store = X if inputs.is_store(X) else _store_of(X)
-    if store is not None:
-        return str(store.digest)
-    return str(dask.base.tokenize(arrays.MappedFile.of(X) or X))
-
-
-def _store_of(X: Any) -> Any:
-    """Return the store of which a dask array is all tiles, if it is."""
-    name, store = getattr(X, "tile_store", ("", None)) if isinstance(X, da.Array) else ("", None)
-    return store if store is not None and name == X.name else None
-
-
-def tile_shape(X: Any) -> tuple[int, ...] | None:
-    """Return the shape of a tile, (height, width) or (height, width, bands), where X has one."""
-    return X.tile if inputs.is_store(X) else None
-
-
-class Recipe:
-    """A run of short blocks that are made one after another, whenever it is iterated.
-
-    Parameters
-    ----------
-    steps : sequence of pairs
-        Of each block, its key and the graph by which dask makes it, with nothing else in it.
-    """
-
-    def __init__(self, steps: Sequence[tuple[Any, Mapping[Any, Any]]]) -> None:
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        for key, graph in self.steps:
-            yield dask.get(graph, key)
-
-    def whole(self) -> tuple[NDArray[Any], list[int]]:
-        """Make all of them, as one array, and say how many tiles are in each."""
-        made = list(self)
-        return np.concatenate(made), list(map(len, made))
-
-
-def has_recipes(blocks: da.Array) -> bool:
-    """Tell whether blocks are recipes, all that is needed to make them."""
-    return str(blocks.name).startswith(_RECIPES)
-
-
-def piece_bytes(tiles: da.Array) -> int:
-    """Return how many bytes of tiles a task has in memory at once."""
-    return int(max(tiles.chunks[0]) * tiles.shape[1] * tiles.dtype.itemsize)
-
-
-def _grouped(tiles: da.Array, threads: int) -> da.Array:
-    """Return short blocks as few recipes, if each can be made on its own; else as they are."""
-    sizes = np.asarray(tiles.chunks[0])
-    row = tiles.shape[1] * tiles.dtype.itemsize
-    short = len(sizes) > _MANY_BLOCKS and int(sizes.sum()) * row < _SHORT_BYTES * len(sizes)
-    if not short or any(layer.annotations for layer in tiles.dask.layers.values()):
-        return tiles
-    keys = [keys[0] for keys in tiles.__dask_keys__()]
-    n_groups = min(max(_A_THREAD * threads, _FEW_GROUPS), len(keys) // _LEAST_BLOCKS)
-    cuts = np.linspace(0, len(keys), n_groups + 1).astype(int).tolist()
-    (optimized,) = dask.optimize(tiles)
-    graph = dict(optimized.dask)
-    # What workers hold is not in a graph: keys are missing, or dependencies are.
-    needed = set(keys).union(*(node.dependencies for node in graph.values()))
-    if needed - graph.keys() or any(_is_elsewhere(node) for node in graph.values()):
-        return tiles
-    parts = [cull(graph, [key])[0] for key in keys]
-    seen = Counter(key for part in parts for key in part)
-    if not all(_may_be_copied(graph[key]) for key, n in seen.items() if n > 1):
-        return tiles
-    name = f"{_RECIPES}{dask.base.tokenize(tiles.name, cuts)}"
-    recipes = {
-        (name, i, 0): Recipe(list(zip(keys[lo:hi], parts[lo:hi], strict=True)))
-        for i, (lo, hi) in enumerate(pairwise(cuts))
-    }
-    lengths = tuple(int(sizes[lo:hi].sum()) for lo, hi in pairwise(cuts))
-    return da.Array(recipes, name, chunks=(lengths, tiles.chunks[1]), meta=tiles._meta)
-
-
-def _may_be_copied(node: Any) -> bool:
-    """Tell whether a node of a graph is small data, such as an open Zarr array."""
-    # By what is sent: an object may say nothing of what it holds.
-    return hasattr(node, "value") and _is_sent_in(_SHARED_BYTES, node.value)
-
-
-def _is_sent_in(most: int, value: Any) -> bool:
-    """Tell whether an object can be sent in so many bytes, without making more of them."""
-    if isinstance(value, np.ndarray) and value.nbytes > most:  # a file that is mapped is copied
-        return False
-    try:
-        cloudpickle.dump(value, _Short(most))
-    except Exception:  # noqa: BLE001 (whatever it may be that objects raise: it cannot)
-        return False
-    return True
-
-
-class _Short:
-    """A file of so many bytes at most."""
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self._left -= size
-        if self._left < 0:
-            raise OSError
-        return size
-
-
-def _is_elsewhere(node: Any) -> bool:
-    """Tell whether a node stands for what workers hold."""
-    return type(getattr(node, "value", None)).__module__.startswith("distributed")

@@ -30,7 +30,6 @@ from zarr.errors import ContainsGroupError
 
 from daskkm.errors import CorruptChunkError, ParameterError, StoreError
 from daskkm.parameters import as_choice, as_flag, as_integer
-from daskkm.passes import memory
 from daskkm.storage import commit, locations, metadata, nodes
 from daskkm.storage.nodes import Kind
 from daskkm.storage.records import File, ImageRecord, Skipped, grid
@@ -158,7 +157,7 @@ class TileStore:
         features.tile_store = features.name, self
         return features
 
-    def streamed(self, threads: int = 1) -> da.Array:
+    def streamed(self, block_bytes: int) -> da.Array:
         """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
 
         Parameters
@@ -173,7 +172,7 @@ class TileStore:
         """
         n, d = len(self), math.prod(self.tile)
         rows = self.tiles.chunks[0]
-        rows *= -(-memory.block_bytes(n * d, threads) // (rows * d))
+        rows *= -(-block_bytes // (rows * d))
         return da.map_blocks(
             Chunks,
             array=self.tiles,

@@ -1,0 +1,84 @@
+"""Samples of tiles that are brought together, and weighted draws by races.
+
+In a race, tile i arrives at time E_i / mass_i, where E_i has the exponential distribution. The
+first m tiles to arrive are a sample without replacement with probability proportional to mass
+(Efraimidis and Spirakis, Weighted random sampling with a reservoir, Information Processing Letters
+97, 2006).
+E_i is a function of the seed and the global index i alone. So a race has the same winners in any
+blocks, and no total needs to be known before it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from daskkm.passes.seeds import Purpose, generator
+from daskkm.sizes import sizes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# A larger sample is drawn where the tiles are at least so many times as many.
+_TIMES_LARGE_SAMPLE = 4
+
+
+class Drawn(NamedTuple):
+    """Tiles that were drawn by a race."""
+
+    arrivals: NDArray[np.float64]  # (m,)
+    indices: NDArray[np.int64]  # (m,), global
+    tiles: NDArray[Any]  # (m, d)
+
+    @classmethod
+    def race(
+        cls,
+        tiles: NDArray[Any],
+        first: int,
+        exponentials: NDArray[np.float64],
+        mass: NDArray[np.float64],
+        m: int,
+    ) -> Self:
+        """Draw m tiles of a block, or as many as have mass; `first` is the index of tile 0."""
+        arrivals = np.full(len(tiles), np.inf)
+        np.divide(exponentials, mass, out=arrivals, where=mass > 0)
+        rows = np.argpartition(arrivals, m)[:m] if m < len(tiles) else np.arange(len(tiles))
+        rows = rows[np.isfinite(arrivals[rows])]
+        return cls(arrivals[rows], first + rows, tiles[rows]).top(m)
+
+    def top(self, m: int) -> Self:
+        """Return the first m tiles to arrive, in order, lowest index on ties."""
+        order = np.lexsort((self.indices, self.arrivals))[:m]
+        return type(self)._make(field[order] for field in self)
+
+
+def is_in_memory(n_tiles: int) -> bool:
+    """Return True if all tiles are brought together to draw initial centroids."""
+    return n_tiles <= sizes.sample_tiles
+
+
+def sample_size(n_tiles: int, tile_bytes: int) -> int:
+    """Return the number of tiles that models are fitted to before all tiles.
+
+    It is `sizes.large_sample_bytes` of tiles, or `sizes.sample_tiles` where more would be no small
+    part of all tiles.
+    """
+    large = sizes.large_sample_bytes // tile_bytes
+    enough = large > sizes.sample_tiles and n_tiles >= _TIMES_LARGE_SAMPLE * large
+    return large if enough else sizes.sample_tiles
+
+
+def sample_indices(n_tiles: int, seed: int, size: int | None = None) -> NDArray[np.int64]:
+    """Return the ascending global indices of a uniform sample without replacement, all if few."""
+    size = size or sizes.sample_tiles
+    if n_tiles <= size:
+        return np.arange(n_tiles)
+    rng = generator(seed, Purpose.SAMPLE)
+    return np.sort(rng.choice(n_tiles, size, replace=False, shuffle=False))
+
+
+def first_indices(n_tiles: int, n_seedings: int, seed: int) -> NDArray[np.int64]:
+    """Return the global index of the first centroid of each seeding, drawn uniformly."""
+    rngs = (generator(seed, Purpose.FIRST_CENTROID, i) for i in range(n_seedings))
+    return np.array([rng.integers(n_tiles) for rng in rngs])

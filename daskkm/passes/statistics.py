@@ -1,0 +1,249 @@
+"""Statistics of all clusters, and tiles for empty clusters: one pass each, lazily."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from daskkm.kernels.dtypes import statistics_dtype
+from daskkm.passes.reductions import (
+    concatenate_fields,
+    gather,
+    share,
+    sum_over_blocks,
+    sum_over_pieces,
+    with_column,
+)
+from daskkm.sizes import sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import dask.array as da
+    from dask.delayed import Delayed
+    from numpy.typing import NDArray
+
+    from daskkm.kernels.bounds import Resident
+    from daskkm.kernels.metric_sums import Clusters, Scales
+
+# Rounding error of a mean of many floats, relative.
+_ROUNDING = 1e-13
+
+
+def statistics(
+    X: da.Array,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    *,
+    weights: da.Array | None = None,
+    models: Sequence[int] = (),
+) -> da.Array:
+    """Return the table of statistics of each centroid over all tiles, lazily.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+        One chunk along the features.
+    stack : ndarray of shape (sum of k, d), float64
+    offsets : ndarray of shape (n_models + 1,), intp
+    weights : dask array of shape (n,), int64 or float64, optional
+        In the chunks of X.
+    models : sequence of int, optional
+        Names of the models, by which `resident` blocks of integers recognize them from pass to
+        pass; not with weights.
+
+    Returns
+    -------
+    dask array of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
+        As `daskkm.kernels.statistics.Statistics` takes it.
+    """
+    dtype = statistics_dtype(X.dtype, None if weights is None else weights.dtype)
+    shape = len(stack), X.shape[1] + 2
+    arguments: dict[str, Any] = {"stack": share(X, stack), "offsets": offsets}
+    if models:
+        arguments["models"] = tuple(models)
+        return sum_over_blocks(_update_statistics, [X], shape, dtype, **arguments)
+    return sum_over_blocks(_statistics, with_column(X, weights), shape, dtype, **arguments)
+
+
+def resident(X: da.Array) -> da.Array:
+    """Return blocks of `Resident`, which hold their tiles in memory once persisted, lazily."""
+    return X.map_blocks(_make_resident, token="resident", dtype=X.dtype, meta=X._meta)  # noqa: S106
+
+
+def _make_resident(block: Any) -> Resident:
+    from daskkm.kernels.bounds import Resident
+
+    return Resident.of(block)
+
+
+def _statistics(
+    block: Any, *weights: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
+) -> NDArray[Any]:
+    from daskkm.kernels import assign
+
+    prepared: assign.Prepared | None = None
+
+    def of_piece(tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+        nonlocal prepared  # once for all pieces
+        prepared = prepared or assign.prepare(tiles.dtype, stack, offsets)
+        return assign.block_statistics(tiles, stack, offsets, weights, prepared)
+
+    return sum_over_pieces(of_piece, block, weights)
+
+
+def _update_statistics(
+    block: Resident,
+    *,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    models: tuple[int, ...],
+) -> NDArray[Any]:
+    return block.statistics(stack, offsets, models)[None]
+
+
+class Farthest(NamedTuple):
+    """Tiles of one model that are far from their own centroid."""
+
+    distances: NDArray[np.float64]  # (m,), squared
+    indices: NDArray[np.int64]  # (m,), global
+    tiles: NDArray[Any]  # (m, d)
+    labels: NDArray[np.int32]  # (m,)
+    weights: NDArray[Any]  # (m,), above 0
+
+    def top(self, m: int) -> Farthest:
+        """Return the m farthest tiles, farthest first, lowest index on ties."""
+        order = np.lexsort((self.indices, -self.distances))[:m]
+        return Farthest._make(field[order] for field in self)
+
+
+def farthest(
+    X: da.Array,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    wanted: Sequence[int],
+    *,
+    weights: da.Array | None = None,
+) -> Delayed:
+    """Return the `wanted` farthest tiles of each model, lazily: a delayed tuple of `Farthest`.
+
+    Other parameters are those of `statistics`. Tiles that lie on their centroid (floats: within
+    rounding), and tiles without weight, are never among them.
+    """
+
+    def merge(parts: list[tuple[Farthest, ...]]) -> tuple[Farthest, ...]:
+        return tuple(
+            concatenate_fields(of_model).top(m)
+            for of_model, m in zip(zip(*parts, strict=True), wanted, strict=True)
+        )
+
+    return gather(
+        _farthest, X, weights, merge, stack=share(X, stack), offsets=offsets, wanted=wanted
+    )
+
+
+def _farthest(
+    tiles: NDArray[Any],
+    first: int,
+    weights: NDArray[Any] | None = None,
+    *,
+    stack: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    wanted: Sequence[int],
+) -> tuple[Farthest, ...]:
+    exact = weights is None and tiles.dtype.kind != "f"
+    weights = np.ones(len(tiles), np.int64) if weights is None else weights
+    pairs = zip(pairwise(offsets), wanted, strict=True)
+    return tuple(
+        _farthest_of_model(tiles if m else tiles[:0], first, weights, stack[lo:hi], m, exact=exact)
+        for (lo, hi), m in pairs
+    )
+
+
+def _farthest_of_model(
+    tiles: NDArray[Any],
+    first: int,
+    weights: NDArray[Any],
+    centroids: NDArray[np.float64],
+    m: int,
+    *,
+    exact: bool,
+) -> Farthest:
+    from daskkm.kernels.assign import label_block
+    from daskkm.kernels.distances import squared_distances
+
+    labels = label_block(tiles, centroids, np.array([0, len(centroids)]))[:, 0]
+    distances = squared_distances(tiles, centroids, labels)
+    # The mean of equal floats, or of weighted tiles, need not be that tile to the last bit:
+    # a relocation would repeat for ever.
+    on_centroid = 0.0 if exact else _ROUNDING**2 * np.square(tiles, dtype=np.float64).sum(axis=1)
+    off = np.flatnonzero((distances > on_centroid) & (weights[: len(tiles)] > 0))
+    return Farthest(distances[off], first + off, tiles[off], labels[off], weights[off]).top(m)
+
+
+def metric_sums(
+    X: da.Array,
+    clusters: Clusters,
+    scales: Scales,
+    classes: da.Array | None,
+    names: NDArray[Any],
+) -> da.Array:
+    """Return sums of distances, and counts of classes, of each cluster over its tiles, lazily.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, d)
+        Finite, in one chunk along the features.
+    clusters : Clusters
+        All clusters that have tiles.
+    scales : Scales
+    classes : dask array of shape (n,), or None
+        Class of each tile, in the chunks of X.
+    names : ndarray of shape (n_classes,)
+        Classes that occur, ascending.
+
+    Returns
+    -------
+    dask array of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
+        As `daskkm.kernels.metric_sums.add_up`; by products above `sizes.exact_metric_tiles` 8-bit
+        tiles.
+    """
+    return sum_over_blocks(
+        _metric_sums,
+        with_column(X, classes),
+        (len(clusters.stack), 3 + len(names)),
+        statistics_dtype(X.dtype),
+        stack=share(X, clusters.stack),
+        means=share(X, clusters.means, "means"),
+        offsets=clusters.offsets,
+        scales=scales,
+        names=names,
+        rounded=X.dtype.itemsize == 1 and X.shape[0] > sizes.exact_metric_tiles,
+    )
+
+
+def _metric_sums(
+    block: Any,
+    *classes: NDArray[Any],
+    stack: NDArray[np.float64],
+    means: NDArray[np.float64],
+    offsets: NDArray[np.intp],
+    scales: Scales,
+    names: NDArray[Any],
+    rounded: bool,
+) -> NDArray[Any]:
+    from daskkm.kernels import metric_sums
+
+    clusters = metric_sums.Clusters(stack, means, offsets)
+    products: metric_sums.Products | None = None
+
+    def of_piece(tiles: NDArray[Any], classes: NDArray[Any] | None = None) -> NDArray[Any]:
+        nonlocal products  # once for all pieces
+        codes = None if classes is None else np.searchsorted(names, classes)
+        if rounded:
+            products = products or metric_sums.prepare(tiles.dtype, clusters)
+        return metric_sums.add_up(tiles, clusters, scales, codes, len(names), products)
+
+    return sum_over_pieces(of_piece, block, classes)
