@@ -39,22 +39,21 @@ class Assessment:
 
 
 def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) -> dict[int, Quality]:
-    """Say how well each model fits the tiles, in figures by which to choose k.
+    """Compute metrics of each model on the tiles, by which to choose k.
 
     Takes two passes over the tiles for all models together: the first sums the clusters, the
-    second measures distances to their means, which are not known before. For 8-bit tiles both
-    take about as long as three iterations of all models. Tiles whose chunks are of unknown
-    sizes take one pass more. Figures are those of the labels that `predict` gives.
+    second measures distances to their means. For 8-bit tiles both take about as long as three
+    iterations of all models. Tiles of unknown number take one pass more. Labels are those of
+    `predict`.
 
-    For integer tiles every figure is the same to the last bit whatever the chunks. Distances
-    are summed in fixed point for that, to within 2**-21 of a mean distance for 10**9 tiles of
-    256 uint8 features and 2**-33 of a mean silhouette, and a bit finer each time the number
-    of tiles halves.
+    For integer tiles each metric is the same to the last bit whatever the chunks. For that,
+    distances are summed in fixed point, to within 2**-21 of a mean distance for 10**9 tiles of 256
+    uint8 features and 2**-33 of a mean silhouette, and finer each time the number of tiles halves.
 
     Of more than 8,192 8-bit tiles, distances are to centroids and means that are rounded to 16
     bits a feature: of 256 features, to 1/128 of a grey level or less. That changes a silhouette or
-    a Davies-Bouldin index of the sample images by less than 1e-6.
-    Inertia, sizes and Calinski-Harabasz are exact, and so are the figures of classes.
+    a Davies-Bouldin index of the sample images by less than 1e-6. Inertia, sizes,
+    Calinski-Harabasz and the metrics of classes are exact.
 
     Parameters
     ----------
@@ -63,10 +62,9 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     models : mapping of int to FittedModel or KMeans
         As in `SweepResult.models`.
     classes : NumPy or dask array of shape (n,), non-negative integers, optional
-        The true class of each tile, for purity, adjusted Rand index and normalized mutual
-        information, which are left out, with a warning, where no two tiles share a class. Its
-        chunks need not be those of X. Each class that occurs costs a column in the sums of
-        every cluster.
+        True class of each tile, for purity, adjusted Rand index and normalized mutual
+        information. These are left out, with a warning, where no two tiles share a class. Chunks
+        need not be those of X. Each class costs a column in the sums of each cluster.
 
     Returns
     -------
@@ -76,12 +74,12 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     Raises
     ------
     FitError
-        If there are no models or no tiles, the tiles are not of the models' shape, float tiles
-        are too large to square, or classes are not as said above.
+        If there are no models or no tiles, the tiles have other features than the models, float
+        tiles are too large to square, or classes are not one non-negative integer a tile.
     ValueError
         If float tiles are not finite.
     TypeError
-        If X is no array of numbers, or sparse.
+        If X is not an array of numbers, or sparse.
     OverflowError
         If there are so many 16-bit pixels (2.1e9 and more) that sums would not be exact.
 

@@ -45,79 +45,77 @@ _ALGORITHMS = ("lloyd", "elkan", "auto")
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """k-means with scikit-learn's interface, for tiles in memory or far beyond it.
 
-    X may be a NumPy array (or what makes one: a list, a data frame), a dask array or data frame, a
-    Zarr array, an xarray.DataArray or a `TileStore`. What is in memory, or mapped into it from a
-    file, is answered in memory; all else is read block by block, and answered with lazy dask
-    arrays. Work is done by the active `distributed.Client` if there is one, else by dask's default
-    scheduler.
+    X may be a NumPy array (or a list, or a data frame), a dask array or data frame, a Zarr array, an
+    xarray.DataArray or a `TileStore`. Results for tiles in memory, or in a memory-mapped file, are
+    NumPy arrays. Other tiles are read block by block, and their results are lazy dask arrays. The
+    active `distributed.Client` does the work if there is one, else dask's default scheduler.
 
-    For uint8, int8, uint16 and int16 tiles, without weights or with whole ones, a
-    `random_state` stands for one result, to the last bit, whatever the chunks, workers and kind
-    of array. Other integers, booleans and float16 are converted to float64, a block at a time.
+    For uint8, int8, uint16 and int16 tiles, without weights or with whole ones, a `random_state`
+    gives one result, to the last bit, whatever the chunks, workers and kind of array. Other
+    integers, booleans and float16 become float64, a block at a time.
 
     Parameters
     ----------
     n_clusters : int, default 8
-        Clusters, and centroids.
+        Number of clusters.
     init : {"k-means++", "k-means||", "random"}, callable or array of shape \
             (n_clusters, n_features), default "k-means++"
-        Where to start; how often each reads the tiles is said at `fit_sweep`. A callable is
-        called as ``init(X, n_clusters, random_state=RandomState)`` for each restart.
+        Initial centroids; `fit_sweep` documents how often each method reads the tiles. A callable
+        is called as ``init(X, n_clusters, random_state=RandomState)`` for each restart.
     n_init : "auto" or int, default "auto"
-        Restarts, of which the one of least inertia is kept. "auto" is 10 for "random" and for
-        callables, else 1.
+        Restarts; the restart of least inertia is kept. "auto" is 10 for "random" and for callables,
+        else 1.
     max_iter : int, default 300
-        Most iterations of a restart.
+        Maximum number of iterations of a restart.
     tol : float, default 1e-4
-        A restart has converged when the squared shifts of its centroids sum to no more than
-        this times the mean variance of the features.
+        A restart has converged when the squared shifts of its centroids sum to no more than `tol`
+        times the mean variance of the features.
     verbose : int or bool, default 0
-        Whether to print a line a pass over the tiles, in scikit-learn's words, with the inertia
-        of the best restart.
+        Print a line a pass, in scikit-learn's words, with the inertia of the best restart.
     random_state : int, numpy.random.RandomState, numpy.random.Generator or None, default None
-        Seed of all draws, or what draws one; None takes one from NumPy's global state.
+        Seed of all draws, or a generator that draws one. None draws a seed from NumPy's global
+        state.
     copy_x : bool, default True
-        Here for scikit-learn's sake: X is never changed, whether or not.
+        Accepted for compatibility with scikit-learn. X is never changed.
     algorithm : {"lloyd", "elkan", "auto"}, default "lloyd"
-        Here for scikit-learn's sake: all are exact, so the result is the same. Which distances
-        can be left out is for daskkm to find (`cache`).
+        Accepted for compatibility with scikit-learn. All are exact and give the same result.
     coarse : bool, default True
-        Whether restarts with drawn starts are fitted to a sample first, where there are more
-        than 32,768 tiles, and only the best to all: see `daskkm.fit_sweep`.
+        Fit restarts to a sample first, and only the best to all tiles, if initial centroids are
+        drawn from more than 32,768 tiles: see `daskkm.fit_sweep`.
     cache : {"auto", "always", "never"}, default "auto"
         Whether tiles stay in the workers' memory between passes; "auto": if they fit.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features), float64
-        May be assigned, also before a fit: all methods then answer by what was assigned.
+        May be assigned, also before a fit: all methods then use the assigned centroids.
         `labels_`, `inertia_` and `n_iter_` stay those of the fit; `save` leaves them out.
     labels_ : ndarray or lazy dask array of shape (n,), int32
-        The cluster of each tile, counted from 0.
+        Cluster of each tile, counted from 0.
     inertia_ : float
         Sum of squared distances of the tiles to their centroid, times their weights.
     n_iter_ : int
         Iterations of the restart that was kept.
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,), str
-        Only where X had names.
+        Only if X had names.
     fitted_model : FittedModel
-        What the methods answer by, as a sweep returns it, with the tiles in each cluster.
+        Model that the methods use, as a sweep returns it, with the tiles in each cluster.
 
     See Also
     --------
-    daskkm.fit_sweep : many k at once, for the price of the slowest in reads.
+    daskkm.fit_sweep : Many k at once, for the reads of the slowest.
 
     Notes
     -----
-    Lloyd's algorithm (IEEE Trans. Inf. Theory 28, 1982). ``tol``, ``n_iter_`` and what becomes
-    of empty clusters are as in scikit-learn, except that X is not centred first and labels that
-    repeat after a relocation do not end a fit. Inertia, centroids and labels belong together.
+    Lloyd's algorithm (IEEE Trans. Inf. Theory 28, 1982). ``tol``, ``n_iter_`` and the relocation of
+    empty clusters are those of scikit-learn, except that X is not centred first, and that labels
+    which repeat after a relocation do not end a fit. Inertia, centroids and labels are consistent.
 
-    float32 tiles are read as they are, but centroids and distances are float64, where
-    scikit-learn's are float32: labels, inertia and centroids would not belong together if
-    centroids were rounded. So `transform` takes 8 n_clusters bytes a tile, twice as many; where
-    that counts, take ``model.transform(X).astype("float32")`` of lazy input, block by block.
+    float32 tiles are read as they are, but centroids and distances are float64, where those of
+    scikit-learn are float32: rounded centroids would not be consistent with labels and inertia. So
+    `transform` takes 8 n_clusters bytes a tile, twice as many. Lazy input can be converted block by
+    block: ``model.transform(X).astype("float32")``.
 
     Examples
     --------
@@ -170,16 +168,16 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         y: Any = None,  # noqa: ARG002
         sample_weight: ArrayLike | da.Array | None = None,
     ) -> Self:
-        """Find the centroids.
+        """Fit the model to the tiles of X.
 
         Parameters
         ----------
         X : array-like, dask array, Zarr array or TileStore of shape (n, n_features)
         y : ignored
-            Here by convention.
+            Accepted by convention.
         sample_weight : array-like or dask array of shape (n,), optional
-            Not negative; 1 each if not given. Where all are whole numbers, a tile of weight w
-            adds to sums exactly what w tiles do.
+            At least 0; 1 each by default. If all are whole numbers, a tile of weight w adds to sums
+            exactly as w tiles do.
 
         Returns
         -------
@@ -192,7 +190,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ValueError
             If there are fewer tiles than clusters, or tiles or weights are NaN or infinite.
         TypeError
-            If X is sparse, or no array of numbers.
+            If X is sparse, or not an array of numbers.
         OverflowError
             As `fit_sweep`.
 
@@ -201,8 +199,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ConvergenceWarning
             If fewer than `n_clusters` tiles differ.
         RuntimeWarning
-            If there is one start, an array, and `n_init` asks for more, or `algorithm` is
-            "elkan" for one cluster.
+            If initial centroids are an array and `n_init` is above 1, or `algorithm` is "elkan" for
+            one cluster.
         """
         k = self._check_parameters()
         tiles = self._as_tiles(X, reset=True)
@@ -229,7 +227,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return self
 
     def predict(self, X: Any) -> Any:
-        """Return the cluster of each tile: of the nearest centroid, the first of equals.
+        """Return the cluster of each tile: that of the nearest centroid, the first of equals.
 
         Parameters
         ----------
@@ -254,7 +252,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         y: Any = None,  # noqa: ARG002
         sample_weight: ArrayLike | da.Array | None = None,
     ) -> Any:
-        """Find the centroids and return `labels_`. Parameters and errors are those of `fit`.
+        """Fit the model, and return `labels_`. Parameters and errors are those of `fit`.
 
         Returns
         -------
@@ -268,7 +266,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         y: Any = None,  # noqa: ARG002
         sample_weight: ArrayLike | da.Array | None = None,
     ) -> Any:
-        """Find the centroids and `transform`. Parameters and errors are those of `fit`.
+        """Fit the model, and `transform`. Parameters and errors are those of `fit`.
 
         Returns
         -------
@@ -286,8 +284,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Returns
         -------
         ndarray, or lazy dask array where X is not in memory, of shape (n, n_clusters), float64
-            Or the data frame that `set_output` asks for, which is in memory whatever X was; of a
-            lazy data frame its index is a new one, from 0.
+            Or a data frame, as set by `set_output`: always in memory. For a lazy data frame its
+            index counts from 0.
 
         Raises
         ------
@@ -315,7 +313,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         ----------
         X : array-like, dask array, Zarr array or TileStore of shape (n, n_features)
         y : ignored
-            Here by convention.
+            Accepted by convention.
         sample_weight : array-like or dask array of shape (n,), optional
 
         Returns
@@ -333,13 +331,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return -statistics.inertia(centroids)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a Zarr group, from which `load_model` reads the very same.
+        """Write the fitted model to a Zarr group, which `load_model` reads to the last bit.
 
-        Parameters and all that was fitted are kept, but for `labels_`, which `predict` gives
-        again. Nothing is pickled. A saved model that was there is replaced when this one is
-        complete, anything else never. Where `cluster_centers_` was assigned, these are saved, and
-        the tiles in each cluster, inertia and iterations are not: they are those of other
-        centroids.
+        Parameters and fitted attributes are saved, except `labels_`. Nothing is pickled. A saved
+        model at `path` is replaced when the new one is complete; anything else is not replaced. If
+        `cluster_centers_` was assigned, counts, inertia and iterations are left out.
 
         Parameters
         ----------
@@ -348,8 +344,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Raises
         ------
         ModelError
-            If it cannot be written, something else is there, or a parameter is a function or a
-            RandomState, which only a pickle could hold.
+            If the model cannot be written, something else is at `path`, or a parameter is a
+            function or a generator, which only a pickle could hold.
         NotFittedError
             Before `fit`.
         """
@@ -361,8 +357,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         for name, value in params.items():
             if not isinstance(value, (int, float, str, type(None))):
                 msg = (
-                    f"{path}: the model is not saved, because {name} is {value!r}, "
-                    f"which only a pickle could hold; set_params({name}=...) first"
+                    f"{path}: the model cannot be saved, because only a pickle could hold {name} "
+                    f"({value!r}). Use set_params({name}=...) first"
                 )
                 raise ModelError(msg)
         names = getattr(self, "feature_names_in_", None)
@@ -371,13 +367,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     @property
     def fitted_model(self) -> FittedModel:
-        """Model that the methods answer by; NotFittedError before there is one."""
+        """Model that the methods use; NotFittedError before there is one."""
         check_is_fitted(self)
         return self._fitted
 
     @property
     def cluster_centers_(self) -> NDArray[np.float64]:
-        """Centroids that the methods answer by; NotFittedError before there are any."""
+        """Centroids that the methods use; NotFittedError before there are any."""
         return self.fitted_model.cluster_centers_
 
     @cluster_centers_.setter
@@ -386,10 +382,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self._fitted.cluster_centers_.flags.writeable = False
         self.n_features_in_ = self._fitted.cluster_centers_.shape[1]
         if len(getattr(self, "feature_names_in_", ())) not in (0, self.n_features_in_):
-            del self.feature_names_in_  # they were of other features
+            del self.feature_names_in_  # of other features
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Return True after a fit, and once centroids were assigned."""
+        """Return True after a fit, or after centroids were assigned."""
         return "_fitted" in vars(self)
 
     @property
@@ -400,9 +396,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _set_model(self, model: FittedModel) -> None:
         """Keep a fitted model, under scikit-learn's names."""
         self._fitted = model
-        # Counts and inertia are of these centroids: others are assigned, not written into them.
+        # Counts and inertia belong to these centroids: other centroids must be assigned.
         model.cluster_centers_.flags.writeable = False
-        if model.dtype is not None:  # else they were assigned, and fitted to no tiles
+        if model.dtype is not None:  # else the centroids were assigned
             self.inertia_ = model.inertia_
             self.n_iter_ = model.n_iter_
 
@@ -433,9 +429,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return Tiles.of(X)
 
     def _check_parameters(self) -> int:
-        """Return the number of clusters; raise ParameterError if a parameter of ours is wrong.
+        """Return the number of clusters; raise ParameterError for a parameter that does not fit.
 
-        Those of `fit_sweep` are checked there.
+        `FitOptions` validates the others.
         """
         k = as_integer("n_clusters", self.n_clusters, 1)
         as_flag("copy_x", self.copy_x)
@@ -443,7 +439,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if not isinstance(self.verbose, bool):
             as_integer("verbose", self.verbose, 0)
         if isinstance(self.init, Mapping):
-            msg = "init is a mapping, which is for a sweep of many k; give an array"
+            msg = "init is a mapping, which only fit_sweep takes; give an array"
             raise ParameterError(msg)
         if self.algorithm == "elkan" and k == 1:
             msg = (
@@ -455,7 +451,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _restarts(self) -> int:
         drawn = isinstance(self.init, str) or callable(self.init)
         if isinstance(self.n_init, str) and self.n_init == "auto":
-            # An array is compared with no string: that gives an array.
+            # isinstance first: comparing an array with a string gives an array.
             return 10 if drawn and self.init not in ("k-means++", "k-means||") else 1
         restarts = as_integer("n_init", self.n_init, 1)
         if not drawn and restarts != 1:
@@ -467,22 +463,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return restarts
 
     def _random_state(self) -> RandomState:
-        """Return the random state, or NumPy's global one, which None stands for."""
+        """Return the random state; NumPy's global state for None."""
         if self.random_state is None:
             return check_random_state(None)  # type: ignore[no-any-return]
         return self.random_state
 
 
 def _check_numbers(X: Any) -> None:
-    """Raise an error for complex numbers and times, which scikit-learn would treat otherwise.
-
-    Raises
-    ------
-    FitError
-        For complex numbers.
-    DtypeError
-        For times.
-    """
+    """Raise FitError for complex numbers, DtypeError for times."""
     dtype = getattr(X, "dtype", None)
     if not isinstance(dtype, np.dtype):
         return
@@ -532,7 +520,7 @@ class _Printer:
 
 
 def load_model(path: str | os.PathLike[str]) -> KMeans:
-    """Read a model that `KMeans.save`, `FittedModel.save` or a sweep wrote, to the last bit.
+    """Read a saved model of `KMeans.save`, `FittedModel.save` or a sweep, to the last bit.
 
     Parameters
     ----------
@@ -541,13 +529,12 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
     Returns
     -------
     KMeans
-        Fitted; without `labels_`, which `predict` gives again. Parameters that were not saved,
-        by `FittedModel.save`, are the defaults.
+        Fitted, without `labels_`. Parameters that `FittedModel.save` did not save are defaults.
 
     Raises
     ------
     ModelError
-        If there is none, what is there is something else or of another format, or it is damaged.
+        If there is none, it is not a saved model or of another format, or it is damaged.
 
     Examples
     --------
@@ -568,10 +555,10 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
         model = KMeans(**{**params, **saved.extra})
         fits = len(names or range(d)) == d
     except TypeError as error:
-        msg = f"{path}: the saved model's parameters are none of KMeans ({error}); fit it again"
+        msg = f"{path}: unknown KMeans parameters in saved model ({error}). Fit the model again"
         raise ModelError(msg) from error
     if not fits:
-        msg = f"{path}: the saved model's feature names are not {d}, one a feature; fit it again"
+        msg = f"{path}: the saved model has not {d} feature names. Fit the model again"
         raise ModelError(msg)
     model._set_model(saved.model)
     model.n_features_in_ = d
@@ -581,7 +568,7 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of NumPy's as Python's, and a list of starting centroids as an array."""
+    """Return a NumPy number as a Python number, and a list of centroids as an array."""
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, str) or not np.iterable(value) else np.asarray(value)

@@ -1,4 +1,4 @@
-"""A fitted model: what a fit leaves, and what it makes of other tiles."""
+"""Fitted model: centroids with their counts and inertia, and labels of other tiles."""
 
 from __future__ import annotations
 
@@ -34,30 +34,29 @@ _DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer
 class FittedModel:
-    """The best of the restarts of one k.
+    """Best restart of one k.
 
-    Centroids, counts, inertia and labels belong to one another: the labels that `predict`
-    gives the fitted tiles are those that the counts count and the inertia sums.
+    Centroids, counts, inertia and labels are consistent: counts and inertia are those of the labels
+    that `predict` gives the fitted tiles.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (k, d), float64
     counts_ : ndarray of shape (k,), int64 (float64 if there were fractional weights)
-        Weight of the tiles of each cluster: their number, unless they had weights. NaN where
-        centroids were assigned, not fitted.
+        Weight of the tiles of each cluster: their number, unless they had weights. NaN if
+        centroids were assigned.
     inertia_ : float
         Sum of squared distances of the tiles to their centroid, times their weights; or NaN.
     n_iter_ : int
         Updates of the centroids.
     converged_ : bool
-        Whether it stopped by itself, not by `max_iter`.
+        True if it stopped by `tol`, not by `max_iter`.
     restart_ : int
-        Which of the restarts it was, from 0.
+        Number of the restart, from 0.
     dtype : numpy.dtype or None
-        Of the tiles that it was fitted to; None where centroids were assigned.
+        Data type of the fitted tiles; None if centroids were assigned.
     tile : tuple of int, or None
-        Shape of a tile, (height, width) or (height, width, bands); None if it was fitted to an
-        array of features.
+        Shape of a tile, (height, width) or (height, width, bands); None for an array of features.
 
     Examples
     --------
@@ -81,7 +80,7 @@ class FittedModel:
 
     @classmethod
     def from_centroids(cls, centroids: ArrayLike) -> Self:
-        """Return a model of centroids that were not fitted: nothing is known of their tiles.
+        """Return a model of assigned centroids, without counts and inertia.
 
         Parameters
         ----------

@@ -97,44 +97,44 @@ def fit_sweep(
     Parameters
     ----------
     X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
-        Tiles: uint8, int8, uint16, int16, float32 or float64; other numbers become float64, a block
-        at a time. Also dask data frames, arrays of xarray, and what NumPy makes an array of.
+        Tiles: uint8, int8, uint16, int16, float32 or float64. Other numbers become float64, a block
+        at a time. Also dask data frames, xarray arrays, and objects that NumPy makes an array of.
     ks : iterable of int
         Numbers of clusters.
     n_init : int, default 16
-        Restarts of each k; the one of least inertia is returned (the first of equals).
+        Restarts of each k. The restart of least inertia is returned (the first of equals).
     init : {"k-means++", "k-means||", "random"}, array of shape (k, d), mapping of k to such \
             arrays, or callable
-        Where to start. With arrays there is one restart and `n_init` is ignored. A callable
-        gives the array of a restart: ``init(X, k, random_state)``, the last a
+        Initial centroids. With arrays there is one restart and `n_init` is ignored. A callable
+        returns the array of a restart: ``init(X, k, random_state)``, the last a
         numpy.random.RandomState. See Notes.
     max_iter : int, default 300
-        Most iterations of a model.
+        Maximum number of iterations of a model.
     tol : float, default 1e-4
-        A model has converged when the squared shifts of its centroids sum to no more than
-        this times the mean variance of the features; 0 runs until the clusters settle.
+        A model has converged when the squared shifts of its centroids sum to no more than `tol`
+        times the mean variance of the features. 0 runs until the clusters settle.
     random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
-        Seed of all draws, or what draws one; one is drawn from the system if none is given.
+        Seed of all draws, or a generator that draws one. By default the system draws one.
     sample_weight : array of shape (n,), optional
-        Weights of the tiles, not negative; 1 each if not given. Where all are whole numbers,
-        of whatever dtype, and add up to less than 2**53, a tile of weight w adds to sums exactly
-        what w tiles do, and starts drawn in memory are the same.
+        Weights of the tiles, at least 0; 1 each by default. If all are whole numbers, of whatever
+        dtype, with a sum below 2**53, a tile of weight w adds to sums exactly as w tiles do, and
+        initial centroids drawn in memory are the same.
     coarse : bool, default True
-        Whether to go from coarse to fine, where starts are drawn, there are more than 32,768
-        tiles and k is at most 4,096: all restarts are fitted to so many, by the workers if there
-        are any, the best of each k to a larger sample (64 MiB, of tiles four times as large at
-        least), and then over all tiles. `n_iter_` counts iterations over all.
+        Fit from coarse to fine, if initial centroids are drawn, there are more than 32,768 tiles
+        and k is at most 4,096: all restarts are fitted to 32,768 tiles, the best of each k to a
+        larger sample (64 MiB, if there are at least four times as many tiles), and then to all
+        tiles. `n_iter_` counts iterations over all tiles.
     cache : {"auto", "always", "never"}
-        Whether tiles stay in the workers' memory from their first read on: "auto" keeps them if
-        they fit in half of it, less what is in use and what a pass takes; those of a file that
-        is mapped into memory, if they take no more than 64 MiB. Else they are read again in each
-        pass. The result is the same to the bit.
+        Whether tiles stay in the workers' memory from their first read on. "auto" keeps tiles that
+        fit in half of the memory, less the memory in use and that of a pass; tiles of a
+        memory-mapped file only up to 64 MiB. Other tiles are read again in each pass. The result
+        is the same to the bit.
     checkpoint : path-like, optional
-        A folder in which to keep, after every pass, where the fit stands. A fit that was killed
-        and is run again goes on from there, to the same bits; with the seed that was drawn, where
-        `random_state` is not an integer. The folder is removed when the fit is done.
+        Folder in which the state of the fit is saved after each pass. A fit that was killed and is
+        run again resumes there, to the same bits; with the seed that was drawn, if `random_state`
+        is not an integer. The folder is removed when the fit is done.
     fresh : bool, default False
-        Whether to start over, whatever the checkpoint holds.
+        Start over, whatever the checkpoint holds.
     on_pass : callable, optional
         Called after each pass as ``on_pass(done)`` with a `daskkm.Pass`, when the checkpoint of the
         pass is written. An exception in it ends the fit.
@@ -146,37 +146,34 @@ def fit_sweep(
     Raises
     ------
     CheckpointError
-        If the checkpoint is damaged, of other tiles or other parameters, held by another fit,
-        or cannot be written.
+        If the checkpoint is damaged, of other tiles or parameters, locked by another fit, or cannot
+        be written.
     ParameterError
         If a parameter is of the wrong type or out of range.
     FitError
-        If float tiles are not finite, or too large to square, weights are negative, not finite
-        or all zero, there are fewer tiles than clusters, a pass would take more memory than a
+        If float tiles are not finite, or too large to square; if weights are negative, not finite
+        or all zero; if there are fewer tiles than clusters; if a pass would take more memory than a
         worker has, or X, in memory here, more than workers in other processes have.
     TypeError
-        If X is no array of numbers, or sparse.
+        If X is not an array of numbers, or sparse.
     OverflowError
-        If there are so many 16-bit pixels (2.1e9 and more), or weights so large, that sums
-        would not be exact.
+        If there are so many 16-bit pixels (2.1e9 and more), or weights so large, that sums would
+        not be exact.
 
     Notes
     -----
-    Seeding reads the tiles this often, before the first iteration (and an array of unknown size
-    is read once more, to know it):
+    Reads of the tiles before the first iteration (one more for an array of unknown size):
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
-      All tiles up to 32,768, or a sample of so many if it goes from coarse to fine, are brought
-      together, in one read. Else it draws in passes: one read of the blocks that hold the first
-      centroids, then as many passes as the largest k (none if that is 1), shared by all k and
-      restarts.
-    * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw a
-      pool of candidates shared by all k and restarts, and one that weights them. The pool has
-      10 k candidates for the largest k, up to 4,000, but no less than 2.5 k; each of them is
-      measured against all tiles once, if there is room for 12 bytes a tile beside the tiles, else
-      three times. Every restart then clusters the pool; from coarse to fine a read for the sample
-      comes after. It is for one start of a large k, and for fits that do not go from coarse to
-      fine: ``coarse=False``, or k above 4,096.
+      Up to 32,768 tiles, or from coarse to fine, a sample is brought together in one read. Else it
+      draws in passes: one read of the blocks that hold the first centroids, then as many passes as
+      the largest k (none if that is 1), shared by all k and restarts.
+    * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw
+      candidates shared by all k and restarts, and one that weights them. There are 10 k candidates
+      for the largest k, up to 4,000, but at least 2.5 k. Each candidate is measured against all
+      tiles once if there is room for 12 bytes a tile beside the tiles, else three times. Each
+      restart then clusters the candidates. From coarse to fine a read for the sample follows. It
+      suits one start of a large k, and fits that do not go from coarse to fine.
     * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples
