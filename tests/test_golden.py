@@ -1,22 +1,28 @@
 """Golden digests: results on integer tiles stay the same to the last bit from commit to commit.
 
-Each digest stands for the centroids, counts, inertia and labels of every k, for two chunkings.
-After a change that is meant to change results, ``python -m tests.test_golden`` writes them anew.
+Each digest stands for the centroids, counts, inertia and labels of every k, for two chunkings; those
+named "command" for `sweep.json` and the labels that the commands write for the sample images. After
+a change that is meant to change results, ``python -m tests.test_golden`` writes them anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 import daskkm
+from daskkm.cli import main
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -98,17 +104,41 @@ def cases() -> dict[str, Any]:
 CASES = cases()
 
 
+def command_digests(folder: str) -> dict[str, str]:
+    """Return the digests of what the commands write for the sample images."""
+    images = os.path.relpath(ROOT / "images", folder)
+    before = Path.cwd()
+    os.chdir(folder)  # paths are in sweep.json
+    try:
+        options = ["--images", images, "--store", "t.zarr", "--out", "out", "--sheet-classes"]
+        args = ["sweep", *options, "--scheduler", "threads", "-q"]
+        done = CliRunner().invoke(main.group, args, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        written = {"command sweep.json": Path("out/sweep.json").read_bytes()}
+        store = daskkm.open_store("t.zarr")
+        for k in (3, 5):
+            store.label(daskkm.load_model(f"out/{k}/model.zarr"))
+            written[f"command labels {k}"] = store.labels(k).compute().tobytes()
+    finally:
+        os.chdir(before)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_golden_digest_of_integer_tiles_is_unchanged_for_two_chunkings(name: str) -> None:
     expected = json.loads(GOLDEN.read_text())[name]
     assert [CASES[name](chunk) for chunk in CHUNKS] == [expected] * len(CHUNKS)
 
 
-def test_golden_digests_cover_each_case_once() -> None:
-    assert json.loads(GOLDEN.read_text()).keys() == CASES.keys()
+def test_golden_digests_of_the_commands_are_unchanged(tmp_path: Path) -> None:
+    digests = command_digests(str(tmp_path))
+    golden = json.loads(GOLDEN.read_text())
+    assert digests == {name: golden[name] for name in digests}
+    assert golden.keys() == CASES.keys() | digests.keys()
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(
-        json.dumps({name: run(CHUNKS[0]) for name, run in CASES.items()}, indent=1) + "\n"
-    )
+    digests = {name: run(CHUNKS[0]) for name, run in CASES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        digests |= command_digests(folder)
+    GOLDEN.write_text(json.dumps(digests, indent=1) + "\n")

@@ -45,8 +45,8 @@ _ALGORITHMS = ("lloyd", "elkan", "auto")
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """k-means with scikit-learn's interface, for tiles in memory or far beyond it.
 
-    X may be a NumPy array (or a list, or a data frame), a dask array or data frame, a Zarr array, an
-    xarray.DataArray or a `TileStore`. Results for tiles in memory, or in a memory-mapped file, are
+    X may be a NumPy array (or a list, or a data frame), a dask array or data frame, a Zarr array,
+    an xarray.DataArray or a `TileStore`. Results for tiles in memory, or in a memory-mapped file, are
     NumPy arrays. Other tiles are read block by block, and their results are lazy dask arrays. The
     active `distributed.Client` does the work if there is one, else dask's default scheduler.
 
