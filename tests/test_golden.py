@@ -1,8 +1,9 @@
 """Golden digests: results on integer tiles stay the same to the last bit from commit to commit.
 
-Each digest stands for the centroids, counts, inertia and labels of every k, for two chunkings; those
-named "command" for `sweep.json` and the labels that the commands write for the sample images. After
-a change that is meant to change results, ``python -m tests.test_golden`` writes them anew.
+Each digest stands for the centroids, counts, inertia and labels of every k, for two chunkings.
+Digests named "command" stand for `sweep.json` and the labels that the commands write for the sample
+images. ``python -m tests.test_golden`` writes all digests anew, after a change that is meant to
+change results.
 """
 
 from __future__ import annotations
