@@ -46,12 +46,12 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     iterations of all models. Tiles of unknown number take one pass more. Labels are those of
     `predict`.
 
-    For integer tiles each metric is the same to the last bit whatever the chunks. For that,
-    distances are summed in fixed point, to within 2**-21 of a mean distance for 10**9 tiles of 256
-    uint8 features and 2**-33 of a mean silhouette, and finer each time the number of tiles halves.
+    For integer tiles each metric is the same to the last bit whatever the chunks, because distances
+    are summed in fixed point. For 10**9 tiles of 256 uint8 features a mean distance is exact to
+    within 2**-21, and a mean silhouette to within 2**-33; fewer tiles are finer.
 
-    Of more than 8,192 8-bit tiles, distances are to centroids and means that are rounded to 16
-    bits a feature: of 256 features, to 1/128 of a grey level or less. That changes a silhouette or
+    Of more than 8,192 8-bit tiles, distances are to rounded centroids and means, of 16 bits a
+    feature: with 256 features, within 1/128 of a grey level. The rounding changes a silhouette or
     a Davies-Bouldin index of the sample images by less than 1e-6. Inertia, sizes,
     Calinski-Harabasz and the metrics of classes are exact.
 
@@ -63,8 +63,8 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
         As in `SweepResult.models`.
     classes : NumPy or dask array of shape (n,), non-negative integers, optional
         True class of each tile, for purity, adjusted Rand index and normalized mutual
-        information. These are left out, with a warning, where no two tiles share a class. Chunks
-        need not be those of X. Each class costs a column in the sums of each cluster.
+        information. The three are left out, with a warning, where no two tiles share a class.
+        Chunks need not be those of X. Each class costs a column in the sums of each cluster.
 
     Returns
     -------
@@ -74,8 +74,8 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     Raises
     ------
     FitError
-        If there are no models or no tiles, the tiles have other features than the models, float
-        tiles are too large to square, or classes are not one non-negative integer a tile.
+        If there are no models or no tiles, or the tiles have other features than the models. If
+        float tiles are too large to square. If classes are not one non-negative integer a tile.
     ValueError
         If float tiles are not finite.
     TypeError
@@ -108,7 +108,7 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
 def assess_counted(
     X: Any, models: Mapping[int, FittedModel], classes: Any, fitted: SweepResult | None = None
 ) -> Assessment:
-    """Assess models as `assess` does, and count passes and bytes.
+    """Compute metrics as `assess` does, and count passes and bytes.
 
     `fitted` is the result of the fit of these models to these very tiles: its statistics save the
     first pass.

@@ -49,7 +49,8 @@ class Checkpoint:
     Attributes
     ----------
     identity : dict of str to Any, or None
-        Identity of the fit whose state was found: tiles, options and version of daskkm.
+        Identity of the fit of this state: tiles, options and version of daskkm. None if there is no
+        state.
     number : int
         Number of the pass of the state that was found; 0 if there is none.
     """
@@ -137,7 +138,7 @@ _SCALARS = ("iteration", "inertia", "shift", "converged", "last")
 
 
 def _arrays_of_steps(steps: Mapping[tuple[int, int], Step]) -> Arrays:
-    """Return as arrays what the passes after these steps need."""
+    """Return the part of these steps that later passes need, as arrays."""
     moving = [step for step in steps.values() if not step.last]
     # A restart that is done and not the best so far will never be the best.
     done = best_restarts({name: step for name, step in steps.items() if step.last})
@@ -156,7 +157,7 @@ def _arrays_of_steps(steps: Mapping[tuple[int, int], Step]) -> Arrays:
 
 
 def _steps_of_arrays(names: Sequence[Sequence[int]], arrays: Arrays) -> dict[tuple[int, int], Step]:
-    """Return the steps of `_arrays_of_steps`, without what later passes do not need."""
+    """Return the steps of `_arrays_of_steps`."""
     steps = {}
     rows = {"updated": 0, "centroids": 0}
     columns = (arrays[name].tolist() for name in _SCALARS)

@@ -50,8 +50,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     NumPy arrays. Other tiles are read block by block, and their results are lazy dask arrays. The
     active `distributed.Client` does the work if there is one, else dask's default scheduler.
 
-    For uint8, int8, uint16 and int16 tiles, without weights or with whole ones, a `random_state`
-    gives one result, to the last bit, whatever the chunks, workers and kind of array. Other
+    For tiles of 8-bit and 16-bit integers, a `random_state` gives one result, to the last bit,
+    whatever the chunks, workers and kind of array; with weights, if these are whole numbers. Other
     integers, booleans and float16 become float64, a block at a time.
 
     Parameters
@@ -109,11 +109,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     Notes
     -----
     Lloyd's algorithm (IEEE Trans. Inf. Theory 28, 1982). ``tol``, ``n_iter_`` and the relocation of
-    empty clusters are those of scikit-learn, except that X is not centred first, and that labels
-    which repeat after a relocation do not end a fit. Inertia, centroids and labels are consistent.
+    empty clusters are those of scikit-learn, with two exceptions. X is not centred first, and a fit
+    does not end when labels repeat after a relocation. Inertia, centroids and labels are consistent.
 
-    float32 tiles are read as they are, but centroids and distances are float64, where those of
-    scikit-learn are float32: rounded centroids would not be consistent with labels and inertia. So
+    float32 tiles are read as they are. Centroids and distances are float64, not float32 as in
+    scikit-learn: rounded centroids would not be consistent with labels and inertia. So
     `transform` takes 8 n_clusters bytes a tile, twice as many. Lazy input can be converted block by
     block: ``model.transform(X).astype("float32")``.
 

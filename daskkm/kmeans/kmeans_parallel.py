@@ -50,9 +50,9 @@ def draw_candidates(
 ) -> Candidates:
     """Draw the candidates of k-means||, in `ROUNDS` passes over all tiles.
 
-    Each round draws 2 k tiles without replacement, with probability proportional to their weight
-    times their squared distance to the nearest candidate; above k = 400 it draws 800, or k / 2 if
-    that is more.
+    Each round draws 2 k tiles without replacement. Above k = 400 it draws 800, or k / 2 if that is
+    more. The probability of a tile is proportional to its weight times its squared distance to the
+    nearest candidate.
 
     Parameters
     ----------

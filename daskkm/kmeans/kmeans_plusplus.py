@@ -1,7 +1,7 @@
 """Greedy k-means++, and uniform draws: in memory, and in passes over all tiles.
 
-The seeding of a restart serves every k of a sweep: each draw knows only the centroids before it, so
-the first k centroids of a longer seeding are a seeding of k.
+The seeding of a restart serves every k of a sweep. Each draw knows only the centroids before it: the
+first k centroids of a longer seeding are a seeding of k.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def draw_in_memory(
 ) -> Iterator[dict[tuple[int, int], NDArray[np.float64]]]:
     """Draw initial centroids for each (k, restart), restart after restart.
 
-    They do not depend on the order of the tiles; a tile of weight w stands for w tiles.
+    The draws do not depend on the order of the tiles. A tile of weight w stands for w tiles.
 
     Parameters
     ----------

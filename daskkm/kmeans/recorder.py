@@ -31,9 +31,9 @@ class Pass:
     number : int
         Passes so far.
     stage : str
-        "pass" for a pass over all tiles, "sample" when a sample was read, "draw" when the initial
-        centroids of a restart were drawn in memory, "sample fit" and "candidate fit" for an
-        iteration over a sample or over candidates in memory.
+        "pass": a pass over all tiles. "sample": a sample was read. "draw": the initial centroids of
+        a restart were drawn in memory. "sample fit", "candidate fit": an iteration over a sample,
+        or over the candidates of k-means||, in memory.
     seconds : float
         Wall time since the pass or stage before.
     steps : dict of (k, restart) to Step

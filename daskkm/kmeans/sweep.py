@@ -111,24 +111,24 @@ def fit_sweep(
     max_iter : int, default 300
         Maximum number of iterations of a model.
     tol : float, default 1e-4
-        A model has converged when the squared shifts of its centroids sum to no more than `tol`
+        A model has converged when the sum of the squared shifts of its centroids is at most `tol`
         times the mean variance of the features. 0 runs until the clusters settle.
     random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
         Seed of all draws, or a generator that draws one. By default the system draws one.
     sample_weight : array of shape (n,), optional
-        Weights of the tiles, at least 0; 1 each by default. If all are whole numbers, of whatever
-        dtype, with a sum below 2**53, a tile of weight w adds to sums exactly as w tiles do, and
-        initial centroids drawn in memory are the same.
+        Weights of the tiles, at least 0; 1 each by default. Whole numbers, of any dtype, with a sum
+        below 2**53 are exact: a tile of weight w adds to sums as w tiles do, and initial centroids
+        drawn in memory are the same.
     coarse : bool, default True
-        Fit from coarse to fine, if initial centroids are drawn, there are more than 32,768 tiles
-        and k is at most 4,096: all restarts are fitted to 32,768 tiles, the best of each k to a
+        Fit from coarse to fine. All restarts are fitted to 32,768 tiles, the best of each k to a
         larger sample (64 MiB, if there are at least four times as many tiles), and then to all
-        tiles. `n_iter_` counts iterations over all tiles.
+        tiles. Without effect if initial centroids are given, if there are at most 32,768 tiles, and
+        for k above 4,096. `n_iter_` counts iterations over all tiles.
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from their first read on. "auto" keeps tiles that
-        fit in half of the memory, less the memory in use and that of a pass; tiles of a
-        memory-mapped file only up to 64 MiB. Other tiles are read again in each pass. The result
-        is the same to the bit.
+        fit in half of the memory, less the memory in use and that of a pass. It keeps tiles of a
+        memory-mapped file up to 64 MiB. Other tiles are read again in each pass. The result is the
+        same to the bit.
     checkpoint : path-like, optional
         Folder in which the state of the fit is saved after each pass. A fit that was killed and is
         run again resumes there, to the same bits; with the seed that was drawn, if `random_state`
@@ -151,9 +151,9 @@ def fit_sweep(
     ParameterError
         If a parameter is of the wrong type or out of range.
     FitError
-        If float tiles are not finite, or too large to square; if weights are negative, not finite
-        or all zero; if there are fewer tiles than clusters; if a pass would take more memory than a
-        worker has, or X, in memory here, more than workers in other processes have.
+        If float tiles are not finite, or too large to square. If weights are negative, not finite
+        or all zero. If there are fewer tiles than clusters. If a pass would take more memory than a
+        worker has. If X, in memory here, does not fit workers in other processes.
     TypeError
         If X is not an array of numbers, or sparse.
     OverflowError
@@ -165,15 +165,15 @@ def fit_sweep(
     Reads of the tiles before the first iteration (one more for an array of unknown size):
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
-      Up to 32,768 tiles, or from coarse to fine, a sample is brought together in one read. Else it
-      draws in passes: one read of the blocks that hold the first centroids, then as many passes as
-      the largest k (none if that is 1), shared by all k and restarts.
+      Up to 32,768 tiles, or from coarse to fine, a sample is brought together in one read. Else
+      k-means++ draws in passes, shared by all k and restarts: one read of the blocks that hold the
+      first centroids, then as many passes as the largest k (none if that is 1).
     * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw
       candidates shared by all k and restarts, and one that weights them. There are 10 k candidates
       for the largest k, up to 4,000, but at least 2.5 k. Each candidate is measured against all
       tiles once if there is room for 12 bytes a tile beside the tiles, else three times. Each
-      restart then clusters the candidates. From coarse to fine a read for the sample follows. It
-      suits one start of a large k, and fits that do not go from coarse to fine.
+      restart then clusters the candidates. From coarse to fine a read for the sample follows.
+      k-means|| suits one restart of a large k, and fits that do not go from coarse to fine.
     * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples

@@ -35,7 +35,7 @@ _PICKLING = threading.local()
 
 @dataclass(frozen=True)
 class MappedFile:
-    """A two-dimensional array in a file, whose rows are mapped when they are read.
+    """A two-dimensional array in a file. Rows are mapped when they are read.
 
     Attributes
     ----------

@@ -144,9 +144,8 @@ def _draw_by_weight(weights: NDArray[Any], first: int, *, n: int, seed: int) -> 
 class Rounds:
     """Passes of k-means||, each of which measures the tiles against its new candidates only.
 
-    A note of each tile stays beside the tiles from pass to pass, persisted like any dask
-    collection: notes that are lost with their worker are made again. Without notes each pass
-    measures all candidates, to the same bits.
+    A note of each tile stays beside the tiles from pass to pass. dask makes notes again that are
+    lost with their worker. Without notes each pass measures all candidates, to the same bits.
 
     Parameters
     ----------

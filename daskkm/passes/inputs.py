@@ -1,4 +1,4 @@
-"""Recognition of what a user gives as X, as weights or as classes, by its class.
+"""Recognition of X, weights and classes by the class of the object.
 
 This is the one place that decides whether an array is in memory, is read block by block, or is no
 array. Packages that daskkm does not need are known by the names of their classes, and not imported.
@@ -36,8 +36,8 @@ def check_sums_finite(values: NDArray[Any] | float) -> None:
 def recognize(X: Any) -> Any:
     """Return X as a TileStore, dask array or other array that is sliced to be read, else X itself.
 
-    A dask data frame becomes a dask array, an xarray.DataArray its array. What is returned as it
-    is, is in memory, or no array at all: NumPy knows. The result may be recognized again.
+    A dask data frame becomes a dask array, an xarray.DataArray its array. An object that is
+    returned as it is, is in memory, or not an array: `as_array` tells. Idempotent.
 
     Raises
     ------

@@ -98,9 +98,9 @@ def gather(
     Parameters
     ----------
     function : callable
-        ``function(tiles, first, *weights, **arguments)``, where `first` is the global index of the
-        first tile, returns any object. dask takes the objects for arrays: its tree of reductions is
-        quick to build for thousands of blocks.
+        ``function(tiles, first, *weights, **arguments)`` returns any object; `first` is the global
+        index of the first tile. dask takes the objects for arrays: its tree of reductions is quick
+        to build for thousands of blocks.
     X : dask array of shape (n, d)
     weights : dask array of shape (n,), or None
         In the chunks of X.
