@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from daskkm.errors import FitError
-from daskkm.passes import scheduler
+from daskkm.passes import memory, scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,9 @@ def write_labels(
         "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
     }
     with store.writing_labels(said, distances=distances) as targets, showing(targets[0]):
-        lazy = reductions.write_labels(store.streamed(scheduler.threads()), centroids, *targets)
+        n_bytes = len(store) * math.prod(store.tile)
+        blocks = store.streamed(memory.block_bytes(n_bytes, scheduler.threads()))
+        lazy = reductions.write_labels(blocks, centroids, *targets)
         sizes: NDArray[Any]
         (sizes,) = scheduler.compute(lazy)
     return sizes

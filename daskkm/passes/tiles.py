@@ -112,13 +112,11 @@ def in_blocks(X: Any, tiles: da.Array, threads: int) -> da.Array:
     dask array of shape (n, d)
         Its blocks are arrays or, as said above, objects in place of them.
     """
-    if inputs.is_store(X):
-        return X.streamed(threads)
+    n_bytes = tiles.shape[0] * tiles.shape[1] * tiles.dtype.itemsize
     if (store := _store_of(X)) is not None:
-        return store.streamed(threads)
+        return store.streamed(memory.block_bytes(n_bytes, threads))
     if isinstance(X, np.ndarray):
-        total = tiles.shape[0] * tiles.shape[1] * tiles.dtype.itemsize
-        return arrays.in_blocks(X, memory.block_bytes(total, threads), tiles.dtype)
+        return arrays.in_blocks(X, memory.block_bytes(n_bytes, threads), tiles.dtype)
     return _grouped(tiles, threads)
 
 
@@ -137,16 +135,16 @@ def sending(*arrays: Any) -> Iterator[None]:
 def identity(X: Any) -> str:
     """Return what tiles are the same by, in whatever process: a digest, or a name of dask's."""
     X = inputs.recognize(X)
-    store = X if inputs.is_store(X) else _store_of(X)
-    if store is not None:
+    if (store := _store_of(X)) is not None:
         return str(store.digest)
     return str(dask.base.tokenize(arrays.MappedFile.of(X) or X))
 
 
 def _store_of(X: Any) -> Any:
-    """Return the store of which a dask array is all tiles, if it is."""
-    name, store = getattr(X, "tile_store", ("", None)) if isinstance(X, da.Array) else ("", None)
-    return store if store is not None and name == X.name else None
+    """Return the store that X is, or of which the dask array X is all tiles; else None."""
+    if inputs.is_store(X):
+        return X
+    return getattr(X, "tile_store", None) if isinstance(X, da.Array) else None
 
 
 def tile_shape(X: Any) -> tuple[int, ...] | None:

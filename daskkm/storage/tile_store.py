@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import dask.array as da
 import numpy as np
@@ -30,7 +30,6 @@ from zarr.errors import ContainsGroupError
 
 from daskkm.errors import CorruptChunkError, ParameterError, StoreError
 from daskkm.parameters import as_choice, as_flag, as_integer
-from daskkm.passes import memory
 from daskkm.storage import commit, locations, metadata, nodes
 from daskkm.storage.nodes import Kind
 from daskkm.storage.records import File, ImageRecord, Skipped, grid
@@ -153,18 +152,15 @@ class TileStore:
             One block a chunk of the store.
         """
         features = self._rows(self.tiles, (math.prod(self.tile),), STORE, self.tile)
-        # Passes over it may read it their own way, as long as it is called so: changed in place it
-        # has another name.
-        features.tile_store = features.name, self
-        return features
+        return StoreArray(self, features)
 
-    def streamed(self, threads: int = 1) -> da.Array:
+    def streamed(self, block_bytes: int) -> da.Array:
         """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
 
         Parameters
         ----------
-        threads : int, default 1
-            Of all workers together: the blocks are long enough for so many.
+        block_bytes : int
+            Bytes of a block, rounded up to whole chunks.
 
         Returns
         -------
@@ -173,7 +169,7 @@ class TileStore:
         """
         n, d = len(self), math.prod(self.tile)
         rows = self.tiles.chunks[0]
-        rows *= -(-memory.block_bytes(n * d, threads) // (rows * d))
+        rows *= -(-block_bytes // (rows * d))
         return da.map_blocks(
             Chunks,
             array=self.tiles,
@@ -471,6 +467,23 @@ class TileStore:
                     dimensions=("tile", "cluster")[: len(shape)],
                 )
             yield Target(array, path, partial, kind)
+
+
+class StoreArray(da.Array):  # type: ignore[misc]
+    """All tiles of a store as a dask array that remembers the store.
+
+    Operations on it give plain dask arrays.
+    """
+
+    def __new__(cls, store: TileStore, tiles: da.Array) -> Self:  # noqa: D102
+        array: Self = super().__new__(cls, tiles.dask, tiles.name, tiles.chunks, meta=tiles._meta)
+        array._tile_store, array._store_name = store, tiles.name
+        return array
+
+    @property
+    def tile_store(self) -> TileStore | None:
+        """The store of which this array is all tiles; None once it was changed in place."""
+        return self._tile_store if self.name == self._store_name else None
 
 
 class Chunks:

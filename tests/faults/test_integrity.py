@@ -80,7 +80,7 @@ def read(path: Path, name: str) -> None:
     """Read an array of a store in full."""
     opened = daskkm.open_store(path)
     if name == "tiles":
-        for chunk in opened.streamed().compute(scheduler="sync"):
+        for chunk in opened.streamed(4 << 20).compute(scheduler="sync"):
             list(chunk)
     elif name in ("labels", "distances"):
         getattr(opened, name)(3).compute(scheduler="sync")
@@ -480,7 +480,7 @@ def bomb_of_features(path: Path) -> None:
 
 def bomb_of_long_blocks(path: Path) -> None:
     _huge(path)
-    next(iter(daskkm.open_store(path).streamed().blocks[7].compute(scheduler="sync")))
+    next(iter(daskkm.open_store(path).streamed(4 << 20).blocks[7].compute(scheduler="sync")))
 
 
 def bomb_of_errors(path: Path) -> None:
