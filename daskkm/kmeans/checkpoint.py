@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import stat
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,14 +20,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from daskkm import __version__
-from daskkm.errors import CheckpointError
+from daskkm.errors import CheckpointError, translate_errors
+from daskkm.files import atomic_writer, partial_path
 from daskkm.kmeans.lloyd import Step, best
 from daskkm.kmeans.seeding import Pool, Trial
 from daskkm.passes.reader import Pass
 from daskkm.storage import locations, locks
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Generator, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FORMAT = 2
-_STATE, _PARTIAL = "state", "state.partial"
+_STATE = "state"
 _DIGEST_BYTES = 32
 # Parameters by which errors can be resolved.
 _ANOTHER, _START_OVER = ("checkpoint",), ("fresh=True",)
@@ -163,12 +165,9 @@ class Checkpoint:
         packed = io.BytesIO()
         np.savez(packed, allow_pickle=False, **arrays)
         data = packed.getbuffer()
-        with _errors_named(self.folder, "written"):
-            partial = self.folder / _PARTIAL
-            with partial.open("wb") as file:
-                file.write(hashlib.sha256(data).digest())
-                file.write(data)
-            partial.replace(self.folder / _STATE)
+        with _errors(self.folder, "written"), atomic_writer(self.folder / _STATE) as file:
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
 
 
 @contextmanager
@@ -195,24 +194,20 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
     folder = locations.local(folder, partial(CheckpointError, options=_ANOTHER))
     missing: list[Path] = []
 
-    def opened() -> int:
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-
     msg = (
         f"{folder}: another fit that is running keeps its checkpoint there; "
         "wait for it, or choose another folder"
     )
     busy = CheckpointError(msg, options=_ANOTHER)
     with ExitStack() as stack:
-        with _errors_named(folder, "written"):
+        with _errors(folder, "written"):
             missing += (path for path in folder.absolute().parents if not path.exists())
-            stack.enter_context(locks.held(folder, opened, busy))
+            stack.enter_context(locks.lock_folder(folder, busy))
             _check_ours(folder)
             if fresh:
                 _clear(folder)
         try:
-            with _errors_named(folder, "read"):
+            with _errors(folder, "read"):
                 state = _read(folder)
             yield Checkpoint(folder, state)
         finally:
@@ -223,15 +218,15 @@ def held(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Che
 
 def _check_ours(folder: Path) -> None:
     """Raise CheckpointError if anything else lies there, but for what systems leave anywhere."""
-    others = {entry.name for entry in folder.iterdir()} - {_STATE, _PARTIAL}
-    if others := {name for name in others if not name.startswith(".")}:
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    if others := names - {_STATE}:
         msg = f"{folder}: this is no checkpoint, it holds {min(others)}; choose another folder"
         raise CheckpointError(msg, options=_ANOTHER)
 
 
 def _clear(folder: Path) -> None:
-    for name in (_PARTIAL, _STATE):
-        (folder / name).unlink(missing_ok=True)
+    for path in (partial_path(folder / _STATE), folder / _STATE):
+        path.unlink(missing_ok=True)
 
 
 def _read(folder: Path) -> Arrays | None:
@@ -267,16 +262,10 @@ def _unpacked(folder: Path, data: memoryview) -> Arrays:
         return dict(arrays)
 
 
-@contextmanager
-def _errors_named(folder: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        msg = (
-            f"{folder}: the checkpoint cannot be {what} ({error}); make room, or choose "
-            "another folder"
-        )
-        raise CheckpointError(msg, options=_ANOTHER) from error
+def _errors(folder: Path, action: str) -> AbstractContextManager[None]:
+    """Turn an OSError into a CheckpointError: the checkpoint cannot be read or written, and why."""
+    problem, hint = f"the checkpoint cannot be {action}", "Make room, or choose another folder"
+    return translate_errors(CheckpointError, folder, problem, hint, options=_ANOTHER)
 
 
 _SCALARS = ("iteration", "inertia", "shift", "converged", "last")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from daskkm.kmeans.model import FittedModel
-    from daskkm.storage.tile_store import Target, TileStore
+    from daskkm.storage.labels import Target
+    from daskkm.storage.tile_store import TileStore
 
 
 def write_labels(
