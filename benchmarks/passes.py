@@ -14,7 +14,7 @@ from benchmarks.timing import Case, Outcome, interleaved, judge
 from daskkm.kmeans import lloyd
 from daskkm.kmeans.assessment import assess_counted
 from daskkm.kmeans.sweep import fit_sweep
-from daskkm.passes import reductions
+from daskkm.passes import memory, reductions
 from daskkm.passes.reader import Reader
 from daskkm.passes.scheduler import threads
 
@@ -67,7 +67,8 @@ def read_by_zarr(store: TileStore) -> Work:
 
 def read_by_chunks(store: TileStore) -> Work:
     """Return a pass that reads and checks every chunk as daskkm's own passes do."""
-    X = store.streamed(threads())
+    n_bytes = len(store) * data.FEATURES
+    X = store.streamed(memory.block_bytes(n_bytes, threads()))
 
     def work() -> Outcome:
         return Outcome(said={"tiles_read": reductions.gathered(_number, X, None, sum).compute()})

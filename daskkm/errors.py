@@ -1,19 +1,17 @@
-"""What daskkm raises when the world is not as it needs it: one sentence each.
-
-The sentence says what is wrong, where, and what to do.
-"""
+"""Errors that daskkm raises, each with a message of the form "object: problem. Hint"."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 def on_worker() -> str:
-    """Return " on worker ADDRESS" for a message, if that is where this runs; else nothing."""
+    """Return " on worker ADDRESS" for a message if this code runs on a worker, else ""."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return ""
@@ -57,33 +55,36 @@ class DaskkmError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return a text in one line that can be printed, whatever names of files are in it.
-
-    Parameters
-    ----------
-    text : str
-
-    Returns
-    -------
-    str
-        With what cannot be seen, as line breaks, or not be encoded, written as Python does.
-    """
+    """Return a text in one line, with characters that cannot be printed written as Python does."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def reason(error: BaseException) -> str:
-    """Return the cause of an error as the system words it, else its message, else its type.
-
-    Parameters
-    ----------
-    error : BaseException
-        An OSError without a number has no words of the system, and perhaps no message.
-
-    Returns
-    -------
-    str
-    """
+    """Return the cause of an error as the system words it, else its message, else its type."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@contextmanager
+def translate_errors(
+    error_type: type[DaskkmError],
+    subject: object,
+    problem: str,
+    hint: str,
+    *,
+    catch: type[Exception] | tuple[type[Exception], ...] = OSError,
+    options: tuple[str, ...] = (),
+) -> Iterator[None]:
+    """Raise exceptions of the types `catch` as "subject: problem (reason). Hint".
+
+    Errors of daskkm pass through as they are.
+    """
+    try:
+        yield
+    except DaskkmError:
+        raise
+    except catch as error:
+        msg = f"{subject}: {problem}{on_worker()} ({reason(error)}). {hint}"
+        raise error_type(msg, options=options) from error
 
 
 class ImageError(DaskkmError):
@@ -100,7 +101,7 @@ class ImageError(DaskkmError):
 
 
 class StoreError(DaskkmError):
-    """A store that is missing, incomplete, damaged or not one of daskkm's.
+    """A store that is missing, incomplete, damaged or not of daskkm.
 
     Examples
     --------
@@ -108,7 +109,7 @@ class StoreError(DaskkmError):
     >>> daskkm.open_store("nowhere.zarr")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.StoreError: ...nowhere.zarr: there is no store; ingest images first
+    daskkm.errors.StoreError: ...nowhere.zarr: the store does not exist. Ingest images first
     """
 
 
@@ -161,15 +162,15 @@ class ResultsError(DaskkmError):
 
 
 class ModelError(DaskkmError):
-    """A saved model that is missing, damaged or not one of ours, or that cannot be written.
+    """A saved model that is missing, damaged or not of daskkm, or that cannot be written.
 
     Examples
     --------
     >>> import daskkm
-    >>> daskkm.load_model("nowhere.zarr")
+    >>> daskkm.load_model("nowhere.zarr")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.ModelError: nowhere.zarr: there is no saved model; fit and save a model first
+    daskkm.errors.ModelError: nowhere.zarr: the saved model does not exist. Fit ...
     """
 
 

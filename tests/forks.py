@@ -170,11 +170,11 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
             os.setuid(order["user"])
         from daskkm.cli import main
         from daskkm.kmeans import seeding
-        from daskkm.storage import tile_store, writer
+        from daskkm.sizes import sizes
 
         seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
-        tile_store._CHUNK_BYTES = order.get("chunk", tile_store._CHUNK_BYTES)
-        writer._PROVENANCE_CHUNK = 8 if "chunk" in order else writer._PROVENANCE_CHUNK
+        sizes.chunk_bytes = order.get("chunk", sizes.chunk_bytes)
+        sizes.provenance_rows = 8 if "chunk" in order else sizes.provenance_rows
         sys.addaudithook(hook)
         main.run(main.group, order["args"], "python -m daskkm")
     except SystemExit as end:

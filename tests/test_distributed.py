@@ -21,6 +21,7 @@ from distributed import Client, LocalCluster
 import daskkm
 from daskkm.kmeans.sweep import iter_passes
 from daskkm.passes import scheduler
+from daskkm.sizes import override
 from tests.processes import DEADLINE, ENDLESS, Process, made_all, remote
 
 if TYPE_CHECKING:
@@ -125,10 +126,8 @@ def test_workers_fit_to_what_was_brought_together(
     assert at_work["sample fit"] == everyone
 
 
-def test_labels_by_worker_processes(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 7 * 64)
+@override(chunk_bytes=7 * 64)
+def test_labels_by_worker_processes(images: Path, tmp_path: Path) -> None:
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
     models = daskkm.fit_sweep(store, [1, 3], n_init=1, random_state=0).models
     with local_cluster(2):

@@ -15,7 +15,7 @@ from daskkm.passes import scheduler
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from daskkm.storage.tile_store import Target
+    from daskkm.storage.labels import Target
 
 
 @click.command("label", cls=main.Command, context_settings=main.SETTINGS)

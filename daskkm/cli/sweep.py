@@ -234,15 +234,15 @@ def _open_alone(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
         missing or not complete.
     """
     from daskkm.storage.nodes import similar_names
-    from daskkm.storage.tile_store import is_begun, is_there, open_store
+    from daskkm.storage.tile_store import is_partial, is_present, open_store
 
     if main.given("images"):
         return None
-    if main.given("store_path") and not is_there(store_path) and not is_begun(store_path):
+    if main.given("store_path") and not is_present(store_path) and not is_partial(store_path):
         msg = f"{store_path}: there is no store{similar_names(store_path)}. Name one, or its images"
         raise StoreError(msg, options=("images",))
     if main.given("store_path") or (
-        not images[0].exists() and (is_there(store_path) or is_begun(store_path))
+        not images[0].exists() and (is_present(store_path) or is_partial(store_path))
     ):
         return open_store(store_path)
     return None
@@ -258,9 +258,9 @@ def _ingest(
 ) -> TileStore:
     """Return the store of the images, ingested if it is not there."""
     from daskkm.images.ingest import create_store
-    from daskkm.storage.writer import tile_of_begun
+    from daskkm.storage.writer import partial_tile_size
 
-    tile_of_begun(store_path)  # what was begun is not cut anew in tiles of another size
+    partial_tile_size(store_path)  # what was begun is not cut anew in tiles of another size
     with progress.stage("ingest", "images") as advance:
         try:
             return create_store(

@@ -17,14 +17,20 @@ from daskkm.images.find import describe_unread, find_images
 from daskkm.images.grid import cut
 from daskkm.parameters import as_choice, as_flag
 from daskkm.storage import commit, locations
+from daskkm.storage.labels import list_labels
 from daskkm.storage.records import Skipped, describe_differences, find_differences, grid, state
-from daskkm.storage.tile_store import STORE, TileStore, clear, is_there, learnt, open_store
+from daskkm.storage.tile_store import (
+    STORE,
+    TileStore,
+    is_present,
+    open_store,
+    remove_leftovers,
+)
 from daskkm.storage.writer import (
     OVERWRITE,
-    check_images,
     describe_tiles,
     open_writer,
-    tile_of_begun,
+    partial_tile_size,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +147,6 @@ def _write(
 
     shapes, bad = _look_at(files, tile, leave_out)
     bands = next(iter(shapes.values()))[2:]
-    check_images(store, (path.name for path in shapes))
     n_tiles = sum(math.prod(grid(shape, tile)) for shape in shapes.values())
     with open_writer(store, n_tiles, tile, bands, files, overwrite=overwrite) as writer:
         _refuse(writer.skipped, files, on_bad)
@@ -184,7 +189,7 @@ def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
         If something else is there; a damaged store unless `overwrite`.
     """
     commit.check_free(path, STORE)
-    if not is_there(path):
+    if not is_present(path):
         return None
     try:
         return open_store(path)
@@ -196,7 +201,7 @@ def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
 
 def _size_of_begun(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     with suppress(StoreError):  # it is not known: nothing is written yet
-        return tile_of_begun(path)
+        return partial_tile_size(path)
     return None
 
 
@@ -211,7 +216,7 @@ def _default_size(
             f"{begun[1]} was cut short beside it. Ingest with the size of tile that you mean"
         )
         raise StoreError(msg, options=("tile",))
-    if not begun and not there and is_there(path):
+    if not begun and not there and is_present(path):
         msg = (
             f"{path}: the store is damaged, and the size of its tiles not known. Give "
             "daskkm.create_store a size, or remove the store"
@@ -246,7 +251,7 @@ def _is_as_asked(
         )
         raise StoreError(msg, options=OVERWRITE)
     if not texts:
-        clear(present.path)
+        remove_leftovers(present.path)
     return not texts
 
 
@@ -257,7 +262,7 @@ def _resolved_by_overwrite(error: StoreError, path: Path) -> StoreError:
 
 def _losses(path: Path) -> str:
     """Return which labels and distances go with a store, to end a message."""
-    lost = learnt(path)
+    lost = list_labels(path)
     return f", which deletes its {', '.join(lost)}" if lost else ""
 
 

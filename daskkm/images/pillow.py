@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from daskkm.errors import ImageError, reason
+from daskkm.errors import ImageError, translate_errors
 from daskkm.images import formats
 from daskkm.storage.records import ImageRecord, check_regular, settled_times
 
@@ -139,17 +139,16 @@ def _strict() -> Iterator[None]:
 
 @contextmanager
 def _errors_named(path: Path) -> Iterator[None]:
-    """Turn what Pillow raises, which seldom says where, into an ImageError that does."""
-    try:
+    """Turn errors of Pillow, which seldom name the file, into an ImageError that does."""
+    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    many = f"it has more than {_MOST_PIXELS} pixels"
+    hint = "Replace or remove the file"
+    with (
+        # Broken files make Pillow's plugins raise errors of any type.
+        translate_errors(ImageError, path, "the image cannot be read", hint, catch=Exception),
+        translate_errors(ImageError, path, many, "Cut the image up", catch=bomb),
+    ):
         yield
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        msg = f"{path}: it has more than {_MOST_PIXELS} pixels; cut the image up"
-        raise ImageError(msg) from error
-    except Exception as error:  # broken files make Pillow's plugins raise whatever they meet
-        msg = f"{path}: the image cannot be read ({reason(error)}); replace or remove the file"
-        raise ImageError(msg) from error
 
 
 def _checked_shape(path: Path, image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:

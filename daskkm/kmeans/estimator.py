@@ -45,8 +45,8 @@ _ALGORITHMS = ("lloyd", "elkan", "auto")
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """k-means with scikit-learn's interface, for tiles in memory or far beyond it.
 
-    X may be a NumPy array (or a list, or a data frame), a dask array or data frame, a Zarr array,
-    an xarray.DataArray or a `TileStore`. Results for tiles in memory, or in a memory-mapped file, are
+    X may be a NumPy array (a list, a data frame), a dask array or data frame, a Zarr array, an
+    xarray.DataArray or a `TileStore`. Results for tiles in memory, or in a memory-mapped file, are
     NumPy arrays. Other tiles are read block by block, and their results are lazy dask arrays. The
     active `distributed.Client` does the work if there is one, else dask's default scheduler.
 
@@ -97,7 +97,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     n_iter_ : int
         Iterations of the restart that was kept.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,), str
+    feature_names_in_ : ndarray of shape (n_features,), str
         Only if X had names.
     fitted_model : FittedModel
         Model that the methods use, as a sweep returns it, with the tiles in each cluster.
@@ -110,7 +110,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     -----
     Lloyd's algorithm (IEEE Trans. Inf. Theory 28, 1982). ``tol``, ``n_iter_`` and the relocation of
     empty clusters are those of scikit-learn, with two exceptions. X is not centred first, and a fit
-    does not end when labels repeat after a relocation. Inertia, centroids and labels are consistent.
+    does not end when labels repeat after a relocation.
 
     float32 tiles are read as they are. Centroids and distances are float64, not float32 as in
     scikit-learn: rounded centroids would not be consistent with labels and inertia. So

@@ -1,7 +1,7 @@
 """Greedy k-means++, and uniform draws: in memory, and in passes over all tiles.
 
-The seeding of a restart serves every k of a sweep. Each draw knows only the centroids before it: the
-first k centroids of a longer seeding are a seeding of k.
+The seeding of a restart serves every k of a sweep. Each draw knows only the centroids before it:
+the first k centroids of a longer seeding are a seeding of k.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from daskkm.errors import FitError, ModelError, ParameterError
-from daskkm.kernels.dtypes import SUPPORTED_DTYPES
 from daskkm.parameters import as_array
 from daskkm.passes import assign, scheduler
 from daskkm.passes.tiles import Tiles, sending
@@ -25,11 +24,8 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.storage.nodes import Kind
-    from daskkm.storage.tile_store import Target, TileStore
-
-
-_DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)}
+    from daskkm.storage.labels import Target
+    from daskkm.storage.tile_store import TileStore
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer
@@ -155,39 +151,35 @@ class FittedModel:
         """Write the model to a Zarr group, from which `load_model` reads the very same.
 
         The group has the arrays ``cluster_centers`` (cluster, feature) and ``counts`` (cluster),
-        which xarray opens by these names; its attribute ``daskkm`` has
-        the format (2), the kind ("model"), k, inertia, n_iter, converged, restart, the dtype and
-        shape of the tiles, the settings, the names of the extra arrays, and the SHA-256 of all this
-        and of the arrays' metadata. It is written beside
-        its place and moved there when it is complete; a saved model that was there is replaced,
-        anything else never.
+        which xarray opens by these names; its attribute ``daskkm`` has the format (3), the kind
+        ("model"), k, inertia, n_iter, converged, restart, the dtype and shape of the tiles, the
+        settings, and a SHA-256. A saved model at `path` is replaced when the new one is complete;
+        anything else never is.
 
         Parameters
         ----------
         path : path-like
         settings : mapping of str to JSON, optional
-            What else is to be kept with the model, and read again by `load_saved`.
+            Saved with the model, and read again by `load_saved`.
         extra : mapping of str to ndarray of numbers, of one or more dimensions, optional
             Likewise; in the group ``extra``.
 
         Raises
         ------
         ModelError
-            If it cannot be written, something else is there, or what the model holds does not
-            go together.
+            If the model is inconsistent or cannot be written, or something else is at `path`.
         """
-        # Not at the top: fits and predictions have no use for zarr and do not wait for it.
-        from daskkm.storage import commit, nodes
+        # Not at the top: fits and predictions do not need zarr, and importing it takes time.
+        from daskkm.storage import models
 
         path = locations.local(path, ModelError)
-        kind, k = _kind(), len(self.cluster_centers_)
         if problem := _problem(self):
-            msg = f"{path}: the model is not saved, because {problem}; fit it again"
+            msg = f"{path}: the model is not saved, because {problem}. Fit it again"
             raise ModelError(msg)
         arrays = {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
         arrays |= {f"extra/{name}": values for name, values in (extra or {}).items()}
-        said = {
-            "k": k,
+        attributes = {
+            "k": len(self.cluster_centers_),
             "inertia": None if math.isnan(self.inertia_) else float(self.inertia_),
             "n_iter": int(self.n_iter_),
             "converged": bool(self.converged_),
@@ -195,28 +187,8 @@ class FittedModel:
             "dtype": self.dtype and self.dtype.str,
             "tile": self.tile,
             "settings": dict(settings or {}),
-            "extra": list(extra or {}),
         }
-        with (
-            commit.replacing(path, kind) as partial,
-            nodes.write_errors_named(path, kind),
-        ):
-            group = nodes.create_group(partial, kind)
-            for name, values in arrays.items():
-                dimensions = _DIMENSIONS.get(name) or tuple(
-                    f"{name.rpartition('/')[2]}_{axis}" for axis in range(values.ndim)
-                )
-                array = nodes.create_array(
-                    group,
-                    name,
-                    values.shape,
-                    values.dtype,
-                    kind,
-                    rows=len(values),
-                    dimensions=dimensions,
-                )
-                array[:] = values
-            nodes.complete(group, kind, said)
+        models.save_model(path, arrays, attributes)
 
     def write_labels(
         self,
@@ -278,7 +250,7 @@ class FittedModel:
 
 
 class Saved(NamedTuple):
-    """All that `FittedModel.save` was given: the model, and what was kept with it."""
+    """A saved model, with the settings and extra arrays that were saved with it."""
 
     model: FittedModel
     settings: dict[str, Any]
@@ -286,50 +258,29 @@ class Saved(NamedTuple):
 
 
 def load_saved(path: str | os.PathLike[str]) -> Saved:
-    """Read a model that `FittedModel.save` wrote, the same to the last bit, and what is with it.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    Saved
+    """Read what `FittedModel.save` wrote, the same to the last bit.
 
     Raises
     ------
     ModelError
-        If there is none, what is there is something else or of another format, or it is damaged.
+        If the saved model is missing, damaged, something else, or of another format.
     """
-    from daskkm.storage import nodes  # as in `FittedModel.save`
+    from daskkm.storage import models  # as in `FittedModel.save`
 
-    path, kind = locations.local(path, ModelError), _kind()
-    group, said = nodes.open_node(path, kind)
-
-    def whole(name: str) -> NDArray[Any]:
-        array = nodes.member(group, name, kind)
-        return nodes.read(array, 0, array.shape[0], kind)
-
-    try:
-        model = FittedModel(
-            cluster_centers_=whole("cluster_centers"),
-            counts_=whole("counts"),
-            inertia_=math.nan if said["inertia"] is None else float(said["inertia"]),
-            n_iter_=int(said["n_iter"]),
-            converged_=bool(said["converged"]),
-            restart_=int(said["restart"]),
-            dtype=None if said["dtype"] is None else np.dtype(said["dtype"]),
-            tile=None if said["tile"] is None else tuple(map(int, said["tile"])),
-        )
-        settings = dict(said["settings"])
-        names = list(said["extra"])
-        problem = _problem(model)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        problem = f"its attributes are not those of a model ({error!r})"
-    if problem:
-        msg = f"{path}: the saved model is damaged: {problem}; {kind.mend}"
-        raise ModelError(msg)
-    return Saved(model, settings, {name: whole(f"extra/{name}") for name in names})
+    arrays, attributes = models.load_model_arrays(path)
+    dtype, tile, inertia = (attributes[name] for name in ("dtype", "tile", "inertia"))
+    model = FittedModel(
+        cluster_centers_=arrays.pop("cluster_centers"),
+        counts_=arrays.pop("counts"),
+        inertia_=math.nan if inertia is None else inertia,
+        n_iter_=attributes["n_iter"],
+        converged_=attributes["converged"],
+        restart_=attributes["restart"],
+        dtype=None if dtype is None else np.dtype(dtype),
+        tile=None if tile is None else tuple(tile),
+    )
+    extra = {name.removeprefix("extra/"): values for name, values in arrays.items()}
+    return Saved(model, attributes["settings"], extra)
 
 
 def fitted_model(model: Any) -> FittedModel:
@@ -361,28 +312,14 @@ def fitted_model(model: Any) -> FittedModel:
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise ModelError if a model cannot be saved there without replacing something else."""
-    from daskkm.storage import commit  # as in `FittedModel.save`
+    """Raise ModelError if a model cannot be saved at a path without replacing something else."""
+    from daskkm.storage import models  # as in `FittedModel.save`
 
-    commit.check_free(path, _kind())
-
-
-def _kind() -> Kind:
-    from daskkm.storage.nodes import Kind  # as in `FittedModel.save`
-
-    return Kind(
-        name="model",
-        noun="saved model",
-        rows="rows",
-        members=frozenset({"zarr.json", "cluster_centers", "counts", "extra"}),
-        error=ModelError,
-        make="fit and save a model first",
-        mend="fit and save the model again",
-    )
+    models.check_free(path)
 
 
 def _problem(model: FittedModel) -> str | None:
-    """Say what of a model does not go together, if anything."""
+    """Return a description of the first inconsistency of a model, or None."""
     centroids, counts, tile = model.cluster_centers_, model.counts_, model.tile
     if centroids.ndim != 2 or not centroids.size or centroids.dtype != np.float64:
         return f"its centroids are {centroids.dtype} of shape {centroids.shape}"
@@ -390,11 +327,9 @@ def _problem(model: FittedModel) -> str | None:
         return (
             f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
         )
-    fitted = model.dtype is not None
-    if model.dtype is not None and model.dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
-        return f"no model is fitted to tiles of dtype {model.dtype}"
-    if tile is not None and (math.prod(tile) != centroids.shape[1] or min(tile) < 1):
+    if tile is not None and math.prod(tile) != centroids.shape[1]:
         return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"
+    fitted = model.dtype is not None
     if not np.isfinite(centroids).all() or math.isfinite(model.inertia_) != fitted:
         return "its centroids or its inertia are not finite"
     return None

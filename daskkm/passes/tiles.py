@@ -75,8 +75,7 @@ class Tiles:
             return cls(X, X.features(), store=X)
         _check_shape(X)
         file = MappedFile.of(X)
-        name, store = getattr(X, "tile_store", ("", None))
-        store = store if name == getattr(X, "name", None) else None
+        store = getattr(X, "tile_store", None) if isinstance(X, da.Array) else None
         return cls(X, _as_dask_array(X, file), store=store, file=file)
 
     @property
@@ -88,7 +87,8 @@ class Tiles:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the tiles as kernels take them."""
-        return np.dtype(self.array.dtype)
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
 
     @property
     def nbytes(self) -> int:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import tempfile
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from daskkm.errors import ResultsError, reason
+from daskkm.errors import ResultsError, translate_errors
+from daskkm.files import atomic_writer
 from daskkm.storage import locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -61,10 +61,9 @@ def held(out: Path) -> Iterator[None]:
         "wait for it, or choose another folder"
     )
     busy = ResultsError(msg, options=("out",))
-    opened = partial(os.open, out, os.O_RDONLY | os.O_DIRECTORY)
     with ExitStack() as stack:
         with _errors_named(out):
-            stack.enter_context(locks.held(out, opened, busy))
+            stack.enter_context(locks.lock_folder(out, busy))
         yield
 
 
@@ -153,7 +152,7 @@ def save_image(path: Path, image: Image.Image) -> None:
     ResultsError
         If it cannot be written.
     """
-    with _replacing(path) as file:
+    with _errors_named(path), atomic_writer(path) as file:
         image.save(file, path.suffix[1:])
 
 
@@ -170,30 +169,10 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
     ResultsError
         If it cannot be written.
     """
-    with _replacing(path) as file:
+    with _errors_named(path), atomic_writer(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` once it is written.
-
-    A run that is killed leaves it; the next one writes it anew.
-    """
-    with _errors_named(path):
-        beside = path.with_name(f".{path.name}.partial")
-        try:
-            with beside.open("wb") as file:
-                yield file
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        msg = f"{path}: results cannot be written ({reason(error)}); choose another place for them"
-        raise ResultsError(msg) from error
+def _errors_named(path: Path) -> AbstractContextManager[None]:
+    hint = "Choose another place for them"
+    return translate_errors(ResultsError, path, "results cannot be written", hint)

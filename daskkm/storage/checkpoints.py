@@ -1,13 +1,12 @@
 """Folder of a checkpoint: arrays in one file, replaced whole, under a lock.
 
-The file is a SHA-256, then the bytes that it is of: NumPy's .npz without pickles.
+The file is a SHA-256, then the bytes of NumPy's .npz without pickles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -15,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskkm.errors import CheckpointError
+from daskkm.errors import CheckpointError, translate_errors
+from daskkm.files import atomic_writer, partial_path
 from daskkm.storage import locations, locks
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-_STATE, _PARTIAL = "state", "state.partial"
+_STATE = "state"
 _DIGEST_BYTES = 32
 # Parameters that resolve errors.
 _ANOTHER, _START_OVER = ("checkpoint",), ("fresh=True",)
@@ -50,12 +52,12 @@ class CheckpointFile:
         packed = io.BytesIO()
         np.savez(packed, allow_pickle=False, **arrays)
         data = packed.getbuffer()
-        with _translate_errors(self.folder, "written"):
-            partial = self.folder / _PARTIAL
-            with partial.open("wb") as file:
-                file.write(hashlib.sha256(data).digest())
-                file.write(data)
-            partial.replace(self.folder / _STATE)
+        with (
+            _translate_errors(self.folder, "written"),
+            atomic_writer(self.folder / _STATE) as file,
+        ):
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
 
     def clear(self) -> None:
         """Remove the arrays; warn if that fails, since the result of the fit is worth more."""
@@ -78,18 +80,12 @@ def open_checkpoint_file(
         If it is damaged, locked by another fit, holds other files, or cannot be read or written.
     """
     folder = locations.local(folder, partial(CheckpointError, options=_ANOTHER))
-    missing: list[Path] = []
-
-    def open_folder() -> int:
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-
+    missing = [path for path in folder.absolute().parents if not path.exists()]
     msg = f"{folder}: locked by another fit. Wait for it, or choose another folder"
-    busy = CheckpointError(msg, options=_ANOTHER)
     with ExitStack() as stack:
         with _translate_errors(folder, "written"):
-            missing += (path for path in folder.absolute().parents if not path.exists())
-            stack.enter_context(locks.held(folder, open_folder, busy))
+            busy = CheckpointError(msg, options=_ANOTHER)
+            stack.enter_context(locks.lock_folder(folder, busy))
             _check_content(folder)
             if fresh:
                 _clear(folder)
@@ -103,15 +99,15 @@ def open_checkpoint_file(
 
 def _check_content(folder: Path) -> None:
     """Raise CheckpointError if the folder holds other files, except hidden ones."""
-    names = {entry.name for entry in folder.iterdir()} - {_STATE, _PARTIAL}
+    names = {entry.name for entry in folder.iterdir()} - {_STATE}
     if others := {name for name in names if not name.startswith(".")}:
         msg = f"{folder}: not a checkpoint, it holds {min(others)}. Choose another folder"
         raise CheckpointError(msg, options=_ANOTHER)
 
 
 def _clear(folder: Path) -> None:
-    for name in (_PARTIAL, _STATE):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / _STATE, partial_path(folder / _STATE)):
+        path.unlink(missing_ok=True)
 
 
 def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
@@ -128,13 +124,7 @@ def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
         return dict(arrays)
 
 
-@contextmanager
-def _translate_errors(folder: Path, verb: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        msg = (
-            f"{folder}: the checkpoint cannot be {verb} ({error}). Make room, or choose another "
-            "folder"
-        )
-        raise CheckpointError(msg, options=_ANOTHER) from error
+def _translate_errors(folder: Path, verb: str) -> AbstractContextManager[None]:
+    problem = f"the checkpoint cannot be {verb}"
+    hint = "Make room, or choose another folder"
+    return translate_errors(CheckpointError, folder, problem, hint, options=_ANOTHER)

@@ -1,18 +1,17 @@
-"""Chunks of a local Zarr array of daskkm's, read straight into place and checked.
+"""Read chunks of a local Zarr array of daskkm straight into memory, and check them.
 
-They are uncompressed and cut along the first axis only: the bytes of whole rows, the last chunk
-padded, then their CRC-32C. Zarr reads the same bytes, but into memory of its own first, and a
-missing chunk as zeros. In a worker process that matters: its memory is given back after
-each task, and new memory costs ten times what reading from the page cache does.
+Chunks are uncompressed and cut along the first axis only: the bytes of whole rows, the last chunk
+padded, then their CRC-32C. Zarr reads the same bytes, but into new memory, and a missing chunk as
+zeros. Workers give memory back after each task, and new memory costs ten times as much as
+reading from the page cache.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import stat
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -20,6 +19,8 @@ import google_crc32c
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import zarr
     from numpy.typing import NDArray
     from zarr.storage import LocalStore
@@ -29,30 +30,19 @@ _OF_THREAD = threading.local()
 
 
 class ChunkError(Exception):
-    """A chunk that is missing, or is not what was written: which, by its index, and why."""
+    """A chunk that is missing or not what was written: its index, and a reason."""
 
 
 def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
-    """Read rows first … last - 1, in whatever chunks they lie.
-
-    Parameters
-    ----------
-    array : zarr.Array of shape (n, ...)
-    first, last : int
-
-    Returns
-    -------
-    ndarray of shape (last - first, ...)
+    """Read rows first … last - 1, in whatever chunks they lie, into new memory.
 
     Raises
     ------
     ChunkError
-        If a chunk is not there, not of its size, not reached without links, or its checksum is not
-        that of its bytes.
+        If a chunk is missing, not of its size, or does not match its checksum.
     OSError
-        If one cannot be read.
+        If a chunk cannot be read.
     """
-    check(array, first, last)  # before memory is taken for what may not be there
     rows = array.chunks[0]
     found = np.empty((last - first, *array.shape[1:]), array.dtype)
     for i in range(first // rows, -(-last // rows)):
@@ -66,16 +56,10 @@ def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
 
 
 def borrow(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
-    """Read rows first … last - 1 of one chunk into memory that this thread uses again.
+    """Read rows first … last - 1 of one chunk into a buffer of this thread, read-only.
 
-    The system is asked to read the next chunk meanwhile.
-
-    Parameters and errors are those of `read`; `first` is the first row of a chunk.
-
-    Returns
-    -------
-    ndarray of shape (last - first, ...), read-only
-        The next call in this thread overwrites it.
+    `first` is the first row of a chunk. The next call in this thread overwrites the buffer. The
+    system is asked to read the next chunk meanwhile. Errors are those of `read`.
     """
     i = first // array.chunks[0]
     if last < array.shape[0]:
@@ -83,68 +67,33 @@ def borrow(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     return _in_buffer(array, i)[: last - first]
 
 
-def check(array: zarr.Array[Any], first: int, last: int) -> None:
-    """Find out whether the chunks of rows first … last - 1 are there and of their size.
-
-    Parameters and errors are those of `read`, but that no byte is read.
-    """
-    rows = array.chunks[0]
-    for i in range(first // rows, -(-last // rows)):
-        _found(array, i)
-
-
-def find(root: Path, key: str) -> tuple[Path, int]:
-    """Return the path of a file in a store, and how many bytes it has.
-
-    Parameters
-    ----------
-    root : Path
-        Of the store, and whatever leads there.
-    key : str
-        The way from there.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    ValueError
-        If a link is on the way, or it is no file.
-    """
-    path, status = _status(root, key)
-    if not stat.S_ISREG(status.st_mode):
-        msg = f"{key} is not a file"
-        raise ValueError(msg)
-    return path, status.st_size
-
-
-def refuse_links(root: Path, key: str) -> None:
-    """Raise ValueError if what may be at a key of a store, or on the way there, is a link."""
-    with suppress(FileNotFoundError):
-        _status(root, key)
-
-
-def _status(root: Path, key: str) -> tuple[Path, os.stat_result]:
-    path = str(root)  # for each chunk that is read: a Path would take twice as long
-    for part in key.split("/"):
-        path = f"{path}/{part}"
-        status = os.lstat(path)
-        if stat.S_ISLNK(status.st_mode):
-            msg = f"{path} is a link, which may lead out of the store"
-            raise ValueError(msg)
-    return Path(path), status
+def check(array: zarr.Array[Any]) -> None:
+    """Raise ChunkError if a chunk is missing or not of its size; read none."""
+    for i in range(array.cdata_shape[0]):
+        with _errors_of_chunk(i):
+            _check_size(array, i, os.stat(_path(array, i)))  # noqa: PTH116 (a Path costs twice as much)
 
 
 def folder(node: Any) -> Path:
-    """Return the place of the group that was opened, or of an array that was opened itself."""
+    """Return the folder of the group that was opened, or of an array that was opened itself."""
     return Path(cast("LocalStore", node.store).root)
 
 
+def key(array: zarr.Array[Any], i: int) -> str:
+    """Return the path of a chunk within the folder of the array, or of its group."""
+    name = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
+    return f"{array.path}/{name}".removeprefix("/")
+
+
+def _path(array: zarr.Array[Any], i: int) -> str:
+    return f"{cast('LocalStore', array.store).root}/{key(array, i)}"
+
+
 def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
-    """Read a chunk into this thread's buffer, which its next chunk overwrites."""
+    """Read a chunk into the buffer of this thread."""
     size = math.prod(array.chunks) * array.dtype.itemsize
     buffer = getattr(_OF_THREAD, "buffer", None)
     if buffer is None or len(buffer) < size:
-        _found(array, i)  # before memory is taken for what may not be there
         buffer = _OF_THREAD.buffer = np.empty(size, np.uint8)
     chunk = buffer[:size].view(array.dtype).reshape(array.chunks)
     _fill(array, i, chunk)
@@ -155,10 +104,11 @@ def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
 def _fill(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
     """Read a whole chunk into an array of its shape."""
     data = chunk.reshape(-1).view(np.uint8)
-    with _found(array, i).open("rb", buffering=0) as file:
-        checksum = bytearray(_CHECKSUM_BYTES)
+    checksum = bytearray(_CHECKSUM_BYTES)
+    with _errors_of_chunk(i), open(_path(array, i), "rb", buffering=0) as file:  # noqa: PTH123
+        _check_size(array, i, os.fstat(file.fileno()))
         whole = _read_into(file, data.data) and _read_into(file, memoryview(checksum))
-    data.flags.writeable = False  # what the library asks for
+    data.flags.writeable = False  # as google_crc32c asks for
     if not whole:
         raise ChunkError(i, "it ended while it was read")
     if google_crc32c.value(data) != int.from_bytes(checksum, "little"):
@@ -166,7 +116,7 @@ def _fill(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
 
 
 def _read_into(file: BinaryIO, place: memoryview) -> bool:
-    """Fill memory from a file, and tell whether that had enough."""
+    """Fill memory from a file; return False if the file ends before."""
     while place:
         n = file.readinto(place)  # type: ignore[attr-defined]
         if not n:
@@ -176,32 +126,26 @@ def _read_into(file: BinaryIO, place: memoryview) -> bool:
 
 
 def _announce(array: zarr.Array[Any], i: int) -> None:
-    """Ask the system to read a chunk ahead. What is wrong with it is found when it is read."""
+    """Ask the system to read a chunk ahead; reading it finds what is wrong with it."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    with suppress(ChunkError, OSError):
-        file = os.open(_found(array, i), os.O_RDONLY)
+    with suppress(OSError):
+        file = os.open(_path(array, i), os.O_RDONLY)
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(file)
 
 
-def _found(array: zarr.Array[Any], i: int) -> Path:
-    """Return the path of a chunk that is there and of its size."""
+def _check_size(array: zarr.Array[Any], i: int, status: os.stat_result) -> None:
     expected = math.prod(array.chunks) * array.dtype.itemsize + _CHECKSUM_BYTES
+    if status.st_size != expected:
+        raise ChunkError(i, f"it has {status.st_size} bytes, not {expected}")
+
+
+@contextmanager
+def _errors_of_chunk(i: int) -> Iterator[None]:
     try:
-        path, size = find(folder(array), key(array, i))
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ChunkError(i, "it is missing") from error
-    except ValueError as error:
-        raise ChunkError(i, str(error)) from error
-    if size != expected:
-        raise ChunkError(i, f"it has {size} bytes, not {expected}")
-    return path
-
-
-def key(array: zarr.Array[Any], i: int) -> str:
-    """Return the way from the folder of an array, or of its group, to a chunk."""
-    place = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
-    return f"{array.path}/{place}".removeprefix("/")

@@ -1,373 +1,202 @@
-"""Places for nodes: what is put in one is whole, and replaces nothing but another of its kind.
+"""Commit nodes: write them beside their location, and move them there when they are complete.
 
-What is written is written beside its place and moved there when it is complete: as
-``NAME.TOKEN.partial`` with a token of its own, or as ``NAME.partial``, by one run at a time, where
-the next one goes on with it. What is replaced is ``NAME.TOKEN.old`` until it is removed. While
-there are writers ``NAME.lock`` is locked: so the next one knows what killed ones have left.
+Beside a location NAME lie ``NAME.lock`` while a run writes, ``NAME.partial``, which that run
+writes, and ``.NAME.old``, a node that is being replaced. After a killed run the next one
+restores the old node, or removes it.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
-import secrets
 import shutil
-import stat
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daskkm.storage import locks, nodes
+from daskkm.errors import translate_errors
+from daskkm.storage import locks, metadata, nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from daskkm.storage.nodes import Kind
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError)
-_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
-# What the system leaves in any folder, and a run that is killed while Zarr, or it, writes a file.
-_SYSTEMS = re.compile(
-    r"\.DS_Store|\.nfs.*|.*\.[0-9a-f]{32}\.partial|zarr\.json\.[0-9a-f]{8}\.partial"
-)
-# What a run that was killed leaves beside a place.
-_LEFT = re.compile(r"\.([0-9a-f]{8}\.(partial|old)|lock(\.turn)?)$")
+# Files of the system, and of Zarr or daskkm killed while one of them wrote a file.
+_IGNORED = re.compile(r"\.DS_Store|\.nfs.*|.*\.[0-9a-f]{32}\.partial|\.zarr\.json\.partial")
 
 
 @contextmanager
-def held(
-    place: Path,
-    kind: Kind,
-    *,
-    alone: bool = False,
-    clear: Callable[[Path, Kind], None] | None = None,
-) -> Iterator[None]:
-    """Be one of those who write to a place, or the only one.
+def replace_node(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
+    """Yield a folder to write a node to, and put it at `path` when the context ends.
 
-    The first one removes what runs that were killed have left beside it, as `clear` has it.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if there are others and may be none, or the folder cannot be written.
+    A node of the kind that is there is replaced. If the context fails, nothing changes.
     """
-    path = place.with_name(f"{place.name}.lock")
-    msg = f"{place}: another run is writing this {kind.noun}; wait until it has ended"
-    with ExitStack() as stack:
-        with nodes.write_errors_named(place, kind):
-            stack.enter_context(
-                locks.shared(
-                    path,
-                    kind.error(msg),
-                    lambda: (clear or _clear)(place, kind),
-                    alone=alone,
-                )
-            )
-        yield
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
-    """Give a node a place to be written to, and put it in its own when that is done.
-
-    One of its kind that is there is lost only then: nothing, when writing fails.
-
-    Parameters
-    ----------
-    path : path-like
-        Where it goes.
-    kind : Kind
-
-    Yields
-    ------
-    Path
-        Beside it.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if something else is there, or the folder cannot be written.
-    """
-    with beside(path, kind) as partial:
+    with open_partial(path, kind) as partial:
         yield partial
         put(partial, path, kind)
 
 
 @contextmanager
-def beside(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
-    """Give a node a place to be written to, from where `put` takes it, or where it is removed.
+def open_partial(
+    path: str | os.PathLike[str], kind: Kind, *, resume: bool = False
+) -> Iterator[Path]:
+    """Lock a location, and yield the folder in which a node for it is written, for `put` to move.
 
-    Parameters, what is yielded and raised are those of `replacing`.
+    Without `resume` that folder is missing at first, and removed at the end. Raise the kind's error
+    if `path` holds something else or another run writes there.
     """
-    place = check_free(path, kind)
-    with held(place, kind):
-        partial = _beside(place, "partial")
+    location = check_free(path, kind)
+    with lock(location, kind):
+        partial = partial_path(location)
+        check_replaceable(partial, kind)
+        with nodes.write_errors(location, kind):
+            if resume:
+                _remove_temporary_files(partial)
+            else:
+                remove(partial)
         try:
             yield partial
         finally:
-            _discard(partial)
+            if not resume:
+                _discard(partial)
 
 
 @contextmanager
-def resuming(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
-    """Give a node a place to be written to that is kept until it is complete, whatever happens.
-
-    Parameters, what is yielded and raised are those of `replacing`, but for this: what is beside
-    the place may be there already, as `begun` knows, and a second writer is refused.
-    """
-    place = check_free(path, kind)
-    with held(place, kind, alone=True):
-        partial = begun(place)
-        _check_ours(partial, kind)
-        for left in partial.rglob("*.partial"):
-            if _SYSTEMS.fullmatch(left.name):
-                left.unlink()
-        yield partial
-        put(partial, path, kind)
-
-
-def clear(path: str | os.PathLike[str], kind: Kind) -> None:
-    """Remove what runs that were killed left beside a place, if no one writes there now.
-
-    Also what `resuming` has kept.
-    """
-    place = Path(os.path.realpath(path))
-    names = f"{place.name}.lock", f"{place.name}.lock.turn"  # what runs of daskkm's hold
-    if begun(place).exists() or any(place.with_name(name).exists() for name in names):
-        with suppress(kind.error), held(place, kind, alone=True, clear=_clear_all):
-            pass
-
-
-def begun(path: str | os.PathLike[str]) -> Path:
-    """Return where `resuming` has a node that is to be put in a place."""
-    place = Path(os.path.realpath(path))
-    return place.with_name(f"{place.name}.partial")
+def lock(location: Path, kind: Kind) -> Iterator[None]:
+    """Hold the write lock of a location, with the node that a killed run moved away restored."""
+    msg = f"{location}: another run is writing this {kind.noun}. Wait until it ends"
+    with ExitStack() as stack:
+        with nodes.write_errors(location, kind):
+            location.parent.mkdir(parents=True, exist_ok=True)
+            path = location.with_name(f"{location.name}.lock")
+            stack.enter_context(locks.lock_file(path, kind.error(msg)))
+            _recover(location, kind)
+        yield
 
 
 def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
-    """Put a complete node in its place. The one that was there goes only when that is done.
-
-    Parameters
-    ----------
-    partial : Path
-        As `beside` gave it.
-    path : path-like
-    kind : Kind
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if something else is there by now, or the folder cannot be written.
-    """
-    while True:
-        place = check_free(path, kind)  # again: much may have happened since
-        try:
-            with nodes.write_errors_named(place, kind), set_aside(place, kind):
-                partial.rename(place)
-        except kind.error as error:
-            # Another run has put its own there in between. The last one stays.
-            if getattr(error.__cause__, "errno", None) not in _TAKEN:
-                raise
-        else:
-            return
+    """Move a complete node to its location; the node that was there is removed after that."""
+    location = check_free(path, kind)  # again: much may have happened since
+    with nodes.write_errors(location, kind), set_aside(location, kind):
+        partial.rename(location)
 
 
 @contextmanager
-def set_aside(place: Path, kind: Kind) -> Iterator[None]:
-    """Move away what is at a place, if anything, and remove it, or else bring it back.
-
-    It is removed when the body is done. When that fails it comes back, if the place is free.
-    """
-    old = _beside(place, "old")
+def set_aside(location: Path, kind: Kind) -> Iterator[None]:
+    """Move a node away; remove it when the context ends, or move it back if the context fails."""
+    old = _old_path(location)
     with suppress(FileNotFoundError):
-        place.rename(old)
+        location.rename(old)
     try:
         yield
     except BaseException:
-        with suppress(OSError):
-            _bring_back(old, place, kind)
+        with suppress(OSError, kind.error):
+            _recover(location, kind)
         raise
-    _remove(old)
+    with suppress(OSError):  # else the next run does it
+        remove(old)
+
+
+def _recover(location: Path, kind: Kind) -> None:
+    """Move back a node that was set aside, or remove it if another one is at its location."""
+    old = _old_path(location)
+    if not old.exists():
+        return
+    check_replaceable(old, kind)
+    if location.exists() and not is_empty(location):
+        remove(old)
+    else:
+        old.rename(location)
+
+
+def remove_leftovers(path: str | os.PathLike[str], kind: Kind) -> None:
+    """Remove what killed runs left beside a location, unless a run writes there now."""
+    location = Path(os.path.realpath(path))
+    partial = partial_path(location)
+    leftovers = partial, _old_path(location), location.with_name(f"{location.name}.lock")
+    if any(leftover.exists() for leftover in leftovers):
+        with suppress(kind.error), lock(location, kind):
+            check_replaceable(partial, kind)
+            remove(partial)
+
+
+def partial_path(path: str | os.PathLike[str]) -> Path:
+    """Return the folder in which a node for a location is written."""
+    location = Path(os.path.realpath(path))
+    return location.with_name(f"{location.name}.partial")
+
+
+def _old_path(location: Path) -> Path:
+    return location.with_name(f".{location.name}.old")
 
 
 def check_free(path: str | os.PathLike[str], kind: Kind) -> Path:
-    """Find out whether a node of a kind may be put somewhere.
+    """Return the location of a path, through links; raise the kind's error unless it is free.
 
-    Parameters
-    ----------
-    path : path-like
-    kind : Kind
-
-    Returns
-    -------
-    Path
-        The place itself if a link leads there: what it holds is replaced, not the link.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if anything but another of the kind would be replaced.
+    A location is free if nothing but a node of the kind would be replaced there.
     """
-    place = Path(path)
-    if kind.placed:  # else it is in a store, where no link is followed
-        with suppress(OSError, RuntimeError):  # of a loop, which is said below
-            place = place.resolve()
-    _check_ours(place, kind)
-    return place
+    location = Path(path)
+    with suppress(OSError, RuntimeError):  # of a loop of links, which the check finds
+        location = location if kind.inner else location.resolve()
+    check_replaceable(location, kind)
+    return location
 
 
-def _check_ours(path: Path, kind: Kind) -> None:
-    """Raise the kind's error if what is at a path is not to be replaced."""
-    try:
-        found = _foreign(path, kind)
-    except (OSError, RuntimeError) as error:
-        advice = "choose another place" if kind.placed else "see that it can be written"
-        msg = f"{path}: a {kind.noun} cannot be put there ({error}); {advice}"
-        raise kind.error(msg) from error
-    if found:
-        advice = "choose another place" if kind.placed else "move it elsewhere"
-        msg = f"{path}: this is not a {kind.noun} of daskkm's to be replaced ({found}); {advice}"
+def check_replaceable(path: Path, kind: Kind) -> None:
+    """Raise the kind's error unless a path is free, an empty folder, or a node of the kind."""
+    hint = "Move it elsewhere" if kind.inner else "Choose another location"
+    with translate_errors(kind.error, path, f"a {kind.noun} cannot be put there", hint):
+        obstacle = _find_obstacle(path, kind)
+    if obstacle:
+        msg = f"{path}: not a {kind.noun} of daskkm's to be replaced ({obstacle}). {hint}"
         raise kind.error(msg)
 
 
-def _foreign(path: Path, kind: Kind) -> str | None:
-    """Say what at a place is not to be replaced by a node of a kind, if anything."""
-    # Path.is_mount fails where another run moves what is there.
+def _find_obstacle(path: Path, kind: Kind) -> str | None:
     if os.path.ismount(path) or path == Path.cwd():
-        return "it is a mount point or the folder you are in"
+        return "it is a mount point or the current folder"
     if path.is_symlink():
         return "it is a link"
-    # One question at a time of what is there: another run may move it between two of them.
-    with suppress(FileNotFoundError):
-        if not stat.S_ISDIR(path.stat().st_mode):
-            return "it is a file"
-    while entries := _entries(path):
-        if stray := _stray(entries, kind):
-            return f"it holds {stray}"
-        try:
-            return nodes.unlike(path, kind)
-        except FileNotFoundError:
-            if _is_debris(path, kind):
-                return None
-            if path / "zarr.json" not in entries:
-                return "it is none of daskkm's"
-            # It has just been moved: look again.
-    return None
+    if not path.is_dir():
+        return "it is a file" if path.exists() else None
+    names = _names(path)
+    if strays := sorted(names - kind.members):
+        return f"it holds {strays[0]}"
+    return nodes.describe_other_kind(path, kind) if names else None
 
 
 def is_empty(folder: Path) -> bool:
-    """Tell whether a folder holds nothing of anyone's."""
-    return not _entries(folder)
+    """Return True if a folder holds nothing, or only files of the system."""
+    return not _names(folder)
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return what a folder holds, in order; nothing if it is gone."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if not _SYSTEMS.fullmatch(entry.name))
-    except FileNotFoundError:
-        return []
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if not _IGNORED.fullmatch(entry.name)}
 
 
-def _stray(entries: list[Path], kind: Kind) -> str | None:
-    """Return the first that is not of a node of this kind, nor of a node in it, if there is one."""
-    names = dict(kind.names)
-    for entry in entries:
-        if entry.name not in kind.members:
-            return entry.name
-        if entry.name == "c" or not entry.is_dir():  # chunks, of which there may be many
-            continue
-        if found := _stray_within(entry, names.get(entry.name)):
-            return f"{entry.name}/{found}"
-    return None
-
-
-def _stray_within(folder: Path, names: str | None = None) -> str | None:
-    """Return what is not of the node in a folder, if anything. The chunks are not looked at."""
-    group = names is not None or _is_group(folder)
-    for entry in _entries(folder):
-        if entry.name == "zarr.json" or (entry.name == "c" and not group):
-            continue
-        known = group and re.fullmatch(names or ".*", _LEFT.sub("", entry.name))
-        if known and entry.suffix in {".lock", ".turn"}:
-            continue
-        if not (known and (entry.is_dir() or not entry.exists())):
-            return entry.name
-        if found := _stray_within(entry):
-            return f"{entry.name}/{found}"
-    return None
-
-
-def _is_group(folder: Path) -> bool:
-    """Tell whether a folder says that it is a Zarr group: not if what it says is damaged."""
-    try:
-        return bool(json.loads((folder / "zarr.json").read_bytes())["node_type"] == "group")
-    except _UNREADABLE:
-        return False
-
-
-def _clear(place: Path, kind: Kind) -> None:
-    """Remove what runs that were killed left beside a place; bring back what they moved away."""
-    ours = re.compile(rf"{re.escape(place.name)}\.[0-9a-f]{{8}}\.(partial|old)")
-    for left in place.parent.iterdir():
-        if not ours.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
-            continue
-        if _stray(_entries(left), kind):
-            continue
-        if left.suffix == ".old":
-            _bring_back(left, place, kind)
-        else:
-            _remove(left)
-
-
-def _clear_all(place: Path, kind: Kind) -> None:
-    """Remove what a run left that could go on with it, too."""
-    _clear(place, kind)
-    if not _foreign(begun(place), kind):
-        shutil.rmtree(begun(place), ignore_errors=True)
-
-
-def _bring_back(old: Path, place: Path, kind: Kind) -> None:
-    """Move back what was moved away, or remove it if another whole node has come to its place."""
-    if (place / "zarr.json").exists():
-        _remove(old)
+def remove(folder: Path) -> None:
+    """Remove a node, its root metadata last: a later run recognizes what is left by it."""
+    if not folder.exists():
         return
-    if _is_debris(place, kind):
-        debris = place.rename(_beside(place, "partial"))
-        shutil.rmtree(debris, ignore_errors=True)
-    old.rename(place)
-
-
-def _is_debris(folder: Path, kind: Kind) -> bool:
-    """Tell whether a folder holds only what is left of writers into a node that was there.
-
-    Such as a task that writes labels into a store that is replaced just then.
-    """
-    entries, names = _entries(folder), dict(kind.names)
-    return (
-        bool(entries)
-        and all(entry.name in names and not entry.is_symlink() for entry in entries)
-        and not _stray(entries, kind)
-        and all(_LEFT.search(left.name) for entry in entries for left in _entries(entry))
-    )
-
-
-def _remove(folder: Path) -> None:
-    """Remove what was moved away, or begun. What is there as .old is whole: it may come back."""
-    with suppress(OSError):
-        folder = folder.rename(folder.with_suffix(".partial"))
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _beside(path: Path, what: str) -> Path:
-    """Return a name beside a place that no other run has, in whatever container or thread."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.{what}")
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != metadata.FILE:
+            entry.unlink()
+    shutil.rmtree(folder)
 
 
 def _discard(partial: Path) -> None:
-    """Remove what was not completed. After an interrupt zarr's threads may still write."""
+    """Remove a node that was not completed. Threads of Zarr may still write after an interrupt."""
     for _ in range(100):
-        if not partial.exists():
+        with suppress(OSError):
+            remove(partial)
             return
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_temporary_files(partial: Path) -> None:
+    """Remove files that Zarr left when it was killed while it wrote a chunk."""
+    for path in partial.rglob("*.partial"):
+        if _IGNORED.fullmatch(path.name):
+            path.unlink()

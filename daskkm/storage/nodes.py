@@ -1,135 +1,134 @@
-"""Zarr groups and arrays of daskkm's: marked whole or not, and never read with a chunk missing.
+"""Zarr groups and arrays of daskkm: complete and as they were written, or an error.
 
-Chunks are uncompressed, each with a CRC-32C, cut along the first axis only;
-`daskkm.storage.chunks` reads
-them. What `daskkm.storage.metadata` says of them is looked at first. `daskkm.storage.commit` is
-where they go.
+The root ``zarr.json`` of a node describes all of it: attributes, copies of the metadata of its
+arrays (Zarr's consolidated metadata), and a digest. It is written last, and read alone. Chunks are
+uncompressed, each with a CRC-32C, cut along the first axis only (see `daskkm.storage.chunks`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import secrets
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore, StorePath
 
-from daskkm.errors import on_worker
+from daskkm.errors import on_worker, translate_errors
 from daskkm.storage import chunks, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from daskkm.errors import DaskkmError
 
-# What `complete` says beside what it is told.
-_OWN = {"format", "kind", "complete", "metadata"}
-
-
-class TooMuchError(Exception):
-    """More than a node may hold: what, and what to do. `write_errors_named` says where."""
+FORMAT = 3  # the only one that is read
+_OWN_ATTRIBUTES = {"format", "kind", "complete", "sha256"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of node, and what is said when one is not as it should be.
+    """A kind of node, with the words of messages about it.
 
     Attributes
     ----------
     name : str
-        In the node's attributes.
+        In the attributes of the node.
     noun : str
         In messages.
-    rows : str
+    items : str
         What the first axis of its arrays counts.
     members : frozenset of str
-        What its folder may hold: nodes. One that holds anything else is never replaced, nor is
-        one where the folder of a node in it does.
+        Names that its folder may hold: one that holds others is never replaced.
     error : type of DaskkmError
-        What is raised.
-    make : str
-        What to do where there is none.
-    mend : str
-        What to do when it is damaged.
-    format : int
-        The only one that is read.
-    names : tuple of pairs of str
-        Groups in it, each with the pattern of the names of what these may hold.
-    placed : bool
-        Whether its place is anyone's choice.
-    corrupt : type of DaskkmError, optional
-        What is raised for a chunk that is missing or not what was written, if not `error`.
+    create, repair : str
+        How to make one that is missing, and to repair a damaged one.
+    chunk_error : type of DaskkmError, optional
+        Raised for a bad chunk, if not `error`.
+    inner : bool
+        Whether it lies in a store, and not where the user chose.
     """
 
     name: str
     noun: str
-    rows: str
+    items: str
     members: frozenset[str]
     error: type[DaskkmError]
-    make: str
-    mend: str
-    format: int = 2
-    names: tuple[tuple[str, str], ...] = ()
-    placed: bool = True
-    corrupt: type[DaskkmError] | None = None
+    create: str
+    repair: str
+    chunk_error: type[DaskkmError] | None = None
+    inner: bool = False
 
 
-def open_node(path: Path, kind: Kind, root: Path | None = None) -> tuple[Any, dict[str, Any]]:
-    """Open a complete node of a kind.
+def open_node(path: Path, kind: Kind, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:
+    """Open a node for reading; return the Zarr group or array, and its attributes.
 
-    Parameters
-    ----------
-    path : Path
-    kind : Kind
-    root : Path, optional
-        The node that it is in, from where no link leads to it.
-
-    Returns
-    -------
-    zarr.Group or zarr.Array
-    dict of str to Any
-        What `complete` was told.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if there is none, or it is of another kind or format, or not complete, or its
-        metadata is not what was written.
+    With `partial` the node may be incomplete, can be written, and its attributes say whether it is
+    ``complete``.
     """
-    try:
-        data, document = _document(path, "", kind, root)
-    except (FileNotFoundError, NotADirectoryError):
-        what = "what is there is" if path.exists() else "there is"
-        old = [name for name in (".zgroup", ".zarray") if (path / name).exists()]
-        why = f" (it is of Zarr format 2, as its {old[0]} says, and not 3)" if old else ""
-        near = "" if path.exists() else similar_names(path)
-        msg = f"{path}: {what} no {kind.noun}{why}{near}; {kind.make}"
-        raise kind.error(msg) from None
-    said = metadata.ours(document)
-    if found := _other(said, kind):
-        msg = f"{path}: this is not a {kind.noun} ({found}); name a {kind.noun}, or {kind.make}"
+    document, attributes = _read_root(path, kind)
+    if not (partial or attributes.get("complete")):
+        msg = f"{path}: the {kind.noun} is not complete. {_capitalized(kind.repair)}"
         raise kind.error(msg)
-    if found := _other_format(said, kind):
+    where = StorePath(LocalStore(path, read_only=not partial))
+    node: Any = (
+        zarr.Array.from_dict(where, document)
+        if document["node_type"] == "array"
+        else zarr.Group(zarr.AsyncGroup.from_dict(where, document))
+    )
+    hidden = _OWN_ATTRIBUTES - {"complete"} if partial else _OWN_ATTRIBUTES
+    return node, {name: value for name, value in attributes.items() if name not in hidden}
+
+
+def _read_root(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the root metadata of a node and the attributes of daskkm in it, checked."""
+    try:
+        data = (path / metadata.FILE).read_bytes()
+        document = json.loads(data)
+    except (FileNotFoundError, NotADirectoryError):
+        raise kind.error(_missing(path, kind)) from None
+    except (OSError, ValueError) as error:
+        hint = f"Restore the {kind.noun}, or remove it and {kind.repair}"
+        msg = f"{path}: the metadata cannot be read ({error}). {hint}"
+        raise kind.error(msg) from error
+    attributes = metadata.attributes_of(document)
+    if problem := _other_kind(attributes, kind):
+        msg = f"{path}: not a {kind.noun} ({problem}). Name a {kind.noun}, or {kind.create}"
+        raise kind.error(msg)
+    if (found := attributes.get("format")) != FORMAT:
         msg = (
-            f"{path}: this is not a {kind.noun} that this version of daskkm reads ({found}); "
-            f"use the version that made it, or remove it and {kind.mend}"
+            f"{path}: not a {kind.noun} that this version of daskkm reads (its format is {found}, "
+            f"not {FORMAT}). Use the version that made it, or remove it and {kind.repair}"
         )
         raise kind.error(msg)
-    if not said.get("complete"):
-        msg = f"{path}: the {kind.noun} is not complete; {kind.mend}"
+    if not metadata.is_sealed(data, attributes):
+        msg = (
+            f"{path}: the metadata is not what was written (its checksum differs). "
+            f"Restore the {kind.noun}, or remove it and {kind.repair}"
+        )
         raise kind.error(msg)
-    node = _checked(path, "", data, document, said, kind)
-    return node, {name: value for name, value in said.items() if name not in _OWN}
+    return document, attributes
+
+
+def _missing(path: Path, kind: Kind) -> str:
+    if path.exists():
+        old = [name for name in (".zgroup", ".zarray") if (path / name).exists()]
+        reason = f" (it is of Zarr format 2, as its {old[0]} shows)" if old else ""
+        return f"{path}: not a {kind.noun}{reason}. {_capitalized(kind.create)}"
+    near = similar_names(path)
+    return f"{path}: the {kind.noun} does not exist{near}. {_capitalized(kind.create)}"
+
+
+def _capitalized(hint: str) -> str:
+    return hint[0].upper() + hint[1:]
 
 
 def similar_names(path: Path) -> str:
@@ -142,423 +141,145 @@ def similar_names(path: Path) -> str:
     return ""
 
 
-def member(group: zarr.Group, name: str, kind: Kind) -> zarr.Array[Any]:
-    """Return an array of a group.
-
-    Parameters
-    ----------
-    group : zarr.Group
-        As `open_node` returned it.
-    name : str
-    kind : Kind
-        Of the group.
-
-    Returns
-    -------
-    zarr.Array
-
-    Raises
-    ------
-    DaskkmError
-        The kind's: if it is missing, or its metadata is not what was written.
-    """
-    root = chunks.folder(group)
-    if {"", ".", ".."} & set(name.split("/")):
-        msg = f"{root}: {name!r} is no name of an array in a {kind.noun}; {kind.mend}"
-        raise kind.error(msg)
+def describe_other_kind(path: Path, kind: Kind) -> str | None:
+    """Return a reason why a folder is not a node of a kind, or None; damaged metadata is none."""
     try:
-        data, document = _document(root, name, kind)
-    except (FileNotFoundError, NotADirectoryError):
-        msg = f"{root}: the {kind.noun} has no array {name!r}; {kind.mend}"
-        raise kind.error(msg) from None
-    said = metadata.ours({"attributes": group.attrs.asdict()})
-    array: zarr.Array[Any] = _checked(root, name, data, document, said, kind)
-    return array
-
-
-def unlike(path: Path, kind: Kind) -> str | None:
-    """Return what a node is, if it is not of a kind and its format, from one read.
-
-    Metadata that is no JSON, as where it was cut short, says nothing: then the result is None.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    DaskkmError
-        The kind's, if its metadata cannot be read.
-    """
-    try:
-        document = _document(path, "", kind)[1]
-    except kind.error as error:
-        if isinstance(error.__cause__, json.JSONDecodeError | UnicodeDecodeError):
-            return None
-        raise
-    return _unlike(metadata.ours(document), kind)
-
-
-def check_group(root: Path, name: str, kind: Kind) -> None:
-    """Find out whether a group in a node, if there is one, says that it is one.
-
-    Parameters
-    ----------
-    root : Path
-    name : str
-        One of those in the kind's `names`.
-    kind : Kind
-        Of the node.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's, if it does not.
-    """
-    if not (root / name).exists():
-        return
-    try:
-        metadata.check_node(_document(root, name, kind)[1], "group")
-    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise _of_metadata(root, name, f"is not that of a group ({error})", kind) from error
-
-
-def refuse_links(root: Path, name: str, kind: Kind) -> None:
-    """Raise the kind's error if what is called so in a node, or the way there, is a link."""
-    try:
-        chunks.refuse_links(root, name)
-    except ValueError as error:
-        msg = f"{root}: the {kind.noun} cannot be put there ({error}); remove the link"
-        raise kind.error(msg) from error
-
-
-def read(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[Any]:
-    """Read rows first … last - 1 of an array.
-
-    Parameters
-    ----------
-    array : zarr.Array of shape (n, ...)
-    first, last : int
-    kind : Kind
-        Of the array, or of the group that it is in.
-
-    Returns
-    -------
-    ndarray of shape (last - first, ...)
-
-    Raises
-    ------
-    DaskkmError
-        The kind's, naming the place, the array, the chunk and its rows: if one of them is missing,
-        short or damaged, or cannot be read.
-    """
-    with _read_errors_named(array, first, last, kind):
-        return chunks.read(array, first, last)
-
-
-def stream(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[NDArray[Any]]:
-    """Read rows first … last - 1 chunk by chunk, in the memory of one.
-
-    Parameters and errors are those of `read`; `first` is the first row of a chunk.
-
-    Yields
-    ------
-    ndarray of shape (m, ...), read-only
-        The rows of one chunk. The next one takes their place.
-    """
-    rows = array.chunks[0]
-    for start in range(first, last, rows):
-        end = min(start + rows, last)
-        with _read_errors_named(array, start, end, kind):
-            chunk = chunks.borrow(array, start, end)
-        yield chunk
-
-
-def check(array: zarr.Array[Any], kind: Kind) -> None:
-    """Find out whether all chunks of an array are there and of their size, without reading them.
-
-    Parameters are those of `read`.
-
-    Raises
-    ------
-    DaskkmError
-        The kind's, if one is not.
-    """
-    with _read_errors_named(array, 0, array.shape[0], kind):
-        chunks.check(array, 0, array.shape[0])
-
-
-def reopen(partial: Path, kind: Kind) -> tuple[zarr.Group, dict[str, Any]] | None:
-    """Open a group that `places.resuming` has kept.
-
-    Parameters
-    ----------
-    partial : Path
-    kind : Kind
-
-    Returns
-    -------
-    zarr.Group
-    dict of str to Any
-        What `note`, or `complete`, was told last.
-
-    None if there is none of use.
-    """
-    try:
-        data, document = _document(partial, "", kind)
-        said = metadata.ours(document)
-        if _unlike(said, kind):
-            return None
-        _checked(partial, "", data, document, said, kind)
-    except (FileNotFoundError, NotADirectoryError, kind.error):
+        document = json.loads((path / metadata.FILE).read_bytes())
+    except FileNotFoundError:
+        return f"it has no {metadata.FILE}"
+    except ValueError:
         return None
-    return zarr.open_group(partial, mode="r+", zarr_format=3, use_consolidated=False), said
+    return _other_kind(metadata.attributes_of(document), kind)
 
 
-def create_group(path: Path, kind: Kind) -> zarr.Group:
-    """Create a group at a place that `daskkm.storage.commit` gave, anew if one was left there."""
-    said = {"daskkm": _of(kind, complete=False)}
-    return zarr.create_group(path, zarr_format=3, overwrite=True, attributes=said)
+def _other_kind(attributes: Mapping[str, Any], kind: Kind) -> str | None:
+    if not attributes:
+        return "it is not of daskkm"
+    found = attributes.get("kind")
+    return None if found == kind.name else f"its kind is {found}, not {kind.name}"
+
+
+def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return an array of a group that was opened."""
+    array: Any = group[name]
+    return array  # type: ignore[no-any-return]
+
+
+def create_group(path: Path, kind: Kind, attributes: Mapping[str, Any]) -> zarr.Group:
+    """Create a group that is not complete, in a folder without one."""
+    path.mkdir(parents=True, exist_ok=True)
+    metadata.write(path, metadata.GROUP, dict(attributes) | _incomplete(kind))
+    return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
 
 
 def create_array(
-    place: Path | zarr.Group,
-    name: str | None,
+    path: Path,
     shape: tuple[int, ...],
     dtype: np.dtype[Any] | str,
-    kind: Kind,
     *,
     rows: int,
-    dimensions: tuple[str, ...] | None = None,
+    dimensions: tuple[str, ...],
+    kind: Kind | None = None,
 ) -> zarr.Array[Any]:
-    """Create an array, to be written through the object that is returned or a pickle of it.
+    """Create an array, to be written through the returned object or a pickle of it.
 
-    Parameters
-    ----------
-    place : Path or zarr.Group
-        The array's own place, as `daskkm.storage.commit` gave it, or the group that it is to be in.
-    name : str or None
-        In the group.
-    shape : tuple of int
-    dtype : numpy.dtype or str
-    kind : Kind
-        Of the array, or of the group.
-    rows : int
-        Rows of a chunk, which is whole along the other axes; fewer, if these were too many bytes.
-        Every write must cover whole chunks.
-    dimensions : tuple of str, optional
-
-    Returns
-    -------
-    zarr.Array
-
-    Raises
-    ------
-    TooMuchError
-        If it would be in more chunks than are read.
+    A chunk has so many rows, whole along the other axes. Every write must cover whole chunks. The
+    array is an incomplete node of a kind, or lies in one.
     """
-    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    rows = max(1, min(rows, shape[0], metadata.CHUNK_BYTES // max(1, row)))
-    if shape[0] > rows * metadata.MOST_CHUNKS:
-        msg = (
-            f"{shape[0]} {kind.rows} are too many for one {kind.noun}, in more than "
-            f"{metadata.MOST_CHUNKS} chunks of {rows}; spread them over several"
-        )
-        raise TooMuchError(msg)
     return zarr.create_array(
-        place if isinstance(place, Path) else place.store_path,
-        name=name,
+        path,
         shape=shape,
         dtype=dtype,
-        chunks=(rows, *shape[1:]),
+        chunks=(max(1, min(rows, shape[0])), *(max(1, n) for n in shape[1:])),
         filters=None,
         compressors=[Crc32cCodec()],
         dimension_names=dimensions,
+        attributes={"daskkm": _incomplete(kind)} if kind else None,
         zarr_format=3,
-        overwrite=True,
-        # Else an all-zero chunk is left out, and cannot be told from one that was lost. This is
-        # not stored: it goes with the object, and through pickle to other processes.
+        # Else an all-zero chunk is left out, and cannot be told from one that was lost. The
+        # setting is not stored: it goes with the object, and through pickle to other processes.
         config={"write_empty_chunks": True},
     )
 
 
-def complete(node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, Any]) -> None:
-    """Mark a node as complete, and all metadata as final: the last thing that is written.
-
-    Parameters
-    ----------
-    node : zarr.Group or zarr.Array
-        What was read of it before does not see this.
-    kind : Kind
-    said : mapping of str to Any
-        What `open_node` is to return of it, as JSON has it.
-
-    Raises
-    ------
-    TooMuchError
-        If that takes more than is read.
-    """
-    _seal(node, kind, said, complete=True)
-
-
-def note(node: zarr.Group, kind: Kind, said: Mapping[str, Any]) -> None:
-    """Say how far a group that is being written has come, in one step, for `reopen`.
-
-    Parameters and errors are those of `complete`.
-    """
-    _seal(node, kind, said, complete=False)
-
-
-def _seal(
-    node: zarr.Group | zarr.Array[Any], kind: Kind, said: Mapping[str, Any], *, complete: bool
+def write_attributes(
+    path: Path, kind: Kind, attributes: Mapping[str, Any], *, complete: bool
 ) -> None:
-    place = chunks.folder(node) / node.path
-    file = place / "zarr.json"
-    below = node.members(max_depth=None) if isinstance(node, zarr.Group) else ()
-    document = json.loads(file.read_bytes())
-    document["attributes"] = {"daskkm": _of(kind, complete=complete) | dict(said)}
-    names = sorted(name for name, _ in below)  # they come in whatever order
-    documents = {name: (place / name / "zarr.json").read_bytes() for name in names}
-    document.pop(metadata.CONSOLIDATED, None)
-    if complete and isinstance(node, zarr.Group):
-        document = metadata.consolidated(document, documents)
-    data = metadata.sealed(document, documents)
-    check_metadata_bytes(len(data), kind)
-    partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
-    partial.write_bytes(data)
-    partial.replace(file)
+    """Replace the root metadata of a node in one step: its attributes, and copies of its arrays'.
 
-
-def check_metadata_bytes(n: int, kind: Kind) -> None:
-    """Raise TooMuchError if so many bytes are more than the metadata of a node may have."""
-    if n > metadata.NODE_BYTES:
-        msg = (
-            f"what there is to say of the {kind.noun} takes {n} bytes, more than "
-            f"{metadata.NODE_BYTES}; make several"
-        )
-        raise TooMuchError(msg)
-
-
-def _of(kind: Kind, *, complete: bool) -> dict[str, Any]:
-    return {"format": kind.format, "kind": kind.name, "complete": complete}
-
-
-@contextmanager
-def write_errors_named(path: Path, kind: Kind) -> Iterator[None]:
-    """Turn an OSError of the system into the kind's error, which says what could not be written.
-
-    TooMuchError too.
+    This is the last step of each write: a reader sees nothing of what was written before it.
     """
-    try:
-        yield
-    except TooMuchError as error:
-        msg = f"{path}: {error}"
-        raise kind.error(msg) from error
-    except OSError as error:
-        advice = "choose another place" if kind.placed else "see that the folder can be written"
-        what = f"the {kind.noun} cannot be written{on_worker()} ({error})"
-        msg = f"{path}: {what}; make room or {advice}"
-        raise kind.error(msg) from error
+    document = json.loads((path / metadata.FILE).read_bytes())
+    document.pop(metadata.CONSOLIDATED, None)
+    if document["node_type"] == "group":
+        group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
+        names = [name for name, _ in group.members(max_depth=None)]
+        document[metadata.CONSOLIDATED] = metadata.consolidated(path, names)
+    own = _incomplete(kind) | {"complete": complete}
+    metadata.write(path, document, dict(attributes) | own)
+
+
+def _incomplete(kind: Kind) -> dict[str, Any]:
+    return {"format": FORMAT, "kind": kind.name, "complete": False}
+
+
+def read(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[Any]:
+    """Read rows first … last - 1 of an array; raise the kind's error with the bad chunk."""
+    with _read_errors(array, first, last, kind):
+        return chunks.read(array, first, last)
+
+
+def stream(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[NDArray[Any]]:
+    """Yield rows first … last - 1 chunk by chunk, read-only, each in the memory of the one before.
+
+    `first` is the first row of a chunk. Errors are those of `read`.
+    """
+    rows = array.chunks[0]
+    for start in range(first, last, rows):
+        end = min(start + rows, last)
+        with _read_errors(array, start, end, kind):
+            chunk = chunks.borrow(array, start, end)
+        yield chunk
+
+
+def check_chunks(array: zarr.Array[Any], kind: Kind) -> None:
+    """Raise the kind's error if a chunk of an array is missing or not of its size; read none."""
+    with _read_errors(array, 0, array.shape[0], kind):
+        chunks.check(array)
+
+
+def describe_rows(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> str:
+    """Return words for rows first … last - 1, such as "row of tiles 14 to 20"."""
+    name = array.path or kind.name
+    what = name if name == kind.items else f"{name} of {kind.items}"
+    return f"{chunks.folder(array)}: {what} {first} to {last - 1}"
+
+
+def write_errors(path: Path, kind: Kind) -> AbstractContextManager[None]:
+    """Turn an OSError into the kind's error: what could not be written, and why."""
+    hint = "check that the folder can be written" if kind.inner else "choose another location"
+    problem = f"the {kind.noun} cannot be written"
+    return translate_errors(kind.error, path, problem, f"Make room, or {hint}")
 
 
 @contextmanager
-def _read_errors_named(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[None]:
-    place = chunks.folder(array)
-    name = array.path or kind.name
-    what = name if name == kind.rows else f"{name} of {kind.rows}"
+def _read_errors(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[None]:
+    folder = chunks.folder(array)
     try:
         yield
     except chunks.ChunkError as error:
-        where = on_worker()
-        if not place.exists():
-            msg = f"{place}: it is not there{where}; every worker needs it, at the same path"
+        if not folder.exists():
+            msg = f"{folder}: not found{on_worker()}. Every worker needs it, at the same path"
             raise kind.error(msg) from error
-        i, why = error.args
+        i, reason = error.args
         rows = array.chunks[0]
+        span = describe_rows(array, i * rows, min((i + 1) * rows, array.shape[0]), kind)
         msg = (
-            f"{place}: {what} {i * rows} to {min((i + 1) * rows, array.shape[0]) - 1} cannot be "
-            f"read{where} from chunk {chunks.key(array, i)} ({why}); restore the {kind.noun}, or "
-            f"remove it and {kind.mend}"
+            f"{span} cannot be read{on_worker()} from chunk {chunks.key(array, i)} ({reason}). "
+            f"Restore the {kind.noun}, or remove it and {kind.repair}"
         )
-        raise (kind.corrupt or kind.error)(msg) from error
-    except Exception as error:  # of many types, and none says where
-        msg = (
-            f"{place}: {what} {first} to {last - 1} cannot be read{on_worker()} ({error}); see "
-            "that they can, and try again"
-        )
+        raise (kind.chunk_error or kind.error)(msg) from error
+    except Exception as error:  # of many types, and none names the array
+        span = describe_rows(array, first, last, kind)
+        msg = f"{span} cannot be read{on_worker()} ({error}). Check access, and try again"
         raise kind.error(msg) from error
-
-
-def _document(
-    place: Path, name: str, kind: Kind, root: Path | None = None
-) -> tuple[bytes, dict[str, Any]]:
-    """Return the metadata of a node, or of one by its name in it, as bytes and as JSON.
-
-    Raises FileNotFoundError or NotADirectoryError if there is none, else the kind's error.
-    """
-    most = metadata.ARRAY_BYTES if name else metadata.NODE_BYTES
-    root = root or place
-    try:
-        file, size = chunks.find(root, (place / name / "zarr.json").relative_to(root).as_posix())
-        if size > most:
-            msg = f"it has {size} bytes, more than {most}"
-            raise ValueError(msg)  # noqa: TRY301
-        data = file.read_bytes()
-        return data, metadata.parse(data)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except ValueError as error:
-        raise _of_metadata(place, name, f"cannot be read ({error})", kind) from error
-    except OSError as error:
-        msg = f"{place}: the metadata cannot be read ({error}); see that it can, and try again"
-        raise kind.error(msg) from error
-
-
-def _checked(
-    place: Path,
-    name: str,
-    data: bytes,
-    document: dict[str, Any],
-    said: Mapping[str, Any],
-    kind: Kind,
-) -> Any:
-    """Return the node of which this is the metadata, or the array in it of that name."""
-    node_type = "array" if name or "c" in kind.members else "group"
-    where = StorePath(LocalStore(place, read_only=True), name)
-    try:
-        metadata.check_node(document, node_type)
-        if node_type == "array":
-            node: Any = zarr.Array.from_dict(where, document)
-        else:
-            # Each array's own document counts: labels come after the group was consolidated.
-            own = {name: document[name] for name in document if name != metadata.CONSOLIDATED}
-            node = zarr.Group(zarr.AsyncGroup.from_dict(where, own))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        what = f"is not that of a {kind.noun} ({error})"
-        raise _of_metadata(place, name, what, kind) from error
-    if not metadata.is_sealed(data, said, name or metadata.SELF):
-        what = "is not what was written (its checksum differs)"
-        raise _of_metadata(place, name, what, kind)
-    return node
-
-
-def _of_metadata(place: Path, name: str, what: str, kind: Kind) -> DaskkmError:
-    of = f" of {name}" if name else ""
-    advice = f"restore the {kind.noun}, or remove it and {kind.mend}"
-    return kind.error(f"{place}: the metadata{of} {what}; {advice}")
-
-
-def _unlike(said: Mapping[str, Any], kind: Kind) -> str | None:
-    return _other(said, kind) or _other_format(said, kind)
-
-
-def _other(said: Mapping[str, Any], kind: Kind) -> str | None:
-    """Say what a node with these attributes is, if it is of no such kind."""
-    if not said:
-        return "it is none of daskkm's"
-    found = said.get("kind", "store")  # the first stores did not say
-    return None if found == kind.name else f"its kind is {found}, not {kind.name}"
-
-
-def _other_format(said: Mapping[str, Any], kind: Kind) -> str | None:
-    """Say what format a node of this kind is of, if it is not the one that is read."""
-    found = said.get("format")
-    return None if found == kind.format else f"its format is {found}, not {kind.format}"

@@ -1,28 +1,21 @@
-"""Verify: each chunk of a store is read and checked. ``python -m daskkm.verify --help``."""
+"""Verify a store: read and check each chunk. ``python -m daskkm.verify --help``."""
 
 from __future__ import annotations
 
-import math
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from dask.system import CPU_COUNT
 
 from daskkm.errors import StoreError
-from daskkm.storage import chunks, locations, nodes
-from daskkm.storage.tile_store import (
-    DISTANCES,
-    LABELS,
-    PROVENANCE,
-    STORE,
-    TileStore,
-    Version,
-    known_ks,
-    provenance,
-)
+from daskkm.storage import labels, locations, metadata, nodes
+from daskkm.storage.labels import DISTANCES, LABELS
+from daskkm.storage.tile_store import PROVENANCE, STORE, TileStore
+from daskkm.storage.versions import Version
+from daskkm.storage.writer import provenance
 
 if TYPE_CHECKING:
     import os
@@ -34,20 +27,32 @@ if TYPE_CHECKING:
 
     from daskkm.storage.nodes import Kind
 
-# A task's: long enough for the next chunk to be announced, and for few tasks of many chunks.
+# Chunks of a task: long enough for the next chunk to be read ahead.
 _RUN = 16
-# Tasks that wait at a time, and errors after which no more are looked for, however many chunks a
-# store says it has.
-_WAITING, _MOST = 256, 1000
-# Threads at most, and what their chunks may take together.
-_THREADS, _BUFFERS_BYTES = 8, 1 << 30
+
+
+class Finding(NamedTuple):
+    """The errors of some chunks, how many chunks there are, and the bytes of the good ones."""
+
+    errors: list[StoreError]
+    chunks: int = 0
+    bytes: int = 0
+    total: int = 0  # chunks of the store, known from its metadata
+
+
+class _Content(NamedTuple):
+    """An array of a store, and a function that returns a problem of its rows from `first` on."""
+
+    array: zarr.Array[Any]
+    kind: Kind
+    version: Version
+    problem: Callable[[NDArray[Any], int], str | None]
 
 
 def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
-    """Check all of a store: metadata, and presence, size and checksum of every chunk.
+    """Check the metadata of a store, and presence, size and checksum of every chunk.
 
-    Of the tiles, their provenance (that it is what the images say, too), labels (that they are
-    those of clusters) and distances. Everything is read once, by threads of this process.
+    Provenance is compared with the images, and labels with the number of clusters.
 
     Parameters
     ----------
@@ -56,15 +61,12 @@ def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
     Returns
     -------
     list of StoreError
-        All that is wrong, a `CorruptChunkError` for each bad chunk; empty if the store is whole.
-        Labels and distances that were replaced meanwhile are not looked at, as is said.
-        After 1,000 it may be left at that, as the last then says.
+        One for each problem, a `CorruptChunkError` for each bad chunk; empty if there is none.
 
     Raises
     ------
     StoreError
-        If nothing of it can be known: there is no store, or its own metadata is damaged; or if it
-        was replaced meanwhile.
+        If the store cannot be opened, or was replaced meanwhile.
 
     Examples
     --------
@@ -81,148 +83,69 @@ def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
     >>> len(verify_store(store.path))
     1
     """
-    return [
-        error for found in iter_checked(locations.local(path, StoreError)) for error in found.errors
-    ]
+    path = locations.local(path, StoreError)
+    return [error for finding in iter_checked(path) for error in finding.errors]
 
 
-class _Found(NamedTuple):
-    """Of some chunks: what is wrong, how many there are, and the bytes of those that are whole."""
-
-    errors: list[StoreError]
-    chunks: int = 0
-    bytes: int = 0
-    total: int = 0  # chunks of the store, known from its metadata
-
-
-def iter_checked(path: Path) -> Iterator[_Found]:
-    """Check the metadata of a store, then its chunks, run after run."""
-    contents, errors = _contents(path.absolute())
-    yield _Found(errors, total=sum(c.array.cdata_shape[0] for c in contents))
-    runs = (
+def iter_checked(path: Path) -> Iterator[Finding]:
+    """Check the metadata of a store, then its chunks, run after run; yield what is found."""
+    path = path.absolute()
+    version = Version().extended(path)
+    group, attributes = nodes.open_node(path, STORE)
+    store = TileStore(path, group, attributes, version)
+    errors = _check_copies(path)
+    contents = [*_store_contents(store, group, version), *_label_contents(store, version, errors)]
+    yield Finding(errors, total=sum(content.array.cdata_shape[0] for content in contents))
+    runs = [
         (content, first)
         for content in contents
         for first in range(0, content.array.shape[0], _RUN * content.array.chunks[0])
-    )
-    # Each thread has memory for a chunk.
-    most = max((math.prod(c.array.chunks) * c.array.dtype.itemsize for c in contents), default=1)
-    threads = max(1, min(_THREADS, CPU_COUNT, _BUFFERS_BYTES // max(1, most)))
-    n_errors = 0
-    said = set(map(str, errors))
-
-    def new(found: _Found) -> _Found:
-        """Leave out what was said: that labels were replaced, of each run of their chunks."""
-        nonlocal n_errors
-        errors = [error for error in found.errors if str(error) not in said]
-        said.update(map(str, errors))
-        n_errors += len(errors)
-        return found._replace(errors=errors)
-
-    with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(runs, _WAITING)):
-            if n_errors > _MOST:
-                msg = f"{path}: with {n_errors} errors it was left at that; {STORE.mend}"
-                yield _Found([StoreError(msg)])
-                return
-            yield from map(new, pool.map(lambda run: _check_run(*run), some))
-    for version in dict.fromkeys(content.version for content in contents):
-        yield new(_Found(_replaced(version)))
-
-
-class _Content(NamedTuple):
-    """An array of a store, to be read whole.
-
-    Attributes
-    ----------
-    array : zarr.Array of shape (n, ...)
-    kind : Kind
-    version : Version
-        Of the node that it is, or is in.
-    problem : callable of (rows, first)
-        Says what is wrong with its rows from the first on, if anything.
-    """
-
-    array: zarr.Array[Any]
-    kind: Kind
-    version: Version
-    problem: Callable[[NDArray[Any], int], str | None]
-
-
-def _contents(path: Path) -> tuple[list[_Content], list[StoreError]]:
-    """Open all that a store has, though some of it may be damaged, and read no chunk.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    list of _Content
-        The tiles, their provenance, labels and distances.
-    list of StoreError
-        What is wrong with the metadata, each once.
-
-    Raises
-    ------
-    StoreError
-        If nothing can be known: there is no store, or its own metadata is damaged; or if it was
-        replaced meanwhile.
-    """
-    found: list[_Content] = []
-    errors: dict[str, StoreError] = {}
-
-    def attempt(function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except StoreError as error:
-            errors.setdefault(str(error), error)
-            return None
-
-    version = Version.of(path)
-    group, said = nodes.open_node(path, STORE)
-    store = attempt(TileStore, path, group, said, version)
-    for name in ("tiles", *PROVENANCE):
-        array = attempt(nodes.member, group, name, STORE)
-        if array is not None:
-            unlike = store is not None and name in PROVENANCE
-            problem = partial(_unlike_images, store, name) if unlike else _no_problem
-            found.append(_Content(array, STORE, version, problem))
-    for kind in (LABELS, DISTANCES):
-        attempt(nodes.check_group, path, kind.name, STORE)
-        for k in known_ks(path / kind.name):
-            place = path / kind.name / str(k)
-            own = Version.of(place, version)
-            before = dict(errors)
-            opened = attempt(nodes.open_node, place, kind, path)
-            if store is not None:
-                attempt(getattr(store, kind.name), k)
-            if changed := _replaced(own):  # what is wrong may only be that
-                errors = before | {str(error): error for error in changed}
-            elif opened is not None:
-                found.append(_Content(opened[0], kind, own, partial(_out_of_range, kind, k)))
+    ]
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
+        yield from pool.map(lambda run: _check_run(*run), runs)
     version.check()
-    return found, list(errors.values())
 
 
-def _replaced(version: Version) -> list[StoreError]:
-    """Return that labels, or distances, were replaced, if so.
-
-    Raises
-    ------
-    StoreError
-        If the store was.
-    """
-    if version.store is None:
-        version.check()
-        return []
-    version.store.check()
-    if version.path.exists() and version.is_there():
-        return []
-    return [version.replaced()]
+def _check_copies(path: Path) -> list[StoreError]:
+    """Return an error for each array with metadata unlike its copy in the store's own."""
+    errors = []
+    document = json.loads((path / metadata.FILE).read_bytes())
+    for name, copy in document[metadata.CONSOLIDATED]["metadata"].items():
+        try:
+            same = json.loads((path / name / metadata.FILE).read_bytes()) == copy
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            msg = f"{path}: the metadata of {name} is not what was written. {_REPAIR}"
+            errors.append(StoreError(msg))
+    return errors
 
 
-def _no_problem(_rows: NDArray[Any], _first: int) -> None:
-    return None
+_REPAIR = f"Restore the store, or remove it and {STORE.repair}"
+
+
+def _store_contents(store: TileStore, group: zarr.Group, version: Version) -> Iterator[_Content]:
+    yield _Content(store.tiles, STORE, version, lambda _rows, _first: None)
+    for name in PROVENANCE:
+        yield _Content(
+            nodes.open_array(group, name), STORE, version, partial(_unlike_images, store, name)
+        )
+
+
+def _label_contents(
+    store: TileStore, version: Version, errors: list[StoreError]
+) -> Iterator[_Content]:
+    """Yield labels and distances; append an error for each that cannot be opened."""
+    openers = {LABELS: labels.open_labels, DISTANCES: labels.open_distances}
+    for kind, open_array in openers.items():
+        for k in labels.known_ks(store.path, kind):
+            own = version.extended(labels.location(store.path, kind, k))
+            try:
+                array = open_array(store.path, k, len(store))
+            except StoreError as error:
+                errors.append(own.find_replaced() or error)
+            else:
+                yield _Content(array, kind, own, partial(_out_of_range, kind, k))
 
 
 def _unlike_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
@@ -231,32 +154,28 @@ def _unlike_images(store: TileStore, name: str, rows: NDArray[Any], first: int) 
 
 
 def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
-    most = k - 1 if kind is LABELS else np.finfo(np.float64).max
-    return None if ((rows >= 0) & (rows <= most)).all() else f"not all within 0 and {most}"
+    largest = k - 1 if kind is LABELS else np.finfo(np.float64).max
+    return None if ((rows >= 0) & (rows <= largest)).all() else f"not all within 0 and {largest}"
 
 
-def _check_run(content: _Content, first: int) -> _Found:
+def _check_run(content: _Content, first: int) -> Finding:
     """Check some chunks of an array: those from a row on."""
     array, kind, version, problem = content
     rows, n = array.chunks[0], array.shape[0]
     errors: list[StoreError] = []
-    whole = 0
+    n_bytes = 0
     starts = range(first, min(first + _RUN * rows, n), rows)
     for start in starts:
         end = min(start + rows, n)
         try:
             for values in nodes.stream(array, start, end, kind):
-                whole += values.nbytes
-                if what := problem(values, start):
-                    msg = (
-                        f"{chunks.folder(array)}: {array.path or kind.name} of {kind.rows} {start} "
-                        f"to {end - 1} cannot be right ({what}); {kind.mend}"
-                    )
-                    errors.append(StoreError(msg))
+                n_bytes += values.nbytes
+                if found := problem(values, start):
+                    span = nodes.describe_rows(array, start, end, kind)
+                    hint = f"To repair them, {kind.repair}"
+                    errors.append(StoreError(f"{span} cannot be right ({found}). {hint}"))
         except StoreError as error:
-            # To be read, not raised: what led to each would take more memory than a chunk.
-            error.__cause__ = error.__context__ = None
             errors.append(error.with_traceback(None))
-    if errors:  # what is wrong may only be that
-        errors = _replaced(version) or errors
-    return _Found(errors, len(starts), whole)
+    if errors and (replaced := version.find_replaced()):
+        errors = [replaced]
+    return Finding(errors, len(starts), n_bytes)

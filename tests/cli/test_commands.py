@@ -28,9 +28,8 @@ from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import reason
 from daskkm.images import find
 from daskkm.kernels.dtypes import check_dtype, check_exact
-from daskkm.kmeans import assessment
+from daskkm.kmeans import assessment, labelling
 from daskkm.report.results import _errors_named as named
-from daskkm.storage import commit, nodes
 from tests.conftest import ROOT
 from tests.forks import Done
 
@@ -277,16 +276,17 @@ def test_the_sizes_that_are_printed_are_those_of_the_run(
     ours, others = (fit.models[3] for fit in fits)
     assert sorted(ours.counts_) != sorted(others.counts_)
     ours.save(tmp_path / "m.zarr")
-    put = commit.put
+    write_labels = labelling.write_labels
 
-    def then_another(partial: Path, path: Path, kind: nodes.Kind) -> None:
-        """Put the labels in their place; at once those of another run take it."""
-        put(partial, path, kind)
+    def then_another(*args: Any, **options: Any) -> Any:
+        """Write the labels; at once another run replaces them."""
+        sizes = write_labels(*args, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(commit, "put", put)
+            patch.setattr(labelling, "write_labels", write_labels)
             store.label(others)
+        return sizes
 
-    monkeypatch.setattr(commit, "put", then_another)
+    monkeypatch.setattr(labelling, "write_labels", then_another)
     flags = ["--store", str(store.path), "--scheduler", "threads"]
     label_command.main([str(tmp_path / "m.zarr"), *flags], standalone_mode=False)
     assert f"clusters of {' '.join(map(str, ours.counts_))}, " in capsys.readouterr().out
@@ -334,7 +334,7 @@ def test_sweep_with_a_mistyped_store_is_refused(
     assert_fails(done, "photoz.zarr: there is no store (did you mean photos.zarr?). ", "(--images)")
     assert_fails(sweep("--store", "none/t.zarr", cwd=tmp_path), "none/t.zarr: there is no store. ")
     if not empty:
-        near = "photoz.zarr: there is no store (did you mean "
+        near = "photoz.zarr: the store does not exist (did you mean "
         assert_fails(run("verify", "photoz.zarr", cwd=tmp_path), near)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert {path for path in after if "photoz" not in path.name} == set(before)
@@ -413,7 +413,7 @@ def test_what_is_no_model_is_not_replaced_and_said_before_the_work(sweep: Run, h
     (home / "centroids" / "5" / "model.zarr").mkdir(parents=True)
     (home / "centroids" / "5" / "model.zarr" / "thesis.tex").touch()
     done = sweep(cwd=home)
-    assert_fails(done, "model.zarr", "it holds thesis.tex", "choose another place")
+    assert_fails(done, "model.zarr", "it holds thesis.tex", "Choose another location")
     assert not (home / "store").exists()
 
 
@@ -523,12 +523,12 @@ def test_what_fails_ends_with_1_and_one_line(
     (home / "empty" / "notes.txt").touch()
     assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "not a store")
     done = run("ingest", images, "--store", "images", cwd=home)
-    assert_fails(done, "images", "choose another place")
+    assert_fails(done, "images", "Choose another location")
     (images / "s_3.png").write_text("text")
     done = run("ingest", images, "--store", "new.zarr", cwd=home)
     assert_fails(done, "s_3.png", "not an image")
     (home / "file").touch()
-    assert_fails(sweep("--out", "file/out", cwd=home), "file", "choose another place")
+    assert_fails(sweep("--out", "file/out", cwd=home), "file", "Choose another place")
     assert_fails(sweep("--store", "file", cwd=home), "file")
     assert_fails(sweep("--images", "images", "--store", "file/s.zarr", cwd=home), "file")
 

@@ -29,6 +29,7 @@ from daskkm.cli.ingest import command as ingest_command
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
 from daskkm.images import pillow
+from daskkm.sizes import override
 from tests.processes import Process
 
 if TYPE_CHECKING:
@@ -560,10 +561,10 @@ def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
     assert [file.name for file in store.skipped] == ["text.jpg", "truncated.png"]
 
 
+@override(chunk_bytes=7 * 64)
 def test_a_skipping_ingest_that_was_cut_short_goes_on(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 7 * 64)
     whole = daskkm.create_store(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
     read_image = pillow.read_image
 

@@ -16,6 +16,7 @@ import pytest
 import daskkm
 from daskkm.kmeans.checkpoint import held
 from daskkm.report.results import held as holding_results
+from daskkm.sizes import override
 from tests.conftest import ROOT
 from tests.processes import Process, remote
 
@@ -38,8 +39,7 @@ INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store in six chunks, so that passes open files."""
     folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("daskkm.storage.tile_store._CHUNK_BYTES", 1000 * 256)
+    with override(chunk_bytes=1000 * 256):
         daskkm.create_store(ROOT / "images", folder / "tiles.zarr")
     return folder
 

@@ -35,7 +35,7 @@ PATHS = ["t.zarr", "a:b", "./s3:/b", "/s3://b", "dir/http://x", "C:/x", "12:30/x
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_url_problem_of_a_url_says_what_to_give(url: str | Path) -> None:
+def test_url_problem_of_a_url_has_a_hint(url: str | Path) -> None:
     problem = url_problem(url)
     assert problem is not None
     assert problem.startswith(f"{url}: this is a URL, not a local path. Give ")
@@ -80,7 +80,7 @@ def public_functions() -> dict[str, Any]:
     return found
 
 
-def test_calls_are_all_public_parameters_that_take_a_path() -> None:
+def test_calls_of_this_module_are_all_public_functions_with_a_path() -> None:
     found = {
         (name, param.name)
         for name, function in public_functions().items()
@@ -96,7 +96,7 @@ def test_calls_are_all_public_parameters_that_take_a_path() -> None:
     ["s3://bucket/t.zarr", Path("s3://bucket/t.zarr"), str(Path("s3://b/t.zarr")), "file:///t"],
 )
 @pytest.mark.parametrize("call", CALLS, ids="-".join)
-def test_function_given_a_url_raises_and_writes_nothing(
+def test_function_of_a_url_raises_and_writes_nothing(
     call: tuple[str, str], url: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def path_parameters() -> list[tuple[click.Command, click.Parameter]]:
     ]
 
 
-def test_no_path_of_a_command_is_parsed_past_the_check() -> None:
+def test_path_parameters_of_commands_are_all_local_paths() -> None:
     """A scheduler's name is an address or a file, and none is made of it."""
     assert {type(param.type) for _, param in path_parameters()} == {main.LocalPath}
     names = {param.name for _, param in path_parameters()}
@@ -125,7 +125,7 @@ def test_no_path_of_a_command_is_parsed_past_the_check() -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/t.zarr", "file:///t"])
-def test_command_given_a_url_is_wrong_usage_and_writes_nothing(
+def test_command_of_a_url_is_wrong_usage_and_writes_nothing(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

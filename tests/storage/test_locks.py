@@ -1,118 +1,105 @@
-"""Locks: no one comes between an exclusive lock and the shared one that it becomes."""
+"""Locks of files and folders: one holder at a time, and no file left behind."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
 from daskkm.errors import StoreError
-from daskkm.storage import commit
-from daskkm.storage.tile_store import STORE
-from tests.processes import Process, until
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from daskkm.storage.locks import lock_file, lock_folder
+from tests.processes import Process
 
 pytestmark = pytest.mark.faults
 
-# Asks for a lock alone, and says so before it waits for anything.
-ALONE = """if True:
-    import fcntl, sys
+Lock = Callable[[Path, Exception], AbstractContextManager[None]]
+
+BUSY = StoreError("busy")
+
+HOLDER = """if True:
+    import sys
     from pathlib import Path
-    from daskkm.storage import commit
     from daskkm.errors import StoreError
-    from daskkm.storage.tile_store import STORE
-    flock = fcntl.flock
-
-    def said(lock, how):
-        if not how & fcntl.LOCK_NB:
-            print("waits", flush=True)
-        flock(lock, how)
-
-    fcntl.flock = said
-    try:
-        with commit.held(Path(sys.argv[1]), STORE, alone=True):
-            print("alone", flush=True)
-            sys.stdin.read()
-    except StoreError as error:
-        print("refused", flush=True)
+    from daskkm.storage.locks import lock_file
+    with lock_file(Path(sys.argv[1]), StoreError("busy")):
+        print("locked", flush=True)
+        sys.stdin.read()
 """
 
 
-def test_no_one_is_alone_between_the_steps_in_which_a_lock_is_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As systems may have it, of which another process then takes advantage."""
-    flock = fcntl.flock
-    others: list[Process] = []
-
-    def in_two_steps(lock: int, how: int) -> None:
-        if how & fcntl.LOCK_SH and not others:
-            flock(lock, fcntl.LOCK_UN)
-            others.append(Process("-c", ALONE, tmp_path / "t.zarr"))
-            until(lambda: {"waits", "alone"} & set(others[0].output))
-            how |= fcntl.LOCK_NB
-        flock(lock, how)
-
-    monkeypatch.setattr(fcntl, "flock", in_two_steps)
-    with commit.held(tmp_path / "t.zarr", STORE):
-        with others[0] as other:
-            assert other.wait() == 0, other.lines
-        assert other.output[0] == "waits"
-        assert other.output[-1] == "refused"
-    assert not list(tmp_path.iterdir())
-
-
-def test_shared_lock_where_another_is_alone_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / "t.zarr"
-    with commit.held(place, STORE, alone=True):
-        for alone in (False, True):
-            with (
-                pytest.raises(StoreError, match="another run is writing this store"),
-                commit.held(place, STORE, alone=alone),
-            ):
+@pytest.mark.parametrize("lock", [lock_file, lock_folder])
+def test_lock_while_another_holds_it_is_refused(tmp_path: Path, lock: Lock) -> None:
+    for _ in range(2):
+        with lock(tmp_path / "a", BUSY):
+            with pytest.raises(StoreError, match="busy"), lock(tmp_path / "a", BUSY):
                 pass
+            with lock(tmp_path / "b", BUSY):
+                pass
+    assert {entry.name for entry in tmp_path.iterdir()} == (
+        set() if lock is lock_file else {"a", "b"}
+    )
+
+
+def test_lock_file_of_killed_process_is_taken_and_removed(tmp_path: Path) -> None:
+    with Process("-c", HOLDER, tmp_path / "a") as holder:
+        holder.wait_for("locked")
+        with pytest.raises(StoreError, match="busy"), lock_file(tmp_path / "a", BUSY):
+            pass
+        os.kill(holder.pid, 9)
+        holder.wait()
+    assert (tmp_path / "a").exists()
+    with lock_file(tmp_path / "a", BUSY):
+        pass
     assert not list(tmp_path.iterdir())
 
 
-def test_many_at_once_share_a_lock_or_are_alone_and_leave_nothing(tmp_path: Path) -> None:
-    place = tmp_path / "t.zarr"
-    inside: list[bool] = []
+def test_lock_file_by_many_threads_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
+    holders: list[int] = []
 
     def enter(i: int) -> bool:
-        alone = i % 3 == 0
         try:
-            with commit.held(place, STORE, alone=alone):
-                inside.append(alone)
-                assert not alone or len(inside) == 1
+            with lock_file(tmp_path / "a", BUSY):
+                holders.append(i)
                 os.sched_yield()
-                assert not alone or inside == [True]
-                inside.remove(alone)
+                assert holders == [i]
+                holders.clear()
         except StoreError:
             return False
         return True
 
     with ThreadPoolExecutor(6) as pool:
-        entered: Any = list(pool.map(enter, range(300)))
-    assert any(entered)
+        assert any(pool.map(enter, range(300)))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+def test_lock_file_with_content_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("precious")
+    with lock_file(tmp_path / "a", BUSY):
+        pass
+    assert (tmp_path / "a").read_text() == "precious"
+
+
+def test_lock_file_in_removed_folder_is_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
-    with commit.held(tmp_path / "labels" / "3", STORE):
+    with lock_file(tmp_path / "labels" / "a", BUSY):
         shutil.rmtree(tmp_path / "labels")
     assert not list(tmp_path.iterdir())
 
 
-def test_lock_files_of_killed_runs_are_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / "t.zarr.lock").touch()
-    (tmp_path / "t.zarr.lock.turn").touch()
-    with commit.held(tmp_path / "t.zarr", STORE):
-        assert [entry.name for entry in tmp_path.iterdir()] == ["t.zarr.lock"]
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("lock", [lock_file, lock_folder])
+def test_lock_where_the_system_has_none_is_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: Lock
+) -> None:
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with lock(tmp_path / "a", BUSY), lock(tmp_path / "a", BUSY):
+        pass

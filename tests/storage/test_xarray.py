@@ -13,7 +13,6 @@ from PIL import Image
 
 import daskkm
 from daskkm.storage import metadata
-from daskkm.storage.verification import verify_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> daskkm.TileStore:
     return found
 
 
-def test_store_in_xarray_has_tiles_and_where_they_came_from(store: daskkm.TileStore) -> None:
+def test_store_in_xarray_has_tiles_and_provenance(store: daskkm.TileStore) -> None:
     for found in (xr.open_zarr(store.path), xr.open_datatree(store.path, engine="zarr").dataset):
         assert set(found) == {"tiles", "image", "row", "col"}
         assert found["tiles"].dims == ("tile", "y", "x", "band")[: store.tiles.ndim]
@@ -41,7 +40,7 @@ def test_store_in_xarray_has_tiles_and_where_they_came_from(store: daskkm.TileSt
             np.testing.assert_array_equal(found[name], values)
 
 
-def test_labels_in_zarr_are_found_without_consolidated_metadata(store: daskkm.TileStore) -> None:
+def test_labels_in_zarr_without_consolidated_metadata_are_found(store: daskkm.TileStore) -> None:
     group = zarr.open_group(store.path, mode="r", use_consolidated=False)
     labels = group["labels/3"]
     assert isinstance(labels, zarr.Array)
@@ -67,22 +66,9 @@ def test_model_in_xarray_has_clusters_and_features(
     )
 
 
-def test_consolidated_metadata_is_that_of_the_arrays(store: daskkm.TileStore) -> None:
+def test_consolidated_metadata_of_a_store_is_that_of_its_arrays(store: daskkm.TileStore) -> None:
     document = json.loads((store.path / "zarr.json").read_bytes())
     copies = document[metadata.CONSOLIDATED]["metadata"]
     assert set(copies) == {"tiles", "image", "row", "col"}
     for name, copy in copies.items():
         assert copy == json.loads((store.path / name / "zarr.json").read_bytes())
-
-
-def test_store_without_consolidated_metadata_is_read(
-    store: daskkm.TileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As those that were written before have none."""
-    path = store.path.with_name("old.zarr")
-    with monkeypatch.context() as patched:
-        patched.setattr(metadata, "consolidated", lambda document, _: document)
-        daskkm.create_store(store.path.with_name("images"), path, tile=8)
-    assert metadata.CONSOLIDATED not in json.loads((path / "zarr.json").read_bytes())
-    np.testing.assert_array_equal(daskkm.open_store(path).tiles[:], store.tiles[:])
-    assert verify_store(path) == verify_store(store.path) == []

@@ -1,0 +1,127 @@
+"""Dask arrays over the chunks of arrays in a store."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+import dask.array as da
+import numpy as np
+from dask.array.core import normalize_chunks
+from dask.base import tokenize
+
+from daskkm.storage import nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import zarr
+    from numpy.typing import NDArray
+
+    from daskkm.storage.nodes import Kind
+    from daskkm.storage.tile_store import TileStore
+    from daskkm.storage.versions import Version
+
+
+class StoreArray(da.Array):  # type: ignore[misc]
+    """All tiles of a store as a dask array that remembers the store.
+
+    Operations on it give plain dask arrays.
+    """
+
+    def __new__(cls, store: TileStore, tiles: da.Array) -> Self:  # noqa: D102
+        array: Self = super().__new__(cls, tiles.dask, tiles.name, tiles.chunks, meta=tiles._meta)
+        array._tile_store, array._store_name = store, tiles.name
+        return array
+
+    @property
+    def tile_store(self) -> TileStore | None:
+        """The store of which this array is all tiles; None once it was changed in place."""
+        return self._tile_store if self.name == self._store_name else None
+
+
+def lazy_rows(
+    array: zarr.Array[Any], kind: Kind, version: Version, row: tuple[int, ...] = ()
+) -> da.Array:
+    """Return an array lazily, one block a chunk, with each of its items in the shape `row`."""
+    shape = (array.shape[0], *row)
+    name = array.path or kind.name
+    return da.map_blocks(
+        _read_rows,
+        array=array,
+        row=row,
+        kind=kind,
+        version=version,
+        chunks=normalize_chunks((array.chunks[0], *row), shape),
+        dtype=array.dtype,
+        meta=np.empty((0,) * len(shape), array.dtype),
+        name=f"{name}-{tokenize(name, row, version.digests)}",
+    )
+
+
+def _read_rows(
+    array: zarr.Array[Any],
+    row: tuple[int, ...],
+    kind: Kind,
+    version: Version,
+    block_id: tuple[int, ...],
+) -> NDArray[Any]:
+    """Read a block: the items of one chunk, each in the shape of a row."""
+    rows = array.chunks[0]
+    first = block_id[0] * rows
+    with version.reading():
+        block = nodes.read(array, first, min(first + rows, array.shape[0]), kind)
+    return block.reshape(len(block), *row)
+
+
+def streamed_rows(
+    array: zarr.Array[Any], kind: Kind, version: Version, block_bytes: int
+) -> da.Array:
+    """Return an array as (n, d) of `Chunks`: blocks of whole chunks, of at least so many bytes."""
+    n, d = array.shape[0], math.prod(array.shape[1:])
+    rows = array.chunks[0]
+    rows *= -(-block_bytes // (rows * d * array.dtype.itemsize))
+    return da.map_blocks(
+        Chunks,
+        array=array,
+        kind=kind,
+        version=version,
+        rows=rows,
+        chunks=normalize_chunks((rows, d), (n, d)),
+        dtype=array.dtype,
+        meta=np.empty((0, 0), array.dtype),
+        name=f"chunks-{tokenize(version.digests, rows)}",
+    )
+
+
+class Chunks:
+    """A run of tiles, `rows` of them at most, that is read chunk by chunk when it is iterated."""
+
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        kind: Kind,
+        version: Version,
+        rows: int,
+        block_id: tuple[int, ...],
+    ) -> None:
+        self._array, self._kind, self._version = array, kind, version
+        self._first = block_id[0] * rows
+        self._last = min(self._first + rows, array.shape[0])
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
+        with self._version.reading():
+            for chunk in nodes.stream(self._array, self._first, self._last, self._kind):
+                yield chunk.reshape(len(chunk), -1)
+
+    def whole(self) -> tuple[NDArray[Any], list[int]]:
+        """Read all of it, (n, n_features), and return how many tiles are in each chunk."""
+        with self._version.reading():
+            found = nodes.read(self._array, self._first, self._last, self._kind)
+        rows = self._array.chunks[0]
+        starts = range(0, len(found), rows)
+        return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]

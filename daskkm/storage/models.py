@@ -1,0 +1,69 @@
+"""Saved models: named arrays with attributes in a Zarr group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from daskkm.errors import ModelError
+from daskkm.storage import commit, locations, metadata, nodes
+from daskkm.storage.nodes import Kind
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+MODEL = Kind(
+    name="model",
+    noun="saved model",
+    items="rows",
+    members=frozenset({metadata.FILE, "cluster_centers", "counts", "extra"}),
+    error=ModelError,
+    create="fit and save a model first",
+    repair="fit and save the model again",
+)
+_DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)}
+
+
+def save_model(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> None:
+    """Write arrays of at least one dimension, and attributes as JSON; replace a saved model."""
+    location = locations.local(path, ModelError)
+    with (
+        commit.replace_node(location, MODEL) as partial,
+        nodes.write_errors(location, MODEL),
+    ):
+        nodes.create_group(partial, MODEL, {})
+        for name, values in arrays.items():
+            folder, _, last = name.rpartition("/")
+            if folder:
+                zarr.open_group(partial / folder, mode="a", zarr_format=3)
+            axes = tuple(f"{last}_{axis}" for axis in range(values.ndim))
+            dimensions = _DIMENSIONS.get(name, axes)
+            array = nodes.create_array(
+                partial / name, values.shape, values.dtype, rows=len(values), dimensions=dimensions
+            )
+            array[:] = values
+        nodes.write_attributes(partial, MODEL, attributes, complete=True)
+
+
+def load_model_arrays(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and attributes of a saved model, the same to the last bit."""
+    group, attributes = nodes.open_node(locations.local(path, ModelError), MODEL)
+    arrays = {
+        name: nodes.read(array, 0, array.shape[0], MODEL)
+        for name, array in group.members(max_depth=None)
+        if isinstance(array, zarr.Array)
+    }
+    return arrays, attributes
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise ModelError if a model cannot be saved at a path without replacing something else."""
+    commit.check_free(path, MODEL)
