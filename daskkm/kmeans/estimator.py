@@ -99,7 +99,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     n_iter_ : int
         Iterations of the restart that was kept.
     n_features_in_ : int
-    feature_names_in_ : ndarray of shape (n_features_in_,), str
+    feature_names_in_ : ndarray of shape (n_features,), str
         Only where X had names.
     fitted_model : FittedModel
         What the methods answer by, as a sweep returns it, with the tiles in each cluster.
