@@ -9,10 +9,12 @@ import importlib.metadata
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
 from docutils import nodes  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    import click
 
 project = "daskkm"
 author = "The daskkm developers"
@@ -84,9 +86,9 @@ def describe_options(app: Any, ctx: click.Context, lines: list[str]) -> None:  #
     """Describe each option as ``--help`` does, with its default."""
     ctx.show_default = True
     lines.clear()
-    for option in ctx.command.get_params(ctx):
-        record = option.get_help_record(ctx)
-        if record is not None:
+    for param in ctx.command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if param.param_type_name == "option" and record is not None:
             lines += [f".. option:: {record[0]}", "", f"   {record[1]}", ""]
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 def bash(line: str, cell: str) -> None:  # noqa: ARG001
     """Run a cell by bash, print its standard output, and fail with its status."""
-    run = subprocess.run(["bash", "-c", cell], stdout=subprocess.PIPE, text=True, check=True)
-    print(run.stdout, end="")  # noqa: T201
+    command = ["bash", "-c", cell]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(run.stdout, end="")
 
 
 def load_ipython_extension(shell: Any) -> None:
