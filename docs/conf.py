@@ -45,8 +45,11 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 # Kernels inherit the environment: commands of this installation, and tutorials/prepare.py.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-os.environ["PYTHONPATH"] = str(Path(__file__).parent / "tutorials")
+for name, folder in (
+    ("PATH", Path(sys.executable).parent),
+    ("PYTHONPATH", Path(__file__).parent / "tutorials"),
+):
+    os.environ[name] = os.pathsep.join(filter(None, (str(folder), os.environ.get(name))))
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
