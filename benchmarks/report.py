@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 _PAGE = """\
 # Benchmarks
 
-`{command}` wrote this page; [benchmarks/README.md](../benchmarks/README.md) says what each row
-compares and how. Medians. All sides of a case had the same tiles, starts, tol and number of
-threads, and took turns in one run; only the sweeps called "daskkm" and "coarse to fine" drew
-starts of their own, which their time includes. *Ratio*: how many times what the first side takes
-a side takes; above 1 the first is the better one. *Inertia*: what the centroids leave of all
-tiles, summed over the models, and measured for all sides by the same plain float64.
+`{command}` wrote this page, and `benchmarks/README.md` in the repository describes each row.
+Times are medians. All sides of a case had the same tiles, initial centroids, tol and number of
+threads, and took turns in one run. Only the sweeps called "daskkm" and "coarse to fine" drew their
+own initial centroids, and their time includes the draws. *Ratio* is the time of a side over that of
+the first side; above 1 the first side is faster. *Inertia* is summed over the models, and measured
+for all sides by the same plain float64.
 
 | | row | target | side | measured | ratio | inertia | |
 |---|---|---|---|---|---|---|---|

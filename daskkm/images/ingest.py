@@ -65,7 +65,7 @@ def create_store(
     ----------
     images : path-like, or iterable of path-like
         Images that show 8 bits a band, all greyscale or all RGB: folders, single files, or
-        patterns such as "photos/*.png". Several are taken in the order given; no two files may
+        patterns such as ``"photos/*.png"``. Several are taken in the order given; no two files may
         have the same name. Folders in a folder are not entered.
     store : path-like
         Where the Zarr group goes.

@@ -1,6 +1,6 @@
-"""Make the sample sheets: handwritten digits 1 to 5, a sheet each.
+"""Make the sample images: handwritten digits 1 to 5, one digit an image.
 
-Run ``python docs/sample/make_sheets.py``. See README.md beside it.
+Run ``python docs/sample/make_images.py``. README.md in the same folder names source and licence.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 IMAGES = Path(__file__).parents[2] / "images"
 DIGITS = (1, 2, 3, 4, 5)
 ROWS, COLUMNS, SIDE = 34, 33, 16
-BLANK = 22  # the last tiles of the last column, as on the sheets that these stand in for
+BLANK = 22  # the last tiles of the last column
 SEED = 20240229
 
 _SCALE = 8  # digits are drawn at this multiple of their size, then averaged down: smooth edges
 
 
 def vary(digit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Enlarge an 8 x 8 digit to a tile, turned, sheared, scaled and shifted a little."""
+    """Return an 8 x 8 digit as a tile, turned, sheared, scaled and shifted a little."""
     side = SIDE * _SCALE
     turn, shear = rng.normal(0, 0.09), rng.normal(0, 0.12)
     height, width = rng.normal(1.0, 0.06), rng.normal(1.0, 0.08)
@@ -45,8 +45,8 @@ def vary(digit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uin
     return np.rint(255 * np.clip((small - 3) / 11, 0, 1)).astype(np.uint8)
 
 
-def sheet(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Lay out a sheet of varied digits, row by row, its last column blank at the end."""
+def make_image(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return the pixels of an image of varied digits, row by row, with blank tiles at the end."""
     tiles = np.zeros((ROWS, COLUMNS, SIDE, SIDE), np.uint8)
     blank = np.zeros((ROWS, COLUMNS), bool)
     blank[ROWS - BLANK :, -1] = True
@@ -59,11 +59,11 @@ def sheet(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.u
 
 
 def main() -> None:
-    """Write the sheets to images/."""
+    """Write the images to images/."""
     source = load_digits()
     for digit in DIGITS:
         rng = np.random.default_rng([SEED, digit])
-        pixels = sheet(source.images[source.target == digit], rng)
+        pixels = make_image(source.images[source.target == digit], rng)
         Image.fromarray(pixels).save(IMAGES / f"digits_{digit}.png", optimize=True)
 
 
