@@ -116,7 +116,8 @@ class Machines:
     def room(self, work: Work, piece: int) -> float:
         """Return how many bytes of tiles may stay in memory."""
         worker = memory.Worker("worker", self.threads, self.memory, self.used)
-        return self.workers * memory.room([worker], work.rows, work.features, piece)
+        planned = memory.Work(work.rows, work.features, piece)
+        return self.workers * memory.room([worker], planned)
 
 
 def elsewhere(work: Work, c: Constants, machines: Machines, *, remote: bool) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import numpy as np
 from benchmarks import data, peers, schedulers
 from benchmarks.timing import Case, Outcome, interleaved, judge
 from daskkm.kernels import assign
-from daskkm.kmeans import lloyd
-from daskkm.passes import reductions, tiles
+from daskkm.kernels.statistics import Statistics
+from daskkm.passes import statistics
+from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,14 +58,14 @@ def measure(
 def ours(X: NDArray[np.uint8], starts: Sequence[NDArray[np.float64]], threads: int) -> Work:
     """Return an iteration of all models by daskkm: the kernel alone, or dask's threads over it."""
     stack, offsets = np.concatenate(starts), np.array([0, *accumulate(map(len, starts))])
-    array = tiles.as_tiles(X)
+    array = Tiles.of(X).array
 
-    def statistics() -> NDArray[Any]:
+    def table() -> NDArray[Any]:
         if threads == 1:
             return assign.block_statistics(X, stack, offsets)
-        return np.asarray(reductions.statistics(array, stack, offsets).compute())
+        return np.asarray(statistics.statistics(array, stack, offsets).compute())
 
     def work() -> Outcome:
-        return Outcome(np.split(lloyd.means(statistics()), offsets[1:-1]))
+        return Outcome(np.split(Statistics(table()).means(), offsets[1:-1]))
 
     return work

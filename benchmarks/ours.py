@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.timing import Outcome
 from daskkm.kmeans import lloyd
 from daskkm.kmeans.sweep import fit_sweep
-from daskkm.passes.reader import Reader
+from daskkm.passes.runner import PassRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
-    from daskkm.kmeans.lloyd import Step
 
 
 def sweep(X: Any, ks: Sequence[int], **settings: Any) -> Work:
@@ -33,22 +32,20 @@ def sweep(X: Any, ks: Sequence[int], **settings: Any) -> Work:
 def lloyds(
     X: Any, starts: Mapping[int, NDArray[Any]], *, cache: str, bounds: bool, **stop: Any
 ) -> Work:
-    """Return the fits of all starts by Lloyd's iterations.
+    """Return the fits from all initial centroids by Lloyd's iterations.
 
-    The reader is made before: what it keeps resident is ready, as a peer's float32 is.
+    The runner is made before: tiles that it caches are ready, as a peer's float32 is.
     """
-    source = Reader(X, cache=cache, bounds=bounds)
-    source.prepare(len(starts), sum(map(len, starts.values())))
+    runner = PassRunner(X, cache=cache, bounds=bounds)
+    runner.prepare(len(starts), sum(map(len, starts.values())))
 
     def work() -> Outcome:
-        before = source.passes
-        last: dict[int, Step] = {}
-        for steps in lloyd.iterate(list(starts.values()), source.measure, source.farthest, **stop):
-            last |= steps
+        before = runner.passes
+        last = lloyd.iterate(list(starts.values()), runner.measure, runner.farthest, **stop)
         ends = [last[i] for i in range(len(starts))]
         said = {
             "iterations": [end.iteration for end in ends],
-            "passes": source.passes - before,
+            "passes": runner.passes - before,
         }
         return Outcome([end.centroids for end in ends], said)
 

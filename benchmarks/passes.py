@@ -11,12 +11,12 @@ import numpy as np
 
 from benchmarks import data, peers, schedulers
 from benchmarks.timing import Case, Outcome, interleaved, judge
-from daskkm.kmeans import lloyd
 from daskkm.kmeans.assessment import assess_counted
 from daskkm.kmeans.sweep import fit_sweep
-from daskkm.passes import memory, reductions
-from daskkm.passes.reader import Reader
+from daskkm.passes import reductions
+from daskkm.passes.runner import PassRunner
 from daskkm.passes.scheduler import threads
+from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 def one_pass(X: Any, starts: Iterable[NDArray[np.float64]]) -> Work:
     """Return a pass of daskkm: an iteration of all models."""
-    source, models = Reader(X, cache="never"), list(starts)
+    runner, models = PassRunner(X, cache="never"), list(starts)
     stack, offsets = np.concatenate(models), np.array([0, *accumulate(map(len, models))])
 
     def work() -> Outcome:
-        return Outcome(np.split(lloyd.means(source.measure(stack, offsets)), offsets[1:-1]))
+        return Outcome(np.split(runner.measure(stack, offsets).means(), offsets[1:-1]))
 
     return work
 
@@ -67,11 +67,10 @@ def read_by_zarr(store: TileStore) -> Work:
 
 def read_by_chunks(store: TileStore) -> Work:
     """Return a pass that reads and checks every chunk as daskkm's own passes do."""
-    n_bytes = len(store) * data.FEATURES
-    X = store.streamed(memory.block_bytes(n_bytes, threads()))
+    X = Tiles.of(store).in_blocks(threads())
 
     def work() -> Outcome:
-        return Outcome(said={"tiles_read": reductions.gathered(_number, X, None, sum).compute()})
+        return Outcome(said={"tiles_read": reductions.gather(_number, X, None, sum).compute()})
 
     return work
 

@@ -26,9 +26,10 @@ from threadpoolctl import threadpool_limits
 from benchmarks import data, machine, schedulers
 from benchmarks.costs import Constants, Machines, Work, as_json, elsewhere, here
 from daskkm.kernels import assign
-from daskkm.passes import memory, reductions
-from daskkm.passes.reader import Reader
-from daskkm.passes.tiles import as_tiles
+from daskkm.passes import memory
+from daskkm.passes.runner import PassRunner
+from daskkm.passes.statistics import statistics as lazy_statistics
+from daskkm.passes.tiles import Tiles
 from daskkm.storage import chunks
 from daskkm.storage.records import ImageRecord
 from daskkm.storage.tile_store import open_store
@@ -268,16 +269,16 @@ def _raw(X: da.Array, ks: Sequence[int]) -> Callable[[], object]:
 
     def work() -> object:
         # Another stack each time, as in a fit.
-        return reductions.statistics(X, stack + next(turn) / 1024, offsets).compute()
+        return lazy_statistics(X, stack + next(turn) / 1024, offsets).compute()
 
     return work
 
 
-def _pass(reader: Reader, ks: Sequence[int]) -> Callable[[], object]:
+def _pass(runner: PassRunner, ks: Sequence[int]) -> Callable[[], object]:
     """Return a pass as a fit makes it."""
     stack, offsets = _stack(ks)
     turn = iter(range(1 << 30))
-    return lambda: reader.measure(stack + next(turn) / 1024, offsets)
+    return lambda: runner.measure(stack + next(turn) / 1024, offsets)
 
 
 def _least(client: Any, work: Callable[[], object], rounds: int) -> Spent:
@@ -289,7 +290,7 @@ def _least(client: Any, work: Callable[[], object], rounds: int) -> Spent:
 def _ship(client: Any, X: da.Array) -> float:
     """Return the seconds until the scheduler has a pass's graph, which is then dropped."""
     stack, offsets = _stack(SWEEP)
-    lazy = reductions.statistics(X, stack, offsets)
+    lazy = lazy_statistics(X, stack, offsets)
     tasks = client.cluster.scheduler.tasks
     work = Work(X.numblocks[0], X.numblocks[0], SWEEP, "memory")
     n = work.tasks - work.levels  # of which dask may have fused as many
@@ -387,11 +388,11 @@ def _stored(
     """Return passes over the store: from the page cache, and from the workers' memory."""
     found = []
     for place, cache in (("page cache", "never"), ("memory", "always")):
-        reader = Reader(store, cache=cache, bounds=False)
-        reader.prepare(1, sum(MANY))
+        runner = PassRunner(store, cache=cache, bounds=False)
+        runner.prepare(1, sum(MANY))
         for ks in (SWEEP, MANY):
-            spent = _least(client, _pass(reader, ks), 1 if ks == MANY else sizes.rounds)
-            work = Work(len(store), reader.blocks.numblocks[0], ks, place)
+            spent = _least(client, _pass(runner, ks), 1 if ks == MANY else sizes.rounds)
+            work = Work(len(store), runner.blocks.numblocks[0], ks, place)
             name = "3 … 7" if ks == SWEEP else str(ks[0])
             found.append((f"store, {place}, k = {name}", workers, work, spent.wall))
     return found
@@ -412,15 +413,15 @@ def _unqueued(workers: int, sizes: Sizes) -> dict[str, float]:
 
 def _recipes(client: Any, sizes: Sizes) -> dict[str, Any]:
     """Return what a user's array of many short blocks costs: once, and each pass."""
-    X = as_tiles(_array(sizes.user, 16))
+    tiles = Tiles.of(_array(sizes.user, 16))
     started = time.perf_counter()
-    reader = Reader(X)
+    runner = PassRunner(tiles)
     once = time.perf_counter() - started
-    first = _spent(client, _pass(reader, SWEEP))
-    then = _least(client, _pass(reader, SWEEP), 1)
+    first = _spent(client, _pass(runner, SWEEP))
+    then = _least(client, _pass(runner, SWEEP), 1)
     return {
         "blocks": sizes.user,
-        "recipes": reader.blocks.numblocks[0],
+        "recipes": runner.blocks.numblocks[0],
         "once": once,
         "first": first.wall,
         "pass": then.wall,

@@ -16,8 +16,8 @@ import platform
 import statistics
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest.mock import patch
 
 import dask
 import dask.array as da
@@ -26,7 +26,8 @@ from sklearn.cluster import kmeans_plusplus
 
 from benchmarks.data import digits
 from benchmarks.timing import Case, Outcome, Side
-from daskkm.kmeans.sweep import iter_passes
+from daskkm import sizes
+from daskkm.kmeans.sweep import fit_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.passes.reader import Pass
+    from daskkm.kmeans.recorder import Pass
 
 ROWS_A_BLOCK = 1000
 
@@ -68,12 +69,24 @@ class Counting:
         return da.from_array(self, chunks=(ROWS_A_BLOCK, -1), meta=meta, asarray=False)
 
 
+class _Seeded(Exception):  # noqa: N818 (not an error)
+    """Ends a fit after the pass that measures its initial centroids."""
+
+
 def first_pass(X: Any, k: int, init: str | ArrayLike, seed: int) -> Pass:
-    """Seed, and measure what is left."""
+    """Return the pass that measures the initial centroids, and end the fit there."""
     settings: dict[str, Any] = {"n_init": 1, "max_iter": 1, "tol": 0, "random_state": seed}
     settings |= {"coarse": False, "cache": "never"}
-    passes = iter_passes(X, [k], init=init, **settings)
-    return next(done for done in passes if done.steps)
+    passes: list[Pass] = []
+
+    def on_pass(done: Pass) -> None:
+        passes.append(done)
+        if done.steps:
+            raise _Seeded
+
+    with suppress(_Seeded):
+        fit_sweep(X, [k], init=init, on_pass=on_pass, **settings)
+    return passes[-1]
 
 
 def left(X: NDArray[Any], start: NDArray[Any]) -> float:
@@ -98,7 +111,7 @@ def in_memory(X: NDArray[Any], k: int, seed: int) -> Seeding:
 
 def in_passes(X: NDArray[Any], k: int, seed: int) -> Seeding:
     """Seed by daskkm's k-means++ as if there were too many tiles to bring together."""
-    with patch("daskkm.kmeans.seeding._SAMPLE", 1):
+    with sizes.override(sample_tiles=1):
         return ours("k-means++", X, k, seed)
 
 

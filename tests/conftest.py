@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import daskkm
+from daskkm import sizes
 from tests.forks import compile_kernels, forks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from daskkm.storage.tile_store import TileStore
     from tests.forks import Forks
@@ -48,6 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile kernels before processes of tests do so at once, and commands say so."""
     if getattr(config.option, "numprocesses", None):
         compile_kernels()
+
+
+@pytest.fixture
+def override_sizes() -> Iterator[Callable[..., None]]:
+    """A function that changes sizes of `daskkm.sizes` by name until the end of the test."""
+    with ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(sizes.override(**changes))
 
 
 @pytest.fixture(scope="session")

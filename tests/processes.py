@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
-    from daskkm.kmeans.sweep import SweepResult
     from daskkm.passes.reader import Pass
+
+    from daskkm.kmeans.sweep import SweepResult
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__, costs, data, report, scaling, seeding, suite, timing
-from daskkm.passes import reductions
+from daskkm.passes.statistics import statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,7 +186,7 @@ def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 65, 600])
 def test_tasks_are_counted_as_dask_makes_them(n: int) -> None:
     X = da.zeros((n, 4), chunks=(1, 4), dtype=np.uint8)
-    lazy = reductions.statistics(X, np.zeros((2, 4)), np.array([0, 2]))
+    lazy = statistics(X, np.zeros((2, 4)), np.array([0, 2]))
     work = costs.Work(n, n, (2,), "memory", features=4)
     made = len(dask.optimize(lazy)[0].dask)
     assert work.tasks - work.levels <= made <= work.tasks

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from daskkm.kmeans.sweep import SweepResult
     from daskkm.passes.reader import Pass
+
+    from daskkm.kmeans.sweep import SweepResult
     from daskkm.storage.tile_store import TileStore
 
 CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))

@@ -97,9 +97,11 @@ def max_models_and_centroids(runner: PassRunner, options: FitOptions) -> tuple[i
         # With weights a sample may hold too few tiles: then all restarts are fitted to all tiles.
         if runner.weights is None:
             models, centroids = len(options.ks), sum(options.ks)
-    if options.init == "k-means||" and options.is_drawn:
+    if not options.is_drawn:
+        return models, centroids
+    if options.init == "k-means||":
         centroids = max(centroids, kmeans_parallel.n_candidates(options.k_max))
-    elif options.is_drawn and (coarse or options.init == "random" or is_in_memory(n)):
+    elif coarse or options.init == "random" or is_in_memory(n):
         here = workers("threads")[0]
         memory.check_sample(here, min(n, sizes.sample_tiles), d, itemsize)
     return models, centroids

@@ -18,13 +18,13 @@ import numpy as np
 import pyte
 import pytest
 from click.testing import CliRunner
+from daskkm.passes.reader import Pass
 
 import daskkm
 from daskkm.cli import progress
 from daskkm.cli.progress import Progress
 from daskkm.kmeans.lloyd import Step
 from daskkm.kmeans.sweep import SweepResult
-from daskkm.passes.reader import Pass
 from tests.processes import DEADLINE, ENDLESS, until
 
 if TYPE_CHECKING:

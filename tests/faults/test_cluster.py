@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from daskkm.passes.reader import Pass
     from numpy.typing import NDArray
 
     from daskkm.kmeans.sweep import SweepResult
-    from daskkm.passes.reader import Pass
     from daskkm.storage.tile_store import TileStore
 
 pytestmark = pytest.mark.faults

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import pytest
+from daskkm.passes.reader import Reader
 
 import daskkm
-from daskkm.passes.reader import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -144,6 +144,21 @@ def test_inertia_is_sum_of_squared_distances(
     assert value == pytest.approx(float(exact), rel=1e-13, abs=1e-9)
 
 
+@given(st.integers(0, 2**32), st.integers(1, 50), st.sampled_from(["int8", "uint16", "int16"]))
+def test_inertia_and_mean_variance_of_any_integers_are_those_of_floats(
+    seed: int, n: int, dtype: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    tiles = rng.integers(limits.min, limits.max, (n, 4), dtype, endpoint=True)
+    centroids = tiles[rng.integers(0, n, 3)] + rng.normal(0, 1, (3, 4)) * rng.choice([0, 1, 50])
+    statistics = measure(tiles, centroids)
+    direct = reference.distances(tiles, centroids).min(axis=1).sum()
+    assert statistics.inertia(centroids) == pytest.approx(direct, rel=1e-13, abs=1e-9)
+    variance = tiles.astype(float).var(axis=0).mean()
+    assert statistics.mean_variance(centroids) == pytest.approx(variance, rel=1e-13)
+
+
 @given(clusterings(), st.booleans())
 def test_mean_variance_is_that_of_all_tiles(
     clustering: tuple[NDArray[Any], NDArray[np.float64]], as_float: bool

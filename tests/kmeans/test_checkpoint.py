@@ -1,15 +1,13 @@
-"""A fit goes on from its checkpoint, or says why not."""
+"""A fit resumes from its checkpoint to the same bits, or an error says why it cannot."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import io
-import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import Mock
 
 import dask.array as da
 import numpy as np
@@ -17,9 +15,9 @@ import pytest
 import zarr
 
 import daskkm
-from daskkm.kmeans.checkpoint import held
-from daskkm.kmeans.sweep import SweepResult, iter_passes
-from daskkm.passes.reader import made_all
+from daskkm.kmeans.checkpoint import open_checkpoint
+from daskkm.kmeans.options import FitOptions
+from daskkm.kmeans.sweep import SweepResult, run_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,18 +38,27 @@ def make_tiles(dtype: str = "uint8") -> NDArray[Any]:
     return tiles.clip(0, 255).astype(dtype)
 
 
-def fit(X: Any, folder: Path, passes: int | None = None, **settings: Any) -> SweepResult | int:
-    """Make all passes, or so many: then return the number of the last."""
-    number = 0
-    with held(folder) as kept:
-        run = iter_passes(X, KS, checkpoint=kept, **(SETTINGS | settings))
+class Cut(Exception):  # noqa: N818 (not an error)
+    """Ends a fit after a pass."""
+
+
+def fit(
+    X: Any, folder: Path, *, cut_after: int | None = None, **changes: Any
+) -> SweepResult | None:
+    """Fit with a checkpoint that stays; cut short after a pass, return None."""
+
+    def on_pass(done: daskkm.Pass) -> None:
+        if done.number == cut_after:
+            raise Cut
+
+    settings = SETTINGS | changes
+    sample_weight = settings.pop("sample_weight", None)
+    with open_checkpoint(folder) as checkpoint:
+        options = FitOptions.validate(KS, **settings)
         try:
-            while number != passes:
-                number = next(run).number
-        except StopIteration as done:
-            result: SweepResult = done.value
-            return result
-    return number
+            return run_fit(X, options, sample_weight, checkpoint=checkpoint, on_pass=on_pass)
+        except Cut:
+            return None
 
 
 def assert_same_bits(result: Any, expected: SweepResult) -> None:
@@ -60,7 +67,7 @@ def assert_same_bits(result: Any, expected: SweepResult) -> None:
         for name in ("cluster_centers_", "counts_", "inertia_", "n_iter_", "restart_"):
             assert np.array_equal(getattr(result.models[k], name), getattr(model, name)), name
         assert result.models[k].converged_ == model.converged_
-        np.testing.assert_array_equal(result.statistics[k], expected.statistics[k])
+        np.testing.assert_array_equal(result.statistics[k].table, expected.statistics[k].table)
 
 
 @pytest.mark.parametrize(
@@ -77,26 +84,26 @@ def assert_same_bits(result: Any, expected: SweepResult) -> None:
 )
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_a_fit_that_is_cut_short_after_any_pass_ends_in_the_same_bits(
+def test_fit_cut_short_after_any_pass_resumes_to_the_same_bits(
     settings: dict[str, Any],
     sample: int,
     weighted: bool,
     dtype: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    override_sizes: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", sample)
+    override_sizes(sample_tiles=sample)
     X = da.from_array(make_tiles(dtype), chunks=(190, -1))
     weights = np.random.default_rng(1).random(500) if weighted else None
     settings = {"coarse": True, "sample_weight": weights, **settings}
     whole = daskkm.fit_sweep(X, KS, **(SETTINGS | settings))
     assert whole.passes > 2
-    for passes in range(1, whole.passes):
-        folder = tmp_path / str(passes)
-        assert fit(X, folder, passes, **settings) == passes
-        fit(X, folder, passes + 1, **settings)  # cut short once more on the way
+    for number in range(1, whole.passes):
+        folder = tmp_path / str(number)
+        assert fit(X, folder, cut_after=number, **settings) is None
+        fit(X, folder, cut_after=number + 1, **settings)  # cut short once more
         assert_same_bits(fit(X, folder, **settings), whole)
-    # It was at its end: nothing is read any more.
+    # The fit is at its end: tiles are not read again.
     broken = da.map_blocks(lambda: 1 / 0, chunks=X.chunks, dtype=dtype, meta=X._meta, name=X.name)
     assert_same_bits(fit(broken, folder, **settings), whole)
 
@@ -104,14 +111,14 @@ def test_a_fit_that_is_cut_short_after_any_pass_ends_in_the_same_bits(
 @pytest.mark.parametrize(
     "state", [lambda: None, np.random.default_rng, lambda: np.random.RandomState(5)]
 )
-def test_it_is_removed_with_the_fit_and_the_seed_is_kept(
+def test_fit_sweep_resumed_keeps_the_seed_and_removes_the_folder(
     state: Callable[[], Any], tmp_path: Path
 ) -> None:
     X, folder = make_tiles(), tmp_path / "new" / "checkpoint"
-    fit(X, folder, 2, random_state=state())
-    with held(folder) as kept:
-        assert kept.said is not None
-        seed = kept.said["of"]["random_state"]
+    fit(X, folder, cut_after=2, random_state=state())
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.identity is not None
+        seed = checkpoint.identity["random_state"]
     again = state()
     result = daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": again}), checkpoint=folder)
     assert result.random_state == seed
@@ -121,23 +128,26 @@ def test_it_is_removed_with_the_fit_and_the_seed_is_kept(
         assert again.randint(100) == state_of_one.randint(100)
     assert_same_bits(result, daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": seed})))
     assert not folder.exists()
+
+
+def test_fit_sweep_refused_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(daskkm.FitError, match="should be >= n_clusters"):
-        daskkm.fit_sweep(X, [900], checkpoint=folder)
-    assert not folder.exists()
+        daskkm.fit_sweep(make_tiles(), [900], checkpoint=tmp_path / "new" / "c")
+    assert not list(tmp_path.iterdir())
 
 
-def test_it_is_small(tmp_path: Path) -> None:
-    """Of each restart that moves the next centroids, of each k the best that is done."""
+def test_save_writes_no_more_than_the_next_pass_needs(tmp_path: Path) -> None:
+    # The next centroids of each restart that moves, and the best that is done of each k.
     d = 400
     X = np.random.default_rng(0).integers(0, 256, (300, d), np.uint8)
-    for passes, most in ((2, 3 * sum(KS) * d), (None, sum(KS) * (2 * d + 2))):
-        fit(X, tmp_path / "c", passes, tol=0.0, max_iter=50)
+    for cut_after, numbers in ((2, 3 * sum(KS) * d), (None, sum(KS) * (2 * d + 2))):
+        fit(X, tmp_path / "c", cut_after=cut_after, tol=0.0, max_iter=50)
         (file,) = (tmp_path / "c").iterdir()
-        assert 0.9 * 8 * most < file.stat().st_size < 8 * most + 8000
+        assert 0.9 * 8 * numbers < file.stat().st_size < 8 * numbers + 8000
 
 
 @pytest.mark.parametrize(
-    ("other", "named"),
+    ("other", "difference"),
     [
         ({"n_init": 4}, "n_init 3, not 4"),
         ({"init": "random"}, r"init k-means\+\+, not random"),
@@ -147,47 +157,44 @@ def test_it_is_small(tmp_path: Path) -> None:
         ({"sample_weight": np.ones(500)}, "another sample_weight"),
     ],
 )
-def test_another_fit_is_refused_with_the_difference_named(
-    other: dict[str, Any], named: str, tmp_path: Path
+def test_fit_with_other_options_names_the_difference(
+    other: dict[str, Any], difference: str, tmp_path: Path
 ) -> None:
     X, folder = make_tiles(), tmp_path / "c"
-    fit(X, folder, 2)
-    with pytest.raises(daskkm.CheckpointError, match=rf"{folder}: .* with {named}; go on with"):
+    fit(X, folder, cut_after=2)
+    message = rf"{folder}: .* with {difference}\. Resume with"
+    with pytest.raises(daskkm.CheckpointError, match=message):
         fit(X, folder, **other)
     settings = SETTINGS | other
     fresh = daskkm.fit_sweep(X, KS, **settings, checkpoint=folder, fresh=True)
     assert_same_bits(fresh, daskkm.fit_sweep(X, KS, **settings))
 
 
-def test_other_tiles_and_other_ks_are_refused(tmp_path: Path) -> None:
+def test_fit_of_other_tiles_or_ks_is_refused_and_leaves_the_checkpoint(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
-    fit(X, folder, 2)
+    fit(X, folder, cut_after=2)
     X[3, 3] ^= 1
-    with pytest.raises(daskkm.CheckpointError, match="of a fit with another X; go on"):
+    with pytest.raises(daskkm.CheckpointError, match=r"of a fit with another X\. Resume"):
         fit(X, folder)
-    with pytest.raises(daskkm.CheckpointError, match=r"with another X and ks \[2, 5\], not \[2\];"):
+    with pytest.raises(
+        daskkm.CheckpointError, match=r"with another X and ks \[2, 5\], not \[2\]\."
+    ):
         daskkm.fit_sweep(X, [2], **SETTINGS, checkpoint=folder)
-    with held(folder) as kept:
-        assert kept.said, "what was refused is still there"
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.number == 2
 
 
-def test_tiles_of_a_store_are_known_wherever_it_lies(tmp_path: Path, digits: Any) -> None:
+def test_fit_of_a_store_that_moved_resumes(tmp_path: Path, digits: daskkm.TileStore) -> None:
     moved = tmp_path / "moved.zarr"
     moved.symlink_to(digits.path)
-    fit(digits, tmp_path / "c", 2)
+    fit(digits, tmp_path / "c", cut_after=2)
     result = fit(daskkm.open_store(moved).features(), tmp_path / "c")
     assert_same_bits(result, daskkm.fit_sweep(digits, KS, **SETTINGS))
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "state")
-    with pytest.raises(daskkm.CheckpointError, match="no checkpoint, its state is no file"):
-        fit(make_tiles(), tmp_path)
-
-
-def test_whatever_is_damaged_is_said(tmp_path: Path) -> None:
+def test_open_checkpoint_of_damaged_state_says_so(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
-    fit(X, folder, 4)
+    fit(X, folder, cut_after=4)
     state = folder / "state"
     good = state.read_bytes()
     rng = random.Random(0)
@@ -195,7 +202,7 @@ def test_whatever_is_damaged_is_said(tmp_path: Path) -> None:
     flips += [(byte, 4) for byte in range(300)]  # the digest, and names and shapes of arrays
     for byte, bit in flips:
         state.write_bytes(good[:byte] + bytes([good[byte] ^ bit]) + good[byte + 1 :])
-        with pytest.raises(daskkm.CheckpointError, match=r"damaged .*; start over \(fresh=True\)"):
+        with pytest.raises(daskkm.CheckpointError, match=r"damaged .*\. Start over \(fresh=True\)"):
             fit(X, folder)
     for size in (0, 1, 31, 32, 33, len(good) - 1):
         state.write_bytes(good[:size])
@@ -205,27 +212,52 @@ def test_whatever_is_damaged_is_said(tmp_path: Path) -> None:
     assert_same_bits(fit(X, folder), daskkm.fit_sweep(X, KS, **SETTINGS))
 
 
-def test_two_fits_at_once_and_what_is_not_a_checkpoint(tmp_path: Path) -> None:
+def test_open_checkpoint_of_a_running_fit_is_refused(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
-    with held(folder) as kept:
-        next(iter_passes(X, KS, checkpoint=kept, **SETTINGS))
+
+    def on_pass(done: daskkm.Pass) -> None:
         for fresh in (False, True):
-            with pytest.raises(daskkm.CheckpointError, match="another fit that is running"):
+            with pytest.raises(daskkm.CheckpointError, match="locked by another fit"):
                 daskkm.fit_sweep(X, KS, **SETTINGS, checkpoint=folder, fresh=fresh)
+
+    daskkm.fit_sweep(X, KS, **SETTINGS, checkpoint=folder, on_pass=on_pass)
+
+
+def test_open_checkpoint_after_run_fit_is_refused_until_it_is_closed(tmp_path: Path) -> None:
+    # Else a second fit might begin, and lose its state when the first clears the folder.
+    X, folder = make_tiles(), tmp_path / "c"
+    fit(X, folder)
+    with open_checkpoint(folder) as checkpoint:
+        run_fit(X, FitOptions.validate(KS, **SETTINGS), checkpoint=checkpoint)
+        with (
+            pytest.raises(daskkm.CheckpointError, match="locked by another fit"),
+            open_checkpoint(folder, fresh=True),
+        ):
+            pass
+        checkpoint.clear()
+    assert not folder.exists()
+
+
+def test_open_checkpoint_of_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    X, folder = make_tiles(), tmp_path / "c"
     fit(X, folder)
     (folder / ".DS_Store").touch()
     (folder / "thesis.tex").touch()
     for fresh in (False, True):
-        with pytest.raises(daskkm.CheckpointError, match=r"it holds thesis\.tex; choose"):
+        with pytest.raises(daskkm.CheckpointError, match=r"it holds thesis\.tex\. Choose"):
             daskkm.fit_sweep(X, KS, **SETTINGS, checkpoint=folder, fresh=fresh)
     assert {file.name for file in folder.iterdir()} == {"state", ".DS_Store", "thesis.tex"}
+
+
+@pytest.mark.parametrize("name", ["file", f"{'x' * 300}/c"])
+def test_open_checkpoint_where_no_folder_can_be_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     for seed in (0, None):
         with pytest.raises(daskkm.CheckpointError, match="cannot be written"):
-            fit(X, tmp_path / "file", random_state=seed)
+            fit(make_tiles(), tmp_path / name, random_state=seed)
 
 
-def test_where_the_file_system_has_no_locks(
+def test_open_checkpoint_on_a_file_system_without_locks_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -233,33 +265,35 @@ def test_where_the_file_system_has_no_locks(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     X = make_tiles()
-    fit(X, tmp_path / "c", 2)
+    fit(X, tmp_path / "c", cut_after=2)
     assert_same_bits(fit(X, tmp_path / "c"), daskkm.fit_sweep(X, KS, **SETTINGS))
 
 
-def test_starts_of_ones_own_are_known_by_what_they_hold(tmp_path: Path) -> None:
+def test_fit_from_given_centroids_knows_them_by_content(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
-    starts = {k: X[:k].astype(float) for k in KS}
-    fit(X, folder, 2, init=starts)
-    with pytest.raises(daskkm.CheckpointError, match=r"with init one's own .*, not one's own "):
-        fit(X, folder, init={k: start + 1 for k, start in starts.items()})
-    expected = daskkm.fit_sweep(X, KS, **(SETTINGS | {"init": starts}))
-    assert_same_bits(fit(X, folder, init=starts), expected)
+    init = {k: X[:k].astype(float) for k in KS}
+    fit(X, folder, cut_after=2, init=init)
+    with pytest.raises(daskkm.CheckpointError, match=r"with init given \w+, not given \w+\."):
+        fit(X, folder, init={k: centroids + 1 for k, centroids in init.items()})
+    expected = daskkm.fit_sweep(X, KS, **(SETTINGS | {"init": init}))
+    assert_same_bits(fit(X, folder, init=init), expected)
 
 
-def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_checkpoint_of_another_format_or_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     X = make_tiles()
-    fit(X, tmp_path, 2)
-    monkeypatch.setattr("daskkm.kmeans.checkpoint._FORMAT", 3)
-    with pytest.raises(daskkm.CheckpointError, match="format is 2, not 3; go on with the version"):
-        fit(X, tmp_path)
-    monkeypatch.undo()
+    fit(X, tmp_path, cut_after=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("daskkm.kmeans.checkpoint._FORMAT", 4)
+        with pytest.raises(daskkm.CheckpointError, match=r"of format 3, not 4\. Resume with"):
+            fit(X, tmp_path)
     monkeypatch.setattr("daskkm.kmeans.checkpoint.__version__", "9")
-    with pytest.raises(daskkm.CheckpointError, match=r"with daskkm [\d.]+, not 9;"):
+    with pytest.raises(daskkm.CheckpointError, match=r"with daskkm [\d.]+, not 9\."):
         fit(X, tmp_path)
 
 
-def test_nothing_is_unpickled(tmp_path: Path) -> None:
+def test_open_checkpoint_with_a_pickle_does_not_load_it(tmp_path: Path) -> None:
     class Bad:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "run",)
@@ -267,7 +301,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
     folder.mkdir()
     packed = io.BytesIO()
-    np.savez(packed, said=np.array([Bad()], object))
+    np.savez(packed, attributes=np.array([Bad()], object))
     data = packed.getvalue()
     (folder / "state").write_bytes(hashlib.sha256(data).digest() + data)
     with pytest.raises(ValueError, match="allow_pickle=False"):
@@ -275,13 +309,13 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("left", [".DS_Store", None])
-def test_a_folder_that_stays_does_not_cost_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str | None
+@pytest.mark.parametrize("other", [".DS_Store", None])
+def test_fit_sweep_whose_folder_cannot_be_removed_returns_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str | None
 ) -> None:
-    """Such as one that a container mounts, or in which something else lies by then."""
+    # Such as a folder that a container mounts, or one with a file of the system.
     X, folder = make_tiles(), tmp_path / "c"
-    if left is None:
+    if other is None:
 
         def refuse(_: Path) -> None:
             raise OSError(errno.EBUSY, "Device or resource busy")
@@ -289,24 +323,22 @@ def test_a_folder_that_stays_does_not_cost_the_result(
         monkeypatch.setattr(Path, "rmdir", refuse)
     else:
         folder.mkdir()
-        (folder / left).touch()
+        (folder / other).touch()
     expected = daskkm.fit_sweep(X, KS, **SETTINGS)
     assert_same_bits(daskkm.fit_sweep(X, KS, **SETTINGS, checkpoint=folder), expected)
-    assert [entry.name for entry in folder.iterdir()] == ([] if left is None else [left])
+    assert [entry.name for entry in folder.iterdir()] == ([] if other is None else [other])
 
 
-def test_one_that_cannot_be_removed_is_a_warning(tmp_path: Path) -> None:
+def test_clear_of_a_state_that_cannot_be_removed_warns(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
-    expected = daskkm.fit_sweep(X, KS, **SETTINGS)
-    with held(folder) as kept:
-        fitted = made_all(iter_passes(X, KS, checkpoint=kept, **SETTINGS))
+    with open_checkpoint(folder) as checkpoint:
+        run_fit(X, FitOptions.validate(KS, **SETTINGS), checkpoint=checkpoint)
         (folder / "state.partial").mkdir()
         with pytest.warns(UserWarning, match=r"c: the checkpoint cannot be removed \("):
-            kept.clear()
-    assert_same_bits(fitted, expected)
+            checkpoint.clear()
 
 
-def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+def test_open_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
     folder.mkdir()
     (folder / "state").symlink_to("state")
@@ -315,52 +347,22 @@ def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     assert "fresh" not in str(error.value)
 
 
-def test_one_that_is_far_too_large_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "state").touch()
-    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=MemoryError))
-    with pytest.raises(daskkm.CheckpointError, match=r"takes more memory than there is\); start"):
-        fit(make_tiles(), tmp_path / "c")
-
-
-def test_a_place_of_which_nothing_can_be_known(tmp_path: Path) -> None:
-    with pytest.raises(daskkm.CheckpointError, match=r"cannot be written .*File name too long"):
-        fit(make_tiles(), tmp_path / ("x" * 300) / "c")
-
-
-def test_it_is_held_until_the_results_are_kept(tmp_path: Path) -> None:
-    """Else a second fit might begin, and lose its own when the first removes it."""
-    X, folder = make_tiles(), tmp_path / "c"
-    fit(X, folder)
-    with held(folder) as kept:
-        made_all(iter_passes(X, KS, checkpoint=kept, **SETTINGS))
-        with (
-            pytest.raises(daskkm.CheckpointError, match="another fit that is running"),
-            held(folder, fresh=True),
-        ):
-            pass
-        kept.clear()
-    assert not folder.exists()
-
-
-def test_an_array_that_was_written_to_meanwhile_is_noticed(tmp_path: Path) -> None:
-    """Its name is the same, and all that dask and Zarr know of it."""
+def test_resume_of_an_array_that_was_written_to_is_an_error(tmp_path: Path) -> None:
+    # Its name is the same, and so is its metadata.
     tiles = make_tiles()
     array = zarr.create_array(tmp_path / "a", shape=tiles.shape, dtype="u1", chunks=(100, 9))
     array[:] = tiles
     X = da.from_zarr(tmp_path / "a")
     settings: dict[str, Any] = {"init": "random", "coarse": False, "max_iter": 50}
-    fit(X, tmp_path / "c", 3, **settings)
+    fit(X, tmp_path / "c", cut_after=3, **settings)
     array[3, 3] = tiles[3, 3] ^ 1
-    with pytest.raises(daskkm.FitError, match="not those of the passes before: they were written"):
+    with pytest.raises(daskkm.FitError, match="X: the tiles changed between two passes"):
         fit(X, tmp_path / "c", **settings)
     array[:] = tiles
     whole = daskkm.fit_sweep(X, KS, **(SETTINGS | settings))
     assert_same_bits(fit(X, tmp_path / "c", **settings), whole)
 
 
-def test_fresh_alone_is_a_mistake() -> None:
+def test_fit_sweep_fresh_without_a_checkpoint_is_refused() -> None:
     with pytest.raises(ValueError, match="fresh=True is about a checkpoint, and there is none"):
         daskkm.fit_sweep(make_tiles(), KS, **SETTINGS, fresh=True)

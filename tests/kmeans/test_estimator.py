@@ -1,4 +1,4 @@
-"""`KMeans` among scikit-learn's estimators, and beyond memory."""
+"""`KMeans` as an estimator of scikit-learn, in memory and lazily."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 INITS = ["k-means++", "k-means||", "random"]
 
 
-# Fewer tiles differ than there are clusters in some: that is said, as scikit-learn's own says it.
+# Some checks have fewer distinct tiles than clusters, of which scikit-learn warns too.
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @parametrize_with_checks([KMeans()])
-def test_it_is_an_estimator(estimator: KMeans, check: Callable[[KMeans], None]) -> None:
+def test_kmeans_passes_checks_of_estimators(
+    estimator: KMeans, check: Callable[[KMeans], None]
+) -> None:
     check(estimator)
 
 
@@ -62,20 +64,20 @@ def in_zarr(tiles: NDArray[Any]) -> zarr.Array[Any]:
 
 
 def selected(tiles: NDArray[Any]) -> da.Array:
-    """Return tiles of which only a read tells how many there are."""
+    """Return tiles of unknown number, which takes a read to know."""
     blocks = in_blocks(tiles)
     return blocks[blocks[:, 0] >= 0]
 
 
 def refuse(*_: Any, **__: Any) -> NoReturn:
-    msg = "something was computed"
+    msg = "computed"
     raise AssertionError(msg)
 
 
 # Beside the rest of scikit-learn.
 
 
-def test_in_a_pipeline() -> None:
+def test_kmeans_in_a_pipeline_predicts_and_transforms() -> None:
     tiles = make_tiles(dtype="float64")
     model = make_pipeline(StandardScaler(), KMeans(4, n_init=4, random_state=0)).fit(tiles)
     own = np.arange(len(tiles)) % 4
@@ -86,7 +88,7 @@ def test_in_a_pipeline() -> None:
     assert classifier.fit(tiles, own).score(tiles, own) == 1
 
 
-def test_in_a_grid_search() -> None:
+def test_kmeans_in_a_grid_search_is_scored() -> None:
     tiles = make_tiles()
     search = GridSearchCV(KMeans(n_init=4, random_state=0), {"n_clusters": [1, 2, 4]}, cv=3)
     search.fit(tiles)
@@ -96,7 +98,7 @@ def test_in_a_grid_search() -> None:
     assert search.best_estimator_.labels_.shape == (300,)
 
 
-def test_clones_and_pickles() -> None:
+def test_kmeans_cloned_or_pickled_keeps_its_parameters() -> None:
     tiles = make_tiles()
     model = KMeans(3, init="random", n_init=2, max_iter=7, tol=0.1, random_state=5).fit(tiles)
     assert clone(model).get_params() == model.get_params()
@@ -107,7 +109,7 @@ def test_clones_and_pickles() -> None:
     np.testing.assert_array_equal(again.predict(tiles), model.labels_)
 
 
-def test_columns_of_a_transform_have_names() -> None:
+def test_transform_names_its_columns() -> None:
     model = KMeans(3, random_state=0).fit(make_tiles())
     assert model.get_feature_names_out().tolist() == ["kmeans0", "kmeans1", "kmeans2"]
     distances = model.set_output(transform="default").transform(make_tiles())
@@ -117,7 +119,7 @@ def test_columns_of_a_transform_have_names() -> None:
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_predictions_transforms_and_scores_are_scikit_learns(
+def test_predict_transform_and_score_are_those_of_scikit_learn(
     holds: Callable[[NDArray[Any]], Any], weighted: bool
 ) -> None:
     tiles, others = make_tiles(), np.random.default_rng(0).integers(0, 256, (200, 6), np.uint8)
@@ -138,7 +140,7 @@ def test_predictions_transforms_and_scores_are_scikit_learns(
 # In memory, or lazily.
 
 
-def test_what_is_in_memory_is_answered_in_memory() -> None:
+def test_results_for_tiles_in_memory_are_in_memory() -> None:
     tiles = make_tiles()
     for X in (tiles, tiles.tolist()):
         model = KMeans(3, random_state=0).fit(X)
@@ -152,7 +154,7 @@ def test_what_is_in_memory_is_answered_in_memory() -> None:
 
 
 @pytest.mark.parametrize("holds", [in_blocks, in_zarr, selected])
-def test_what_is_lazy_is_answered_lazily(holds: Callable[[NDArray[Any]], Any]) -> None:
+def test_results_for_lazy_tiles_are_lazy(holds: Callable[[NDArray[Any]], Any]) -> None:
     tiles = make_tiles()
     X = holds(tiles)
     model = KMeans(3, random_state=0).fit(X)
@@ -169,7 +171,7 @@ def test_what_is_lazy_is_answered_lazily(holds: Callable[[NDArray[Any]], Any]) -
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint32", "bool", "float16"])
-def test_other_numbers_in_memory_are_converted(dtype: str) -> None:
+def test_fit_of_other_numbers_is_that_of_float64(dtype: str) -> None:
     tiles = (make_tiles() > 128) if dtype == "bool" else make_tiles()
     model = KMeans(3, random_state=0).fit(tiles.astype(dtype))
     wide = KMeans(3, random_state=0).fit(tiles.astype(np.float64))
@@ -197,16 +199,16 @@ def assert_same_bits(model: KMeans, other: KMeans) -> None:
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("few", [True, False], ids=["sampled whole", "beyond the sample"])
-def test_a_seed_stands_for_one_result(
+def test_fit_with_one_seed_of_any_kind_of_array_gives_one_result(
     images: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    override_sizes: Callable[..., None],
     init: str,
     weighted: bool,
     few: bool,
 ) -> None:
     if not few:
-        monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 16)
+        override_sizes(sample_tiles=16)
     store = daskkm.create_store(images, tmp_path / "tiles.zarr", tile=(8, 8))
     tiles = store.features().compute()
     weights = np.arange(30) % 4 if weighted else None
@@ -221,7 +223,7 @@ def test_a_seed_stands_for_one_result(
         assert_same_bits(model, expected)
 
 
-def test_a_seed_stands_for_one_result_on_processes_too(digits: daskkm.TileStore) -> None:
+def test_fit_with_one_seed_on_worker_processes_gives_one_result(digits: daskkm.TileStore) -> None:
     tiles = digits.features()[:1500]
     with dask.config.set(scheduler="synchronous"):
         expected = {init: fitted(tiles, init) for init in INITS}
@@ -238,8 +240,8 @@ def test_a_seed_stands_for_one_result_on_processes_too(digits: daskkm.TileStore)
             assert_same_bits(fitted(tiles.compute(), init), model)
 
 
-def test_tiles_in_memory_go_to_workers_without_a_warning() -> None:
-    """Warnings are errors here, and dask warns of 10 MB."""
+def test_fit_of_tiles_in_memory_on_a_cluster_does_not_warn() -> None:
+    # Warnings are errors here, and dask warns of 10 MB.
     tiles = np.random.default_rng(0).integers(0, 256, (120_000, 256), np.uint8)
     with (
         LocalCluster(2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
@@ -251,14 +253,14 @@ def test_tiles_in_memory_go_to_workers_without_a_warning() -> None:
         assert model.transform(tiles).shape == (120_000, 2)
 
 
-def test_starts_that_do_not_fit_are_said_before_tiles_are_read() -> None:
+def test_fit_sweep_from_centroids_that_do_not_fit_is_refused_before_a_read() -> None:
     X = da.map_blocks(lambda: 1 / 0, chunks=((9, 9), (4,)), dtype="uint8", meta=np.empty((0, 0)))
     for init in (np.zeros((2, 4)), {2: np.zeros((3, 4))}, np.zeros((3, 5)), "kmeans"):
         with pytest.raises(ValueError, match=r"initial centers|init is 'kmeans'"):
             daskkm.fit_sweep(X, [3], init=init)
 
 
-def test_random_states() -> None:
+def test_fit_with_a_random_state_draws_its_seed_from_it() -> None:
     tiles = make_tiles()
 
     def inertia(random_state: Any) -> float:
@@ -282,7 +284,7 @@ def test_random_states() -> None:
 
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
-def test_a_callable_start_is_called_for_each_restart(
+def test_fit_with_an_init_function_calls_it_for_each_restart(
     holds: Callable[[NDArray[Any]], Any],
 ) -> None:
     X = holds(make_tiles())
@@ -307,7 +309,7 @@ def test_a_callable_start_is_called_for_each_restart(
 
 
 @pytest.mark.parametrize(("init", "restarts"), [("random", 10), ("k-means++", 1), ("k-means||", 1)])
-def test_restarts_are_as_many_as_scikit_learns(init: str, restarts: int) -> None:
+def test_n_init_auto_is_that_of_scikit_learn(init: str, restarts: int) -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (300, 6), np.uint8)
     auto = KMeans(6, init=init, random_state=0).fit(tiles)
     given = KMeans(6, init=init, n_init=restarts, random_state=0).fit(tiles)
@@ -322,7 +324,7 @@ def test_restarts_are_as_many_as_scikit_learns(init: str, restarts: int) -> None
     assert len(calls) == 10
 
 
-def test_one_start_is_one_restart() -> None:
+def test_fit_from_an_array_is_one_restart() -> None:
     tiles = make_tiles()
     start = tiles[:4].astype(np.float64)
     expected = KMeans(4, init=start, n_init=1).fit(tiles)
@@ -338,7 +340,7 @@ def test_one_start_is_one_restart() -> None:
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
 @pytest.mark.parametrize("init", INITS)
-def test_fewer_distinct_tiles_than_clusters(
+def test_fit_of_fewer_distinct_tiles_than_clusters_warns(
     holds: Callable[[NDArray[Any]], Any], init: str
 ) -> None:
     X = holds(np.repeat(make_tiles(2), 5, axis=0))
@@ -350,7 +352,7 @@ def test_fewer_distinct_tiles_than_clusters(
     assert len(np.unique(np.asarray(model.labels_))) == 2
 
 
-def test_one_tile_is_its_centroid() -> None:
+def test_fit_of_one_tile_has_it_as_centroid() -> None:
     tiles = make_tiles(1)
     model = KMeans(1).fit(tiles)
     np.testing.assert_array_equal(model.cluster_centers_, tiles)
@@ -394,7 +396,7 @@ def test_one_tile_is_its_centroid() -> None:
     ],
 )
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr])
-def test_settings_that_do_not_fit_are_refused(
+def test_fit_with_parameters_that_do_not_fit_is_refused(
     holds: Callable[[NDArray[Any]], Any], changes: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(daskkm.ParameterError, match=match) as error:
@@ -410,12 +412,12 @@ def test_settings_that_do_not_fit_are_refused(
         (np.zeros((3, 5)), r"centers \(3, 5\) .* the number of features of the data 6"),
         (lambda X, k, random_state: X[: k - 1], r"\(2, 6\) does not match the number of clusters"),
         (np.full((3, 6), np.nan), "initial centers for k = 3 contain NaN"),
-        (np.ma.masked_less(np.zeros((3, 6)), 1), "init for k = 3 is a masked array"),
+        (np.ma.masked_less(np.zeros((3, 6)), 1), "init for k = 3: masked arrays"),
         (np.zeros((3, 6), complex), "init for k = 3 .* masked or complex"),
     ],
 )
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
-def test_initial_centers_of_another_shape_are_refused(
+def test_fit_from_centroids_that_do_not_fit_is_refused(
     holds: Callable[[NDArray[Any]], Any], init: Any, match: str
 ) -> None:
     with pytest.raises((daskkm.FitError, daskkm.ParameterError), match=match):
@@ -423,7 +425,7 @@ def test_initial_centers_of_another_shape_are_refused(
 
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr, selected])
-def test_fewer_tiles_than_clusters_are_refused(holds: Callable[[NDArray[Any]], Any]) -> None:
+def test_fit_of_fewer_tiles_than_clusters_is_refused(holds: Callable[[NDArray[Any]], Any]) -> None:
     with pytest.raises(daskkm.FitError, match="n_samples=300 should be >= n_clusters=301"):
         KMeans(301).fit(holds(make_tiles()))
 
@@ -464,7 +466,7 @@ def spoilt(value: Any) -> NDArray[np.float64]:
             r"0 feature\(s\) \(shape=\(300, 0\)\) while a minimum of 1",
         ),
         (da.zeros((9, 0)), ValueError, r"0 feature\(s\) \(shape=\(9, 0\)\) while a minimum of 1"),
-        (np.ma.masked_equal(make_tiles(), 0), ValueError, "masked array"),
+        (np.ma.masked_equal(make_tiles(), 0), ValueError, "X: masked arrays"),
         ([["a", "b"]] * 4, ValueError, "could not convert string"),
     ],
     ids=[
@@ -487,13 +489,17 @@ def spoilt(value: Any) -> NDArray[np.float64]:
         "words",
     ],
 )
-def test_tiles_that_do_not_fit_are_refused(X: Any, error: type[Exception], match: str) -> None:
+def test_fit_of_tiles_that_do_not_fit_is_refused(
+    X: Any, error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         KMeans(3, random_state=0).fit(X)
 
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr])
-def test_other_numbers_of_features_are_refused(holds: Callable[[NDArray[Any]], Any]) -> None:
+def test_methods_given_another_number_of_features_refuse_it(
+    holds: Callable[[NDArray[Any]], Any],
+) -> None:
     tiles = make_tiles()
     model = KMeans(3, random_state=0).fit(holds(tiles))
     for method in (model.predict, model.transform, model.score):
@@ -501,7 +507,7 @@ def test_other_numbers_of_features_are_refused(holds: Callable[[NDArray[Any]], A
             method(holds(tiles[:, :5]))
 
 
-def test_nothing_is_said_before_a_fit() -> None:
+def test_methods_before_a_fit_raise_not_fitted() -> None:
     model = KMeans(3)
     for method in (model.predict, model.transform, model.score):
         with pytest.raises(NotFittedError):
@@ -511,8 +517,8 @@ def test_nothing_is_said_before_a_fit() -> None:
 @pytest.mark.parametrize(
     ("weights", "match"),
     [
-        (np.full(300, -1.0), "sample_weight contains -1.0; weights are not negative"),
-        (np.r_[np.ones(299), -1], "sample_weight contains -1.0"),
+        (np.full(300, -1.0), r"sample_weight: negative \(-1\.0\)\. Give weights of at least 0"),
+        (np.r_[np.ones(299), -1], r"sample_weight: negative \(-1\.0\)"),
         (np.r_[np.ones(299), np.nan], "Input sample_weight contains NaN"),
         (np.r_[np.ones(299), np.inf], "Input sample_weight contains infinity"),
         (np.full(300, 1e308), "sample_weight, is too large to square and sum up"),
@@ -534,7 +540,7 @@ def test_nothing_is_said_before_a_fit() -> None:
     ],
 )
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
-def test_weights_that_do_not_fit_are_refused(
+def test_fit_and_score_with_weights_that_do_not_fit_are_refused(
     holds: Callable[[NDArray[Any]], Any], weights: Any, match: str
 ) -> None:
     X = holds(make_tiles())
@@ -544,7 +550,7 @@ def test_weights_that_do_not_fit_are_refused(
             method(X, sample_weight=weights)
 
 
-def test_weights_selected_with_their_tiles() -> None:
+def test_fit_with_weights_of_unknown_number_is_that_of_known() -> None:
     tiles = make_tiles()
     bright = tiles[:, 0] > 100
     weights = np.arange(300) % 3
@@ -556,16 +562,15 @@ def test_weights_selected_with_their_tiles() -> None:
     assert np.isnan(sample_weight.shape[0]), "the caller's array was changed"
 
 
-def test_a_sample_without_weight_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 8)
+def test_fit_of_a_sample_without_weight_is_refused(override_sizes: Callable[..., None]) -> None:
+    override_sizes(sample_tiles=8)
     weights = np.arange(300) == 299
-    with pytest.raises(
-        daskkm.FitError, match="only 0 of the 8 tiles that starts are drawn from have weight"
-    ):
+    message = "only 0 of the 8 tiles that initial centroids are drawn from have weight"
+    with pytest.raises(daskkm.FitError, match=message):
         KMeans(1, init="random", random_state=0).fit(make_tiles(), sample_weight=weights)
 
 
-def test_columns_of_a_data_frame_may_have_any_name() -> None:
+def test_fit_of_a_data_frame_takes_columns_of_any_name() -> None:
     frame = pandas.DataFrame({"features": [0.0, 1, 10, 11], "chunks": [0.0, 0, 5, 5]})
     model = KMeans(2, random_state=0).fit(frame)
     assert sorted(model.cluster_centers_.tolist()) == [[0.5, 0], [10.5, 5]]
@@ -573,7 +578,7 @@ def test_columns_of_a_data_frame_may_have_any_name() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_tiles_that_are_not_finite_are_found_when_they_are_read(bad: float) -> None:
+def test_methods_given_tiles_that_are_not_finite_refuse_them_when_read(bad: float) -> None:
     tiles = make_tiles(dtype="float64")
     model = KMeans(3, random_state=0).fit(tiles)
     tiles[250, 2] = bad
@@ -589,7 +594,7 @@ def test_tiles_that_are_not_finite_are_found_when_they_are_read(bad: float) -> N
                 method(X)
 
 
-def test_big_endian_tiles_are_tiles() -> None:
+def test_fit_of_big_endian_tiles_is_that_of_native() -> None:
     tiles = make_tiles(dtype="uint16")
     model = KMeans(3, random_state=0).fit(tiles)
     other = KMeans(3, random_state=0).fit(tiles.astype(">u2"))
@@ -599,7 +604,7 @@ def test_big_endian_tiles_are_tiles() -> None:
     np.testing.assert_array_equal(lazy.cluster_centers_, model.cluster_centers_)
 
 
-def test_weights_by_place_and_as_one_number() -> None:
+def test_fit_takes_weights_by_position_and_as_one_number() -> None:
     tiles = make_tiles()
     weights = np.arange(len(tiles)) % 3
     model = KMeans(3, random_state=0).fit(tiles, sample_weight=weights)
@@ -610,14 +615,14 @@ def test_weights_by_place_and_as_one_number() -> None:
     assert one.inertia_ == 2 * KMeans(3, random_state=0).fit(tiles).inertia_
 
 
-def test_a_mapping_is_no_start() -> None:
+def test_fit_from_a_mapping_is_refused() -> None:
     tiles = make_tiles()
     init: Any = {2: tiles[:2]}
     with pytest.raises(daskkm.ParameterError, match="init is a mapping"):
         KMeans(2, init=init).fit(tiles)
 
 
-def test_a_function_is_given_an_array_whose_size_is_known() -> None:
+def test_init_function_is_given_an_array_of_known_size() -> None:
     def init(X: da.Array, k: int, random_state: np.random.RandomState) -> Any:
         assert isinstance(random_state, np.random.RandomState)
         return X[:k].compute()
@@ -629,7 +634,7 @@ def test_a_function_is_given_an_array_whose_size_is_known() -> None:
     np.testing.assert_array_equal(model.cluster_centers_, expected.cluster_centers_)
 
 
-def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
+def test_load_model_returns_the_model_that_was_saved(tmp_path: Path) -> None:
     tiles = pandas.DataFrame(make_tiles(dtype="float64"), columns=list("abcdef"))
     inits: list[Any] = ["k-means||", tiles.to_numpy()[:3], tiles.to_numpy()[:3].tolist()]
     for init in inits:
@@ -657,7 +662,7 @@ def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
         ({"random_state": np.random.RandomState(0)}, r"random_state is RandomState"),
     ],
 )
-def test_what_only_a_pickle_could_hold_is_not_saved(
+def test_save_of_parameters_that_need_a_pickle_is_refused(
     params: dict[str, Any], match: str, tmp_path: Path
 ) -> None:
     model = KMeans(2, n_init=1, **params).fit(make_tiles())
@@ -676,7 +681,7 @@ def test_what_only_a_pickle_could_hold_is_not_saved(
         {"params": {"n_clusters": 2}, "feature_names": 5},
     ],
 )
-def test_parameters_that_are_no_estimators_are_not_loaded(
+def test_load_model_with_unknown_parameters_is_refused(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     model = KMeans(2, random_state=0).fit(make_tiles())
@@ -687,7 +692,7 @@ def test_parameters_that_are_no_estimators_are_not_loaded(
     assert daskkm.load_model(tmp_path / "model.zarr").n_clusters == 2
 
 
-def test_parameters_set_after_a_fit_are_saved_as_they_are(tmp_path: Path) -> None:
+def test_save_after_set_params_saves_the_new_parameters(tmp_path: Path) -> None:
     model = KMeans(2, random_state=0).fit(make_tiles())
     model.set_params(n_clusters=5).save(tmp_path / "model.zarr")
     again = daskkm.load_model(tmp_path / "model.zarr")
@@ -698,8 +703,8 @@ def test_parameters_set_after_a_fit_are_saved_as_they_are(tmp_path: Path) -> Non
 # Centroids that are assigned.
 
 
-def answers(model: KMeans, X: Any, folder: Path) -> list[Any]:
-    """Return what each method answers, and what a saved copy does."""
+def results_of_methods(model: KMeans, X: Any, folder: Path) -> list[Any]:
+    """Return the result of each method, of the model and of a saved copy."""
     model.save(folder / "model.zarr")
     found: list[Any] = []
     for each in (model, daskkm.load_model(folder / "model.zarr")):
@@ -714,7 +719,7 @@ def assigned(model: KMeans, centroids: Any) -> KMeans:
 
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
-def test_assigned_centroids_are_what_every_method_answers_by(
+def test_methods_after_assigned_centroids_use_them(
     holds: Callable[[NDArray[Any]], Any], tmp_path: Path
 ) -> None:
     X = holds(make_tiles())
@@ -732,7 +737,7 @@ def test_assigned_centroids_are_what_every_method_answers_by(
         copy.deepcopy(fitted),
     ]
     for model in models:
-        predicted, distances, score, centers, names, *again = answers(model, X, tmp_path)
+        predicted, distances, score, centers, names, *again = results_of_methods(model, X, tmp_path)
         np.testing.assert_array_equal(predicted, labels)
         np.testing.assert_array_equal(distances, expected)
         np.testing.assert_array_equal(centers, centroids)
@@ -743,7 +748,7 @@ def test_assigned_centroids_are_what_every_method_answers_by(
     assert not hasattr(clone(fitted), "cluster_centers_")
 
 
-def test_assigned_centroids_leave_what_the_fit_found() -> None:
+def test_assigned_centroids_leave_labels_and_inertia_of_the_fit() -> None:
     tiles = make_tiles()
     model = KMeans(3, random_state=0).fit(tiles)
     labels, inertia = model.labels_.copy(), model.inertia_
@@ -751,7 +756,7 @@ def test_assigned_centroids_leave_what_the_fit_found() -> None:
     model.cluster_centers_ = centroids
     np.testing.assert_array_equal(model.labels_, labels)
     assert model.inertia_ == inertia
-    # The model that is saved says nothing of tiles that were counted for other centroids.
+    # The counts and inertia of other centroids are not those of the model that is saved.
     assert np.isnan(model.fitted_model.counts_).all()
     assert np.isnan(model.fitted_model.inertia_)
     centroids[:] = 0
@@ -760,7 +765,7 @@ def test_assigned_centroids_leave_what_the_fit_found() -> None:
     assert again.fitted_model.counts_.sum() == 300
 
 
-def test_assigned_centroids_may_have_other_features() -> None:
+def test_assigned_centroids_with_other_features_drop_their_names() -> None:
     frame = pandas.DataFrame(make_tiles(dtype="float64"), columns=list("abcdef"))
     model = KMeans(3, random_state=0).fit(frame)
     model.cluster_centers_ = model.cluster_centers_ + 1
@@ -776,7 +781,7 @@ def test_assigned_centroids_may_have_other_features() -> None:
     "centroids",
     [None, "many", 3.0, np.zeros(3), np.zeros((0, 3)), [[1, np.nan]], [[1], [2, 3]], [[1j]]],
 )
-def test_centroids_that_are_none_are_not_assigned(centroids: Any) -> None:
+def test_assigned_centroids_that_are_not_a_matrix_are_refused(centroids: Any) -> None:
     model = KMeans(2, random_state=0).fit(make_tiles())
     before = model.cluster_centers_
     with pytest.raises(daskkm.ParameterError, match="cluster_centers_"):
@@ -784,7 +789,9 @@ def test_centroids_that_are_none_are_not_assigned(centroids: Any) -> None:
     assert model.cluster_centers_ is before
 
 
-def test_assigned_centroids_label_a_store(digits: daskkm.TileStore, tmp_path: Path) -> None:
+def test_label_by_assigned_centroids_writes_their_labels(
+    digits: daskkm.TileStore, tmp_path: Path
+) -> None:
     store = daskkm.open_store(shutil.copytree(digits.path, tmp_path / "tiles.zarr"))
     model = assigned(KMeans(2), [np.zeros(256), np.full(256, 255.0)])
     store.label(model)
@@ -806,11 +813,11 @@ def test_assigned_centroids_label_a_store(digits: daskkm.TileStore, tmp_path: Pa
         lambda model, store: daskkm.assess(store, {8: model}),
     ],
 )
-def test_unfitted_is_one_error_everywhere(
+def test_methods_of_an_unfitted_model_raise_one_error(
     ask: Callable[[KMeans, Any], Any], digits: daskkm.TileStore
 ) -> None:
     model = KMeans()
-    model.labels_ = np.zeros(3)  # which makes no model
+    model.labels_ = np.zeros(3)  # an attribute of that name does not make it fitted
     with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         ask(model, digits)
 
@@ -820,7 +827,7 @@ def test_unfitted_is_one_error_everywhere(
 
 @pytest.mark.parametrize("algorithm", ["lloyd", "elkan", "auto"])
 @pytest.mark.parametrize("copy_x", [True, False])
-def test_algorithms_give_the_same_bits_and_leave_the_tiles(algorithm: str, copy_x: bool) -> None:
+def test_algorithm_and_copy_x_do_not_change_result_or_tiles(algorithm: str, copy_x: bool) -> None:
     tiles = make_tiles(dtype="float64")
     before = tiles.copy()
     model = KMeans(3, random_state=0, algorithm=algorithm, copy_x=copy_x).fit(tiles)
@@ -829,7 +836,7 @@ def test_algorithms_give_the_same_bits_and_leave_the_tiles(algorithm: str, copy_
 
 
 @pytest.mark.parametrize(("init", "n_init"), [("random", 1), ("random", 3), ("k-means||", 2)])
-def test_verbose_prints_a_line_a_pass(
+def test_verbose_prints_a_line_for_each_pass(
     init: str, n_init: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"init": init, "n_init": n_init, "random_state": 0, "tol": 0}
@@ -848,7 +855,7 @@ def test_verbose_prints_a_line_a_pass(
     assert sum("strict convergence" in line for line in lines) == n_init
 
 
-def test_centroids_written_in_place_are_refused() -> None:
+def test_cluster_centers_are_read_only() -> None:
     model = KMeans(3, random_state=0).fit(make_tiles())
     with pytest.raises(ValueError, match="read-only"):
         model.cluster_centers_[0] = 0
@@ -859,7 +866,9 @@ def test_centroids_written_in_place_are_refused() -> None:
 
 @pytest.mark.parametrize("container", ["pandas", "polars"])
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks, in_zarr, selected])
-def test_data_frames_of_distances(holds: Callable[[NDArray[Any]], Any], container: str) -> None:
+def test_transform_with_set_output_returns_data_frames(
+    holds: Callable[[NDArray[Any]], Any], container: str
+) -> None:
     module = importlib.import_module(container)
     X = holds(make_tiles())
     model = KMeans(3, random_state=0).fit(X)
@@ -889,12 +898,12 @@ def test_data_frames_of_distances(holds: Callable[[NDArray[Any]], Any], containe
     ],
     ids=["all", "one", "to sum", "most"],
 )
-def test_values_too_large_to_square_are_refused_without_a_warning(
+def test_fit_of_values_too_large_to_square_is_refused_without_a_warning(
     values: Callable[[NDArray[Any]], NDArray[Any]],
     holds: Callable[[NDArray[Any]], Any],
     init: str,
 ) -> None:
-    """Warnings are errors here."""
+    # Warnings are errors here.
     tiles = values(make_tiles(dtype="float64"))
     start: Any = tiles[:3] if init == "array" else init
     with pytest.raises(daskkm.FitError, match="too large to square and sum up; scale it down"):
@@ -902,7 +911,7 @@ def test_values_too_large_to_square_are_refused_without_a_warning(
 
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
-def test_distances_too_large_to_square_are_refused(
+def test_methods_given_values_too_large_to_square_refuse_them(
     holds: Callable[[NDArray[Any]], Any],
 ) -> None:
     tiles = make_tiles(dtype="float64")
@@ -914,13 +923,13 @@ def test_distances_too_large_to_square_are_refused(
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("dtype", ["uint16", "float64"])
-def test_weights_too_large_are_refused_without_a_warning(init: str, dtype: str) -> None:
+def test_fit_with_weights_too_large_is_refused_without_a_warning(init: str, dtype: str) -> None:
     tiles = make_tiles(dtype="float64") * 257
     with pytest.raises(daskkm.FitError, match="too large to square and sum up"):
         KMeans(3, init=init, random_state=0).fit(tiles.astype(dtype), sample_weight=1e300)
 
 
-def test_the_largest_float32_tiles_are_fitted() -> None:
+def test_fit_of_the_largest_float32_is_finite() -> None:
     tiles = (make_tiles(dtype="float64") / 255 * np.finfo(np.float32).max).astype(np.float32)
     model = KMeans(3, random_state=0).fit(tiles)
     assert np.isfinite(model.inertia_)

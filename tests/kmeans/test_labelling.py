@@ -1,4 +1,4 @@
-"""Labels in the store: those of the model, whole or not there."""
+"""Labels and distances in a store: those of the model, complete or missing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from sklearn.exceptions import NotFittedError
 
 import daskkm
 from daskkm.errors import FitError, ParameterError, StoreError
-from daskkm.kernels.distances import distances_to_all
-from daskkm.passes import reductions
+from daskkm.kernels import distances as kernel
 from daskkm.sizes import override
 from daskkm.storage import chunks, nodes
 
@@ -49,7 +48,7 @@ def fit(store: Any, k: int, seed: int = 0) -> FittedModel:
     return daskkm.fit_sweep(store, [k], n_init=1, random_state=seed).models[k]
 
 
-def test_labels_are_those_that_the_model_predicts(store: TileStore) -> None:
+def test_label_writes_the_labels_that_the_model_predicts(store: TileStore) -> None:
     model = fit(store, 3)
     store.label(model)
     labels = store.labels(3)
@@ -67,7 +66,7 @@ def test_labels_are_those_that_the_model_predicts(store: TileStore) -> None:
         store.labels(4)
 
 
-def test_distances_if_asked_for(store: TileStore) -> None:
+def test_label_with_distances_writes_those_of_transform(store: TileStore) -> None:
     model = fit(store, 3)
     store.label(model, distances=True)
     distances = store.distances(3)
@@ -76,7 +75,9 @@ def test_distances_if_asked_for(store: TileStore) -> None:
     np.testing.assert_array_equal(distances.argmin(axis=1), store.labels(3))
 
 
-def test_every_tile_is_read_once(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_with_distances_reads_each_tile_once(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, firsts = chunks.borrow, []
 
     def counted(array: Any, first: int, *rest: Any) -> Any:
@@ -89,7 +90,7 @@ def test_every_tile_is_read_once(store: TileStore, monkeypatch: pytest.MonkeyPat
     assert sorted(firsts) == [0, 7, 14, 21, 28]
 
 
-def test_what_labels_say_of_themselves(store: TileStore) -> None:
+def test_label_writes_attributes_that_name_the_model(store: TileStore) -> None:
     model = fit(store, 2)
     store.label(model, distances=True)
     root: Any = zarr.open_group(store.path, mode="r", use_consolidated=False)
@@ -104,14 +105,14 @@ def test_what_labels_say_of_themselves(store: TileStore) -> None:
         assert [path.name for path in (store.path / name).iterdir() if path.is_dir()] == ["2"]
 
 
-def test_labels_of_nothing_but_zeros_are_written(store: TileStore) -> None:
+def test_label_of_one_cluster_writes_chunks_of_zeros(store: TileStore) -> None:
     store.label(fit(store, 1))
     chunks = sorted((store.path / "labels" / "1" / "c").iterdir())
     assert [chunk.stat().st_size for chunk in chunks] == [4 * 7 + 4] * 5
     assert not store.labels(1).compute().any()
 
 
-def test_labels_take_the_place_of_those_of_an_earlier_model(store: TileStore) -> None:
+def test_label_again_replaces_labels_of_the_same_k(store: TileStore) -> None:
     before, after = fit(store, 3), fit(store, 3, seed=1)
     store.label(before, distances=True)
     stale = store.labels(3)
@@ -125,7 +126,9 @@ def test_labels_take_the_place_of_those_of_an_earlier_model(store: TileStore) ->
     assert store.labels(2).shape == store.distances(2).shape[:1] == (30,)
 
 
-def test_a_store_with_labels_is_opened_and_replaced_as_any(store: TileStore, images: Path) -> None:
+def test_create_store_over_labels_replaces_them_only_with_the_tiles(
+    store: TileStore, images: Path
+) -> None:
     store.label(fit(store, 3), distances=True)
     assert len(daskkm.open_store(store.path)) == 30
     assert daskkm.create_store(images, store.path, tile=8).labels(3).shape == (
@@ -138,17 +141,17 @@ def test_a_store_with_labels_is_opened_and_replaced_as_any(store: TileStore, ima
         replaced.labels(3)
 
 
-def test_a_model_of_other_tiles_is_refused_before_anything_is_done(
+def test_label_by_a_model_of_other_tiles_is_refused_before_a_write(
     store: TileStore, digits: TileStore
 ) -> None:
     X = store.features()
     for other, words in (
-        (fit(digits, 2), r"uint8 of shape \(16, 16\), but .*uint8 of shape \(8, 8\)"),
-        (fit(X.astype("int16"), 2), r"int16 of shape \(64,\), but .*uint8 of shape \(64,\)"),
-        (fit(X[:, :60], 2), r"uint8 of shape \(60,\), but .*uint8 of shape \(64,\)"),
-        (dataclasses.replace(fit(store, 2), tile=(4, 16)), r"\(4, 16\), but .*\(8, 8\)"),
+        (fit(digits, 2), r"uint8 of shape \(8, 8\), but .*uint8 of shape \(16, 16\)"),
+        (fit(X.astype("int16"), 2), r"uint8 of shape \(64,\), but .*int16 of shape \(64,\)"),
+        (fit(X[:, :60], 2), r"uint8 of shape \(64,\), but .*uint8 of shape \(60,\)"),
+        (dataclasses.replace(fit(store, 2), tile=(4, 16)), r"\(8, 8\), but .*\(4, 16\)"),
     ):
-        with pytest.raises(FitError, match=rf"t\.zarr: .*{words}; fit a model to this store"):
+        with pytest.raises(FitError, match=rf"t\.zarr: .*{words}\. Fit a model to this store"):
             store.label(other)
     assert not (store.path / "labels").exists()
     store.label(fit(X, 2))  # fitted to features: any tile of as many will do
@@ -157,7 +160,7 @@ def test_a_model_of_other_tiles_is_refused_before_anything_is_done(
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
 @pytest.mark.parametrize("name", ["labels", "distances"])
-def test_a_damaged_chunk_is_an_error_that_says_where(
+def test_labels_with_a_damaged_chunk_name_its_tiles(
     store: TileStore, name: str, damage: str
 ) -> None:
     store.label(fit(store, 2), distances=True)
@@ -179,7 +182,7 @@ def test_a_damaged_chunk_is_an_error_that_says_where(
     assert len(getattr(store, name)(2).compute()) == 30
 
 
-def test_a_tile_that_cannot_be_read_leaves_the_labels_that_were_there(store: TileStore) -> None:
+def test_label_that_cannot_read_a_tile_leaves_earlier_labels(store: TileStore) -> None:
     model = fit(store, 2)
     store.label(model, distances=True)
     before = store.labels(2).compute()
@@ -191,7 +194,9 @@ def test_a_tile_that_cannot_be_read_leaves_the_labels_that_were_there(store: Til
     assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2"}
 
 
-def test_labels_that_cannot_be_written(store: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_that_cannot_write_leaves_nothing(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = fit(store, 2)
 
     def full(*_: Any) -> None:
@@ -210,7 +215,7 @@ def test_labels_that_cannot_be_written(store: TileStore, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("distances", [False, True])
-def test_what_is_in_the_place_of_distances_is_said_before_the_work(
+def test_label_over_other_files_is_refused_before_a_read(
     store: TileStore, monkeypatch: pytest.MonkeyPatch, distances: bool
 ) -> None:
     model = fit(store, 2)
@@ -222,7 +227,7 @@ def test_what_is_in_the_place_of_distances_is_said_before_the_work(
     assert (store.path / "distances" / "2" / "thesis.tex").exists()
 
 
-def test_what_cannot_be_labelled(store: TileStore) -> None:
+def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> None:
     model = fit(store, 2)
     with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         store.label(daskkm.KMeans(5))
@@ -240,8 +245,10 @@ def test_what_cannot_be_labelled(store: TileStore) -> None:
         store.provenance_of("page")
 
 
-def agrees(store: TileStore, models: list[FittedModel], *, distances: bool) -> None:
-    """Assert that labels, and distances if there are any, are those of the model they name."""
+def check_labels_of_one_model(
+    store: TileStore, models: list[FittedModel], *, distances: bool
+) -> None:
+    """Check that labels, and distances if there are any, are those of the model they name."""
     k = len(models[0].cluster_centers_)
     array: Any = zarr.open_array(store.path / "labels" / str(k), mode="r")
     (model,) = (m for m in models if m.inertia_ == array.attrs["daskkm"]["inertia"])
@@ -257,8 +264,8 @@ def agrees(store: TileStore, models: list[FittedModel], *, distances: bool) -> N
 
 
 @pytest.mark.parametrize("distances", [False, True])
-def test_two_runs_at_once_leave_the_labels_of_one(store: TileStore, distances: bool) -> None:
-    """A run is refused while the other writes; else the later one replaces the labels."""
+def test_label_twice_at_once_leaves_the_labels_of_one(store: TileStore, distances: bool) -> None:
+    # A run is refused while the other writes; else the later one replaces the labels.
     models = [fit(store, 3), fit(store, 3, seed=1)]
     assert models[0].inertia_ != models[1].inertia_
     start = threading.Barrier(2)
@@ -276,7 +283,7 @@ def test_two_runs_at_once_leave_the_labels_of_one(store: TileStore, distances: b
         errors = [error for run in runs if (error := run.exception())]
         assert len(errors) < 2
         assert all("another run is writing this set of labels" in str(e) for e in errors)
-        agrees(store, models, distances=distances)
+        check_labels_of_one_model(store, models, distances=distances)
     assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "3"}
 
 
@@ -290,7 +297,7 @@ def test_distances_of_another_model_than_the_labels_are_refused(store: TileStore
         store.distances(3)
 
 
-def test_distances_stay_until_the_labels_can_be_replaced(
+def test_label_that_cannot_replace_labels_leaves_their_distances(
     store: TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, rename = fit(store, 3), Path.rename
@@ -310,27 +317,27 @@ def test_distances_stay_until_the_labels_can_be_replaced(
     np.testing.assert_array_equal(store.distances(3), model.transform(store).compute())
 
 
-def test_distances_are_computed_and_written_in_parts(
+def test_label_with_many_distances_computes_them_in_parts(
     store: TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For many clusters, the distances of a block of tiles are many times the block."""
+    # For many clusters, the distances of a block of tiles are many times the block.
     model = fit(store, 9)
     # Seven tiles are 504 bytes of distances: too many.
-    measure, sizes = distances_to_all, []
+    distances_to_all, lengths = kernel.distances_to_all, []
 
-    def measured(tiles: Any, centroids: Any) -> Any:
-        sizes.append(len(tiles))
-        return measure(tiles, centroids)
+    def counting(tiles: Any, centroids: Any) -> Any:
+        lengths.append(len(tiles))
+        return distances_to_all(tiles, centroids)
 
     with monkeypatch.context() as patch, override(chunk_bytes=100):
-        patch.setattr(reductions, "distances_to_all", measured)
+        patch.setattr(kernel, "distances_to_all", counting)
         store.label(model, distances=True)
-    assert max(sizes) == 1
+    assert max(lengths) == 1
     assert store.distances(9).chunks[0] == (1,) * 30
     np.testing.assert_array_equal(store.distances(9), model.transform(store).compute())
 
 
-def test_labels_of_other_tiles_are_refused(store: TileStore, images: Path) -> None:
+def test_labels_moved_from_another_store_are_refused(store: TileStore, images: Path) -> None:
     store.label(fit(store, 2))
     (images / "s_10.png").unlink()
     other = daskkm.create_store(images, store.path.with_name("other.zarr"), tile=8)
@@ -339,7 +346,7 @@ def test_labels_of_other_tiles_are_refused(store: TileStore, images: Path) -> No
         other.labels(2)
 
 
-# Stops for good before the fifth block, and says so: it can then be killed in the middle.
+# Prints a line before the fifth block, and stops there, so that it can be killed in the middle.
 _HALF = """
 import sys, dask, daskkm
 from daskkm.kernels import assign
@@ -361,7 +368,7 @@ with dask.config.set(scheduler="sync"):
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("before", [False, True])
-def test_a_run_that_is_killed_leaves_no_labels_that_look_whole(
+def test_label_killed_half_way_leaves_no_partial_labels_in_sight(
     store: TileStore, tmp_path: Path, ending: signal.Signals, before: bool
 ) -> None:
     model, earlier = fit(store, 3), fit(store, 3, seed=1)
@@ -391,8 +398,8 @@ def test_a_run_that_is_killed_leaves_no_labels_that_look_whole(
     np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
 
 
-def test_the_first_labels_of_two_runs_at_once(store: TileStore) -> None:
-    """Both make the group that labels are in; neither may mind that the other has."""
+def test_label_for_two_k_at_once_writes_both_to_a_new_group(store: TileStore) -> None:
+    # Both create the group of labels, and neither may fail because the other has.
     models = [fit(store, 2), fit(store, 3)]
     for _ in range(30):
         shutil.rmtree(store.path / "labels", ignore_errors=True)

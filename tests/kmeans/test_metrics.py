@@ -1,4 +1,4 @@
-"""Figures for choosing k: scikit-learn's, to the last bit whatever the chunks, in two reads."""
+"""Metrics for the choice of k: those of scikit-learn, of the same bits in any chunks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 import daskkm
+from daskkm import sizes
 from daskkm.kernels import metric_sums
 from daskkm.kmeans import metrics
 from daskkm.kmeans.assessment import assess_counted
 from daskkm.kmeans.model import FittedModel
-from daskkm.passes import reductions
 from tests import reference
 from tests.kmeans.test_sweep import counting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "float32", "float64")
 
 
 def model_of(centroids: NDArray[Any], tiles: NDArray[Any]) -> FittedModel:
-    """A model that may be far from any optimum."""
+    """Return a model of any centroids."""
     centroids = np.asarray(centroids, np.float64)
     labels = reference.distances(tiles, centroids).argmin(axis=1)
     counts = np.bincount(labels, minlength=len(centroids))
@@ -55,7 +57,7 @@ def make_case(seed: int, dtype: str, kind: str) -> tuple[NDArray[Any], dict[int,
 
 
 def silhouette(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> float:
-    """The definition, tile by tile."""
+    """Return the simplified silhouette by its definition, tile by tile."""
     far = np.sqrt(reference.distances(tiles, centroids))
     labels = far.argmin(axis=1)
     total = 0.0
@@ -68,7 +70,7 @@ def silhouette(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> float:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["any", "exact", "duplicates", "empty"])
 @pytest.mark.parametrize("seed", range(8))
-def test_figures_are_the_peers(seed: int, dtype: str, kind: str) -> None:
+def test_assess_gives_the_metrics_of_scikit_learn(seed: int, dtype: str, kind: str) -> None:
     tiles, models = make_case(seed, dtype, kind)
     classes = np.random.default_rng(seed).integers(0, [1, 2, 5, 1000][seed % 4], len(tiles))
     chunks = max(1, len(tiles) // 3)
@@ -112,15 +114,16 @@ def test_figures_are_the_peers(seed: int, dtype: str, kind: str) -> None:
     cuts=st.lists(st.integers(0, 90), max_size=6),
     dtype=st.sampled_from(DTYPES[:4]),
 )
-def test_any_chunking_gives_the_same_bits(few: int, seed: int, cuts: list[int], dtype: str) -> None:
+def test_assess_in_any_chunks_gives_the_same_bits(
+    few: int, seed: int, cuts: list[int], dtype: str
+) -> None:
     rng = np.random.default_rng(seed)
     limits = np.iinfo(dtype)
     distinct = rng.integers(limits.min, limits.max, (40, 3), endpoint=True).astype(dtype)
     tiles, classes = distinct[rng.integers(0, 40, 90)], rng.integers(0, 4, 90)
     models = {k: model_of(rng.normal(0, limits.max, (k, 3)), tiles) for k in (1, 3, 8)}
     chunks = tuple(np.diff([0, *sorted(cuts), 90]).tolist())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reductions, "_FEW", few)
+    with sizes.override(exact_metric_tiles=few):
         whole = daskkm.assess(tiles, models, classes=classes)
         parts = daskkm.assess(
             da.from_array(tiles, chunks=(chunks, (1, 2))),
@@ -132,8 +135,7 @@ def test_any_chunking_gives_the_same_bits(few: int, seed: int, cuts: list[int], 
             np.testing.assert_array_equal(one, other)
 
 
-def test_the_digits(digits: daskkm.TileStore) -> None:
-    """Inertia and sizes are the fit's, to the bit; five classes are found best by five."""
+def test_assess_of_the_sample_images_prefers_five_clusters(digits: daskkm.TileStore) -> None:
     models = daskkm.fit_sweep(digits, [3, 5, 7], n_init=8, random_state=0).models
     found = daskkm.assess(digits, models, classes=digits.provenance()["image"])
     for k, model in models.items():
@@ -145,7 +147,7 @@ def test_the_digits(digits: daskkm.TileStore) -> None:
     assert repr(without) == repr(none)
 
 
-def test_two_reads_of_every_tile_are_made_and_counted() -> None:
+def test_assess_counts_the_two_passes_that_it_makes() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (500, 6), np.uint8)
     models = {k: model_of(tiles[:k], tiles) for k in (1, 2, 9)}
     classes = np.arange(500) % 3
@@ -169,7 +171,7 @@ def test_two_reads_of_every_tile_are_made_and_counted() -> None:
     dtype=st.sampled_from(DTYPES[:2]),
     apart=st.sampled_from([0.1, 5.0, 1e4]),
 )
-def test_products_give_distances_to_rounded_centroids(
+def test_add_up_by_products_gives_distances_to_rounded_centroids(
     seed: int, n: int, d: int, sizes: list[int], dtype: str, apart: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -214,15 +216,15 @@ def test_products_give_distances_to_rounded_centroids(
             )
 
 
-def test_products_of_numbers_that_are_too_large_are_not_made() -> None:
+def test_prepare_of_centroids_too_large_for_products_returns_none() -> None:
     tiles = np.arange(8, dtype=np.uint8).reshape(4, 2)
     clusters = metric_sums.Clusters(np.full((1, 2), 1e200), np.ones((1, 2)), np.array([0, 1]))
     assert metric_sums.prepare(tiles.dtype, clusters) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_figures_of_many_tiles_are_those_by_definition(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
+def test_assess_of_many_tiles_is_close_to_the_definition(
+    dtype: str, override_sizes: Callable[..., None]
 ) -> None:
     rng = np.random.default_rng(0)
     centres = rng.integers(-100, 100, (5, 16))
@@ -232,7 +234,7 @@ def test_figures_of_many_tiles_are_those_by_definition(
     models = {k: model_of(tiles[:k] + rng.normal(0, 1, (k, 16)), tiles) for k in (2, 5, 9)}
     classes = rng.integers(0, 3, 9000)
     fast = daskkm.assess(tiles, models, classes=classes)
-    monkeypatch.setattr(reductions, "_FEW", 9000)
+    override_sizes(exact_metric_tiles=9000)
     exact = daskkm.assess(tiles, models, classes=classes)
     for k in models:
         assert fast[k].silhouette == pytest.approx(exact[k].silhouette, abs=1e-5)
@@ -242,7 +244,9 @@ def test_figures_of_many_tiles_are_those_by_definition(
         assert len(set(map(repr, others))) == 1
 
 
-def test_classes_that_no_two_tiles_share_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_assess_with_classes_of_one_tile_each_leaves_them_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tiles = np.arange(40, dtype=np.uint8).reshape(10, 4)
     models = {2: model_of(tiles[[0, 9]], tiles)}
     for classes in (np.arange(10), da.arange(10, chunks=3)[::-1]):
@@ -251,17 +255,14 @@ def test_classes_that_no_two_tiles_share_are_left_out(caplog: pytest.LogCaptureF
         assert astuple(found)[5:] == (None, None, None)
         assert repr(found) == repr(daskkm.assess(tiles, models)[2])
         assert caplog.messages == [
-            (
-                "classes: each of 10 tiles has its own. Purity, ARI and NMI would say nothing, and "
-                "are left out."
-            )
+            "classes: each of 10 tiles has its own. Purity, ARI and NMI are left out."
         ]
     caplog.clear()
     assert daskkm.assess(tiles, models, classes=np.arange(10) // 2)[2].purity == 0.4
     assert not caplog.messages
 
 
-def test_unknown_chunks_of_tiles_and_of_classes() -> None:
+def test_assess_of_unknown_chunks_is_that_of_known_ones() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (300, 4), np.uint8)
     classes, X = np.arange(300) % 4, da.from_array(tiles, chunks=(70, -1))
     models = {3: model_of(tiles[:3], tiles)}
@@ -273,22 +274,22 @@ def test_unknown_chunks_of_tiles_and_of_classes() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_all_tiles_identical(k: int) -> None:
+def test_assess_of_identical_tiles_has_sizes_and_classes_only(k: int) -> None:
     tiles = np.full((20, 3), 7, np.uint8)
     found = daskkm.assess(tiles, {k: model_of(tiles[:k], tiles)}, classes=np.zeros(20, int))[k]
     assert found.sizes.tolist() == [20] + [0] * (k - 1)
     assert astuple(found)[2:] == (None, None, None, 1.0, 1.0, 1.0)
 
 
-def test_clusters_of_copies() -> None:
-    """No scatter within: scikit-learn's conventions for it."""
+def test_assess_of_clusters_of_copies_follows_scikit_learn() -> None:
+    # No scatter within clusters: the conventions are those of scikit-learn.
     tiles = np.repeat(np.array([[0, 0], [9, 9]], np.uint8), 5, axis=0)
     found = daskkm.assess(tiles, {2: model_of(tiles[[0, 9]], tiles)})[2]
     assert (found.calinski_harabasz, found.davies_bouldin, found.silhouette) == (1.0, 0.0, 1.0)
 
 
-def test_an_empty_cluster_is_no_other_cluster() -> None:
-    """A copy of a centroid has no tiles, and would make every silhouette next to it 0."""
+def test_assess_with_an_empty_cluster_ignores_it() -> None:
+    # A copy of a centroid has no tiles, and would make each silhouette next to it 0.
     tiles = np.array([[0], [2], [10], [12]], np.uint8)
     found = {
         len(c): daskkm.assess(tiles, {0: model_of(np.array(c), tiles)})[0]
@@ -300,7 +301,7 @@ def test_an_empty_cluster_is_no_other_cluster() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1e6, 1e9])
-def test_float_tiles_far_from_zero(offset: float) -> None:
+def test_assess_of_floats_far_from_zero_is_that_near_zero(offset: float) -> None:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 2000, (400, 3)) / 1024
     model = model_of(tiles[:4], tiles)
@@ -313,7 +314,7 @@ def test_float_tiles_far_from_zero(offset: float) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[:4])
 @pytest.mark.parametrize("n", [1, 5, 2**20, 10**9])
-def test_fixed_point_cannot_overflow_and_is_as_fine_as_said(n: int, dtype: str) -> None:
+def test_scales_of_fixed_point_cannot_overflow_and_use_61_bits(n: int, dtype: str) -> None:
     limits = np.iinfo(dtype)
     longest = (int(limits.max) - int(limits.min)) * 16
     distance, unit = metric_sums.scales(n, 256, np.dtype(dtype))
@@ -324,7 +325,7 @@ def test_fixed_point_cannot_overflow_and_is_as_fine_as_said(n: int, dtype: str) 
         assert (distance, unit) == (2.0**20, 2.0**32)
 
 
-def test_pairs_beyond_int64() -> None:
+def test_metrics_of_pairs_beyond_int64_are_exact() -> None:
     table = np.array([[2 * 10**9, 0], [10**9, 3 * 10**9]])
     small = table // 10**6
     assert metrics.adjusted_rand(table) == pytest.approx(metrics.adjusted_rand(small), rel=1e-3)
@@ -350,11 +351,11 @@ def test_pairs_beyond_int64() -> None:
         ({np.int64(1): np.float64(9), np.int64(2): np.float64(2), np.int64(3): np.float64(1)}, 2),
     ],
 )
-def test_knee(inertias: dict[int, float], expected: int | None) -> None:
+def test_knee_is_farthest_below_the_chord(inertias: dict[int, float], expected: int | None) -> None:
     assert daskkm.knee(inertias) == expected
 
 
-def test_knee_of_what_is_not_finite() -> None:
+def test_knee_of_inertia_that_is_not_finite_is_refused() -> None:
     with pytest.raises(daskkm.FitError, match="inertia of k = 2 is nan; give finite"):
         daskkm.knee({1: 1.0, 2: float("nan"), 3: 0.0})
 
@@ -362,34 +363,39 @@ def test_knee_of_what_is_not_finite() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"models": {}}, "models are {}; give a mapping of each k to its model, at least one"),
-        ({"models": [1]}, r"models are \[1\]; give a mapping"),
+        ({"models": {}}, "models: {} is not a mapping of each k to its model, at least one"),
+        ({"models": [1]}, r"models: \[1\] is not a mapping"),
         ({"models": {2: "m.zarr"}}, "str is not a model; fit a daskkm.KMeans"),
         ({"classes": [[1], [2, 3]]}, "classes: not an array"),
         ({"X": np.zeros((10, 3), np.uint8)}, "X has 3 features but the model of k = 2 .* on 4"),
-        ({"X": np.zeros((0, 4), np.uint8)}, "X has no tiles"),
+        ({"X": np.zeros((0, 4), np.uint8)}, "X: no tiles"),
         ({"X": np.full((10, 4), 1e200)}, "too large to square"),
-        ({"classes": np.zeros(9, int)}, r"int64 of shape \(9,\) for 10 tiles; give each tile one"),
+        (
+            {"classes": np.zeros(9, int)},
+            r"classes: int64 of shape \(9,\) for 10 tiles\. Give each tile one",
+        ),
         ({"classes": np.zeros((10, 1), int)}, r"of shape \(10, 1\) for 10 tiles"),
         ({"classes": da.zeros(11, dtype=int)}, r"of shape \(11,\) for 10 tiles"),
-        ({"classes": np.zeros(10)}, r"classes are float64 of shape \(10,\)"),
-        ({"classes": np.ma.masked_less(np.arange(10), 2)}, "classes is a masked array"),
+        ({"classes": np.zeros(10)}, r"classes: float64 of shape \(10,\)"),
+        ({"classes": np.ma.masked_less(np.arange(10), 2)}, "classes: masked arrays"),
         (
             {"classes": da.from_array(np.ma.masked_less(np.arange(10), 2))},
-            "classes is a masked array",
+            "classes: masked arrays",
         ),
-        ({"classes": np.arange(10) - 1}, "classes hold -1; number them from 0"),
-        ({"classes": da.arange(10) - 3}, "classes hold -3"),
+        ({"classes": np.arange(10) - 1}, r"classes: -1 is negative\. Number classes from 0"),
+        ({"classes": da.arange(10) - 3}, "classes: -3 is negative"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], match: str) -> None:
+def test_assess_of_arguments_that_do_not_fit_is_refused(
+    changes: dict[str, Any], match: str
+) -> None:
     tiles = np.arange(40, dtype=np.uint8).reshape(10, 4)
     call: dict[str, Any] = {"X": tiles, "models": {2: model_of(tiles[:2], tiles)}}
     with pytest.raises((daskkm.FitError, daskkm.ParameterError), match=match):
         daskkm.assess(**call | changes)
 
 
-def test_tiles_that_are_not_finite_are_refused() -> None:
+def test_assess_of_tiles_that_are_not_finite_is_refused() -> None:
     tiles = np.eye(4)
     models = {2: model_of(tiles[:2], tiles)}
     with pytest.raises(ValueError, match="Input X contains NaN"):
@@ -397,7 +403,7 @@ def test_tiles_that_are_not_finite_are_refused() -> None:
 
 
 @pytest.mark.parametrize("far", [1e5, 1e7, 1e9])
-def test_float_tiles_far_from_those_fitted(far: float) -> None:
+def test_assess_of_floats_far_from_the_fitted_is_exact(far: float) -> None:
     half = np.random.default_rng(0).normal(0, 1, (200, 3))
     tiles = np.vstack([half, half])  # twice the same: no mean is off the axis
     tiles[200:, 0] += 20

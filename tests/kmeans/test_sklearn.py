@@ -1,4 +1,4 @@
-"""The same answers as scikit-learn's Lloyd from the same start, whatever holds the tiles."""
+"""Results of KMeans are those of scikit-learn from the same centroids, for any kind of array."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Case(NamedTuple):
-    """What is fitted, and how far."""
+    """Tiles and options of a fit."""
 
     seed: int
     dtype: str
     weights: str
     tol: float
     max_iter: int
-    empties: int  # starting centroids too far off to get a tile
-    lazy: str  # what holds the tiles beside a NumPy array
+    empties: int  # initial centroids too distant to get a tile
+    lazy: str  # kind of array beside NumPy's
 
     def __str__(self) -> str:
         return (
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A case's tiles, their weights and the starting centroids."""
+    """Tiles of a case, their weights and initial centroids."""
 
     tiles: NDArray[Any]
     weights: NDArray[Any] | None
@@ -79,7 +79,7 @@ def in_zarr(tiles: NDArray[Any]) -> zarr.Array[Any]:
 
 
 def of_unknown_size(tiles: NDArray[Any]) -> da.Array:
-    """Return the tiles as a selection from others, of which only a read tells the size."""
+    """Return the tiles as a selection from others, of unknown number."""
     doubled = da.from_array(np.repeat(tiles, 2, axis=0), chunks=(251, -1))
     return doubled[da.from_array(np.arange(len(doubled)) % 2 == 0, chunks=251)]
 
@@ -175,7 +175,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_answers_are_those_of_scikit_learn(case: Case) -> None:
+def test_fit_of_each_case_is_that_of_scikit_learn(case: Case) -> None:
     problem = make(case)
     peer = fitted_peer(case, problem)
     whole = fitted(case, problem, problem.tiles, problem.weights)
@@ -190,7 +190,7 @@ def test_answers_are_those_of_scikit_learn(case: Case) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_and_the_notebooks(seed: int) -> None:
+def test_fit_sweep_ends_at_the_centroids_of_the_notebook(seed: int) -> None:
     case = Case(seed, "uint8", "no", 0, 100, 0, "rows")
     tiles, _, start = make(case)
     expected, labels = reference.notebook(tiles, start, case.max_iter)

@@ -1,4 +1,4 @@
-"""Run scikit-learn's own tests of its KMeans, of the installed version, on daskkm's."""
+"""Run the tests of the installed scikit-learn's KMeans on daskkm's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SUITE = "sklearn.cluster.tests.test_k_means"
 
-# Of functions and classes that are not ours.
+# Tests of other functions and classes.
 NOT_OURS = (
     "minibatch",  # mini-batches
     "kmeans_plusplus",  # scikit-learn's functions, public and private
@@ -26,7 +26,7 @@ NOT_OURS = (
     "test_euclidean_distance",
     "test_inertia",
     "test_is_same_clustering",
-    # What only private attributes tell: _init_centroids, _n_init.
+    # Tests of private attributes: _init_centroids, _n_init.
     "test_sample_weight_init",
     "test_sample_weight_zero",
     "test_n_init_auto",
@@ -39,7 +39,7 @@ NOT_OURS = (
 
 
 def load_suite() -> ModuleType:
-    """Return scikit-learn's module of tests, as if its KMeans were ours."""
+    """Return scikit-learn's module of tests with our KMeans in place of its own."""
     spec = importlib.util.find_spec(SUITE)
     assert spec is not None
     assert spec.loader is not None
@@ -58,7 +58,7 @@ def is_ours(value: Any) -> bool:
 
 
 def with_ours(mark: pytest.Mark) -> pytest.Mark:
-    """Return a mark without the arguments that are not ours."""
+    """Return a mark with those arguments only that are ours."""
     if mark.name != "parametrize":
         return mark
     names, values = mark.args
@@ -69,7 +69,7 @@ def with_ours(mark: pytest.Mark) -> pytest.Mark:
 
 
 def suite_tests() -> dict[str, Any]:
-    """Return the tests that are of our KMeans, by name."""
+    """Return the tests of KMeans, by name."""
     found = {}
     for name, test in vars(load_suite()).items():
         if name.startswith("test_") and not any(part in name for part in NOT_OURS):

@@ -1,10 +1,9 @@
-"""The sweep: shared passes, counted, and one result whatever the chunks."""
+"""A sweep of many k: shared passes, counted, and one result whatever the chunks."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -15,20 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import daskkm
-from daskkm.kmeans.sweep import iter_passes
 from tests import reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from daskkm.storage.tile_store import TileStore
 
 
-READS = ("sample", "pass")  # stages of a fit that read tiles
-
-
 class CountingRows:
-    """Rows that count how often each is read."""
+    """Rows, and how often each is read."""
 
     def __init__(self, rows: NDArray[Any]) -> None:
         self.rows = rows
@@ -53,33 +50,23 @@ def counting(rows: NDArray[Any], chunk: int = 1000) -> tuple[CountingRows, da.Ar
     return source, da.from_array(source, chunks=(chunk, -1), meta=meta, asarray=False)
 
 
-def test_a_sweep_reads_no_more_often_than_its_slowest_model(rows: NDArray[Any]) -> None:
+def test_fit_sweep_of_many_models_reads_as_often_as_its_slowest(rows: NDArray[Any]) -> None:
     ks, n_init = range(3, 8), 4
     source, X = counting(rows)
-    rounds = [
-        done
-        for done in iter_passes(
-            X,
-            ks,
-            n_init=n_init,
-            init="k-means++",
-            max_iter=300,
-            tol=1e-4,
-            random_state=0,
-            cache="never",
-        )
-        if done.stage in READS
-    ]
-    steps = rounds[-1].steps
+    calls: list[daskkm.Pass] = []
+    options: dict[str, Any] = {"n_init": n_init, "random_state": 0, "cache": "never"}
+    daskkm.fit_sweep(X, ks, **options, on_pass=calls.append)
+    steps = calls[-1].steps
     assert len(steps) == 5 * n_init
+    passes = sum(done.reads_tiles for done in calls)  # that of the sample among them
+    assert set(source.reads) == {passes}
     slowest = max(step.iteration for step in steps.values()) + 1  # the measure that ends it
-    assert set(source.reads) == {len(rounds)}  # the seeding's among them
-    assert len(rounds) <= slowest + 1
+    assert passes <= slowest + 1
     # One after another, the models would have read the tiles this often:
-    assert sum(step.iteration for step in steps.values()) > 5 * len(rounds)
+    assert sum(step.iteration for step in steps.values()) > 5 * passes
 
 
-def test_passes_and_bytes_are_those_that_were_read(rows: NDArray[Any]) -> None:
+def test_fit_sweep_counts_the_passes_and_bytes_that_it_reads(rows: NDArray[Any]) -> None:
     source, X = counting(rows)
     result = daskkm.fit_sweep(X, [2, 3], n_init=2, random_state=0, cache="never")
     assert set(source.reads) == {result.passes}
@@ -94,10 +81,10 @@ def test_passes_and_bytes_are_those_that_were_read(rows: NDArray[Any]) -> None:
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
 @pytest.mark.parametrize("coarse", [True, False])
-def test_what_stays_in_memory_is_read_once(
-    monkeypatch: pytest.MonkeyPatch, init: str, coarse: bool
+def test_fit_sweep_with_a_cache_reads_tiles_once(
+    override_sizes: Callable[..., None], init: str, coarse: bool
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 40)
+    override_sizes(sample_tiles=40)
     tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
     call: dict[str, Any] = {"n_init": 2, "init": init, "random_state": 0, "coarse": coarse}
     found = {}
@@ -115,11 +102,10 @@ def test_what_stays_in_memory_is_read_once(
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
 @pytest.mark.parametrize(("weighted", "large"), [(False, 500), (True, 500), (False, 1200)])
-def test_from_coarse_to_fine_ends_where_all_tiles_are_settled(
-    monkeypatch: pytest.MonkeyPatch, init: str, weighted: bool, large: int, rows: NDArray[Any]
+def test_fit_sweep_coarse_ends_where_all_tiles_are_settled(
+    override_sizes: Callable[..., None], init: str, weighted: bool, large: int, rows: NDArray[Any]
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 500)
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE_BYTES", large * 256)
+    override_sizes(sample_tiles=500, large_sample_bytes=large * 256)
     weights = np.random.default_rng(0).integers(0, 3, len(rows)) if weighted else None
     call: dict[str, Any] = {"tol": 0, "sample_weight": weights}
     results = [
@@ -145,10 +131,10 @@ def test_from_coarse_to_fine_ends_where_all_tiles_are_settled(
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs(
-    monkeypatch: pytest.MonkeyPatch, coarse: bool
+def test_fit_sweep_of_too_many_models_for_memory_is_refused_before_a_read(
+    override_sizes: Callable[..., None], coarse: bool
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 24 if coarse else 100)
+    override_sizes(sample_tiles=24 if coarse else 100)
     read = []
 
     def block(block_id: tuple[int, int]) -> NDArray[Any]:
@@ -164,10 +150,10 @@ def test_a_pass_that_would_take_too_much_memory_is_refused_before_it_runs(
     assert not read
 
 
-def test_seeding_reads_only_the_blocks_that_hold_the_sample(
-    monkeypatch: pytest.MonkeyPatch,
+def test_fit_sweep_reads_only_blocks_that_hold_the_sample(
+    override_sizes: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 8)
+    override_sizes(sample_tiles=8)
     tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
     source, X = counting(tiles, chunk=5)
     result = daskkm.fit_sweep(X, [2], n_init=1, max_iter=1, random_state=0, cache="never")
@@ -179,20 +165,21 @@ def test_seeding_reads_only_the_blocks_that_hold_the_sample(
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("ks", "n_init"), [([5], 1), ([2, 3, 5], 4)])
 @pytest.mark.parametrize(("init", "passes"), [("k-means++", 5), ("k-means||", 6)])
-def test_seedings_in_passes_are_shared_by_all_models(
-    monkeypatch: pytest.MonkeyPatch,
+def test_fit_sweep_seeded_in_passes_shares_them_among_models(
+    override_sizes: Callable[..., None],
     init: str,
     passes: int,
     ks: list[int],
     n_init: int,
     weighted: bool,
 ) -> None:
-    """As many passes as the largest k has centroids, or six, and the blocks of the first tiles."""
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 8)
+    # As many passes as the largest k has centroids, or six, and the blocks of the first tiles.
+    override_sizes(sample_tiles=8)
     rng = np.random.default_rng(0)
     source, X = counting(rng.integers(0, 256, (500, 2), np.uint8), chunk=5)
     weight_source, weights = counting(rng.integers(0, 3, (500, 1)), chunk=5)
-    steps = iter_passes(
+    calls: list[daskkm.Pass] = []
+    result = daskkm.fit_sweep(
         X,
         ks,
         n_init=n_init,
@@ -203,14 +190,16 @@ def test_seedings_in_passes_are_shared_by_all_models(
         sample_weight=weights[:, 0] if weighted else None,
         coarse=False,
         cache="never",
+        on_pass=calls.append,
     )
-    first = next(done for done in steps if done.steps)  # it measures the starts
-    again = source.reads == passes + 2
-    assert set(source.reads[~again]) == {passes + 1}
-    seedings = 1 if init == "k-means||" else n_init
-    assert 5 <= again.sum() <= 5 * seedings
+    first = next(done for done in calls if done.steps)  # it measures the initial centroids
     assert first.number == passes + 2
-    if weighted:  # once, and they stay
+    fitting = result.passes - first.number
+    with_first_tiles = source.reads == passes + 2 + fitting
+    assert set(source.reads[~with_first_tiles]) == {passes + 1 + fitting}
+    seedings = 1 if init == "k-means||" else n_init
+    assert 5 <= with_first_tiles.sum() <= 5 * seedings
+    if weighted:  # weights are read once
         assert set(weight_source.reads) == {1}
 
 
@@ -221,7 +210,7 @@ def test_seedings_in_passes_are_shared_by_all_models(
     dtype=st.sampled_from(["uint8", "int8", "uint16", "int16"]),
     init=st.sampled_from(["k-means++", "random"]),
 )
-def test_any_chunking_gives_the_same_bits(
+def test_fit_sweep_of_integers_in_any_chunks_gives_the_same_bits(
     seed: int, cuts: list[int], dtype: str, init: str
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -242,7 +231,7 @@ def test_any_chunking_gives_the_same_bits(
         np.testing.assert_array_equal(parts.models[k].counts_, model.counts_)
 
 
-def test_what_is_returned_belongs_together(rows: NDArray[Any]) -> None:
+def test_fit_sweep_returns_counts_and_inertia_of_the_labels_it_predicts(rows: NDArray[Any]) -> None:
     for max_iter, tol in ((300, 0), (300, 1e-2), (2, 0)):
         result = daskkm.fit_sweep(rows, [5], n_init=2, max_iter=max_iter, tol=tol, random_state=0)
         model = result.models[5]
@@ -260,23 +249,22 @@ def test_what_is_returned_belongs_together(rows: NDArray[Any]) -> None:
         )
 
 
-def test_the_best_restart_is_returned_and_a_sweep_agrees_with_single_fits(
+def test_fit_sweep_returns_the_best_restart_as_a_fit_of_one_k_does(
     rows: NDArray[Any],
 ) -> None:
-    passes = iter_passes(
-        rows, [3, 6], n_init=5, init="k-means++", max_iter=300, tol=1e-4, random_state=7
-    )
-    *_, end = passes
-    result = daskkm.fit_sweep(rows, [3, 6], n_init=5, random_state=7)
+    calls: list[daskkm.Pass] = []
+    result = daskkm.fit_sweep(rows, [3, 6], n_init=5, random_state=7, on_pass=calls.append)
     for k, model in result.models.items():
-        restarts = [end.steps[k, r].inertia for r in range(5)]
+        restarts = [calls[-1].steps[k, r].inertia for r in range(5)]
         assert model.inertia_ == min(restarts)
         assert model.restart_ == restarts.index(min(restarts))
         alone = daskkm.fit_sweep(rows, [k], n_init=5, random_state=7).models[k]
         np.testing.assert_array_equal(alone.cluster_centers_, model.cluster_centers_)
 
 
-def test_the_digits_are_found(rows: NDArray[Any], digits: TileStore) -> None:
+def test_fit_sweep_of_the_sample_images_finds_the_five_digits(
+    rows: NDArray[Any], digits: TileStore
+) -> None:
     """Five clusters of the sample images are the five digits."""
     model = daskkm.fit_sweep(rows, [5], n_init=16, random_state=0).models[5]
     image = digits.provenance()["image"]
@@ -286,8 +274,8 @@ def test_the_digits_are_found(rows: NDArray[Any], digits: TileStore) -> None:
     assert found.max(axis=1).sum() > 0.75 * len(rows)
 
 
-def test_rounded_centroids_are_a_start_next_to_the_end(rows: NDArray[Any]) -> None:
-    """As from the PNGs that a sweep writes."""
+def test_fit_sweep_from_rounded_centroids_ends_soon_and_near(rows: NDArray[Any]) -> None:
+    # As from the pictures that a sweep writes.
     models = daskkm.fit_sweep(rows, [3, 5, 7], n_init=4, tol=0, random_state=0).models
     starts = {k: np.floor(model.cluster_centers_) for k, model in models.items()}
     again = daskkm.fit_sweep(rows, [3, 5, 7], init=starts, tol=0).models
@@ -297,7 +285,7 @@ def test_rounded_centroids_are_a_start_next_to_the_end(rows: NDArray[Any]) -> No
         assert moved.max() < 0.9
 
 
-def test_seeds(rows: NDArray[Any]) -> None:
+def test_fit_sweep_with_one_seed_gives_one_result(rows: NDArray[Any]) -> None:
     def fit(seed: int | None) -> Any:
         return daskkm.fit_sweep(rows[:500], [4], n_init=1, max_iter=2, random_state=seed)
 
@@ -308,7 +296,7 @@ def test_seeds(rows: NDArray[Any]) -> None:
     assert again.models[4].inertia_ == unseeded.models[4].inertia_
 
 
-def test_unknown_chunks(rows: NDArray[Any]) -> None:
+def test_fit_sweep_of_unknown_chunks_is_that_of_known_ones(rows: NDArray[Any]) -> None:
     X = da.from_array(rows, chunks=(1000, -1))
     some = X[X[:, 100] > 10]
     assert np.isnan(some.shape[0])
@@ -323,14 +311,14 @@ def test_unknown_chunks(rows: NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 1e-3])
-def test_float_tiles(rows: NDArray[Any], scale: float) -> None:
+def test_fit_sweep_of_floats_is_that_of_integers(rows: NDArray[Any], scale: float) -> None:
     model = daskkm.fit_sweep(rows * scale, [5], n_init=2, random_state=0).models[5]
     exact = daskkm.fit_sweep(rows, [5], n_init=2, random_state=0).models[5]
     np.testing.assert_allclose(model.cluster_centers_, exact.cluster_centers_ * scale, rtol=1e-9)
     assert model.inertia_ == pytest.approx(exact.inertia_ * scale**2, rel=1e-9)
 
 
-def test_float32_tiles_are_summed_in_float64() -> None:
+def test_fit_sweep_of_float32_sums_in_float64() -> None:
     tiles = np.random.default_rng(0).uniform(40, 210, (500, 8)).astype(np.float32)
     model = daskkm.fit_sweep(tiles, [1], n_init=1, random_state=0).models[1]
     expected = tiles.mean(axis=0, dtype=np.float64)
@@ -338,7 +326,7 @@ def test_float32_tiles_are_summed_in_float64() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1e6, 1e9])
-def test_float_tiles_far_from_zero(offset: float) -> None:
+def test_fit_sweep_of_floats_far_from_zero_keeps_inertia_exact(offset: float) -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 10, (5, 8))
     tiles = centres[rng.integers(0, 5, 2000)] + np.round(rng.normal(0, 1, (2000, 8)), 3)
@@ -351,7 +339,7 @@ def test_float_tiles_far_from_zero(offset: float) -> None:
 
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("far", [1e6, 1e9])
-def test_float_tiles_with_a_start_far_off(k: int, far: float) -> None:
+def test_fit_sweep_of_floats_from_distant_centroids_keeps_inertia_exact(k: int, far: float) -> None:
     tiles = np.random.default_rng(0).standard_normal((1000, 2))
     start = np.full((k, 2), far) + np.arange(k)[:, None]
     model = daskkm.fit_sweep(tiles, [k], init=start, tol=0).models[k]
@@ -360,7 +348,7 @@ def test_float_tiles_with_a_start_far_off(k: int, far: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_floats_settle_though_rounding_leaves_tiles_off_their_mean(seed: int) -> None:
+def test_fit_sweep_of_floats_off_their_mean_by_rounding_settles(seed: int) -> None:
     rng = np.random.default_rng(seed)
     distinct = rng.normal(0, 1, (3, 2))
     tiles = distinct[rng.integers(0, 3, 50)]
@@ -369,13 +357,13 @@ def test_floats_settle_though_rounding_leaves_tiles_off_their_mean(seed: int) ->
     assert model.inertia_ < 1e-12
 
 
-def test_ks_may_be_any_iterable() -> None:
+def test_fit_sweep_takes_ks_from_any_iterable() -> None:
     tiles = np.arange(12, dtype=np.uint8).reshape(6, 2)
     result = daskkm.fit_sweep(tiles, (k for k in np.array([3, 2])), n_init=1, random_state=0)
     assert [(k, type(k)) for k in result.models] == [(2, int), (3, int)]
 
 
-def test_a_start_is_copied() -> None:
+def test_fit_sweep_copies_given_centroids() -> None:
     tiles = np.array([[0], [2], [10], [12]], np.uint8)
     start = np.array([[1.0], [11.0]])
     model = daskkm.fit_sweep(tiles, [2], init=start).models[2]
@@ -383,7 +371,7 @@ def test_a_start_is_copied() -> None:
     assert not np.shares_memory(model.cluster_centers_, start)
 
 
-def test_a_model_that_converged_is_a_fixed_point_after_a_relocation_too() -> None:
+def test_fit_sweep_converged_after_a_relocation_is_a_fixed_point() -> None:
     tiles = np.array([[14], [1], [14], [7], [5], [0]], np.uint8)
     model = daskkm.fit_sweep(tiles, [3], init=np.array([[1], [21], [21]]), tol=0).models[3]
     assert model.converged_
@@ -392,7 +380,7 @@ def test_a_model_that_converged_is_a_fixed_point_after_a_relocation_too() -> Non
     np.testing.assert_array_equal(again.cluster_centers_, model.cluster_centers_)
 
 
-def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
+def test_predict_of_tiles_that_are_not_finite_is_refused() -> None:
     model = daskkm.fit_sweep(np.eye(4), [2], random_state=0).models[2]
     with pytest.raises(ValueError, match="Input X contains NaN"):
         model.predict(np.full((2, 4), np.nan))
@@ -401,8 +389,8 @@ def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"ks": []}, "ks is empty"),
-        ({"ks": 3}, r"ks is 3; give a sequence of numbers of clusters, such as \[5\]"),
+        ({"ks": []}, "ks: empty"),
+        ({"ks": 3}, r"ks: 3 is not a sequence\. Give numbers of clusters, such as \[5\]"),
         ({"ks": [3, 0]}, r"ks\[1\] is 0; give an integer of at least 1"),
         ({"ks": [2.0]}, r"ks\[0\] is 2.0; give an integer"),
         ({"ks": [3, 11]}, "n_samples=10 should be >= n_clusters=11"),
@@ -433,7 +421,7 @@ def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
         ({"init": np.full((3, 4), np.nan)}, "initial centers for k = 3 contain NaN"),
         ({"init": [[1], [2, 3], [4]]}, "init for k = 3 is not an array"),
         ({"ks": [2, 3], "init": {2: np.zeros((2, 4))}}, r"initial centers \(\) does not match"),
-        ({"X": [[1.0], [2.0, 3.0]]}, "X is no array"),
+        ({"X": [[1.0], [2.0, 3.0]]}, "X: not an array"),
         (
             {"X": np.zeros(10, np.uint8)},
             r"got 1D array instead: X has shape \(10,\). Reshape your data",
@@ -450,13 +438,15 @@ def test_labels_of_tiles_that_are_not_finite_are_refused() -> None:
         ({"X": np.array([[0.0], [1], [1e200], [3]]), "init": np.eye(3)[:, :1]}, "too large to"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], match: str) -> None:
+def test_fit_sweep_of_arguments_that_do_not_fit_is_refused(
+    changes: dict[str, Any], match: str
+) -> None:
     call: dict[str, Any] = {"X": np.arange(40, dtype=np.uint8).reshape(10, 4), "ks": [3]}
     with pytest.raises((daskkm.FitError, daskkm.ParameterError), match=match):
         daskkm.fit_sweep(**call | {"random_state": 0} | changes)
 
 
-def test_schedulers_that_dask_does_not_know_are_refused() -> None:
+def test_fit_sweep_on_an_unknown_scheduler_is_refused() -> None:
     with (
         dask.config.set(scheduler="thread"),
         pytest.raises(daskkm.SchedulerError, match=r"dask's scheduler is not known \(Expected one"),
@@ -464,7 +454,7 @@ def test_schedulers_that_dask_does_not_know_are_refused() -> None:
         daskkm.fit_sweep(np.eye(4), [2])
 
 
-def test_types_that_do_not_fit_are_refused() -> None:
+def test_fit_sweep_of_unsupported_dtypes_and_sums_is_refused() -> None:
     with pytest.raises(TypeError, match="complex128 are not supported"):
         daskkm.fit_sweep(np.zeros((10, 4), complex), [3])
     with pytest.raises(OverflowError, match="use at most"):
@@ -474,39 +464,12 @@ def test_types_that_do_not_fit_are_refused() -> None:
         model.predict(np.zeros((2, 3), np.uint8))
 
 
-@pytest.mark.parametrize(
-    ("init", "coarse", "seeding_passes", "stages"),
-    [
-        ("k-means++", False, 4, []),
-        ("random", False, 1, ["sample", "draw"]),
-        ("k-means++", True, 1, ["sample", "draw", "sample fit"]),
-        ("k-means||", False, 7, ["pass", "draw", "candidate fit"]),
-        ("k-means||", True, 8, ["pass", "draw", "candidate fit", "sample", "sample fit"]),
-    ],
-)
-def test_every_stage_of_a_fit_is_shown_as_what_it_is(
-    monkeypatch: pytest.MonkeyPatch, init: str, coarse: bool, seeding_passes: int, stages: list[str]
-) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 24)
-    tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
-    settings: dict[str, Any] = {"max_iter": 2, "tol": 0, "random_state": 0, "coarse": coarse}
-    shown = list(iter_passes(tiles, [3], n_init=2, init=init, **settings))
-    assert [stage for stage, _ in groupby(done.stage for done in shown)] == [*stages, "pass"]
-    assert [done.number for done in shown] == list(
-        accumulate(int(done.stage in READS) for done in shown)
-    )
-    draws = 2 if "draw" in stages else 0  # a restart each
-    assert sum(done.stage == "draw" for done in shown) == draws
-    assert next(done.number for done in shown if done.steps) == seeding_passes + 1
-    assert all(done.stage == "pass" for done in shown if done.steps or done.seeding is not None)
-
-
 @pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("seed", range(6))
-def test_signed_tiles_and_weights_at_the_limit_of_what_is_exact(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, seed: int
+def test_fit_sweep_of_weights_at_the_limit_of_exact_sums_is_exact(
+    override_sizes: Callable[..., None], chunk: int, seed: int
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 4)
+    override_sizes(sample_tiles=4)
     rng = np.random.default_rng(seed)
     tiles = np.where(rng.random((40, 2)) < 0.5, -32768, 32767).astype(np.int16)
     weights = np.full(40, (2**63 - 1) // (2 * 65535**2) // 40)
@@ -520,7 +483,7 @@ def test_signed_tiles_and_weights_at_the_limit_of_what_is_exact(
 
 
 @pytest.mark.parametrize("weight", [1e19, 2.0**60, 2**63])
-def test_weights_beyond_what_integers_hold(weight: float) -> None:
+def test_fit_sweep_of_weights_beyond_int64_is_fitted_as_floats(weight: float) -> None:
     tiles = np.array([[0.0], [1], [10], [11]])
     weights = np.full(4, weight, np.uint64 if isinstance(weight, int) else np.float64)
     result = daskkm.fit_sweep(tiles, [2], init=[[0.0], [10.0]], sample_weight=weights)
@@ -531,7 +494,9 @@ def test_weights_beyond_what_integers_hold(weight: float) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("apart", [1e3, 1e5, 1e7, 1e9])
-def test_inertia_of_float_clusters_far_apart(apart: float, dtype: str, weighted: bool) -> None:
+def test_fit_sweep_of_float_clusters_far_apart_keeps_inertia_exact(
+    apart: float, dtype: str, weighted: bool
+) -> None:
     rng = np.random.default_rng(0)
     offsets = np.array([-1, 0, 1])[rng.integers(0, 3, 600)] * apart
     tiles = (rng.normal(0, 1, (600, 3)) + offsets[:, None]).astype(dtype)
@@ -547,7 +512,7 @@ def test_inertia_of_float_clusters_far_apart(apart: float, dtype: str, weighted:
     ) == pytest.approx(-direct, rel=1e-12)
 
 
-def test_fits_at_once_leave_the_settings_of_dask_alone(rows: NDArray[Any]) -> None:
+def test_fit_sweep_in_many_threads_leaves_the_settings_of_dask_alone(rows: NDArray[Any]) -> None:
     def fit(seed: int) -> float:
         model = daskkm.fit_sweep(rows[:600], [3], n_init=1, init="k-means||", random_state=seed)
         return model.models[3].inertia_
@@ -559,7 +524,7 @@ def test_fits_at_once_leave_the_settings_of_dask_alone(rows: NDArray[Any]) -> No
     assert at_once == [fit(seed) for seed in range(16)]
 
 
-def test_an_unknown_number_of_features_is_refused(rows: NDArray[Any]) -> None:
+def test_fit_sweep_of_an_unknown_number_of_features_is_refused(rows: NDArray[Any]) -> None:
     X = da.from_array(rows[:50], chunks=(20, 100))
     with pytest.raises(daskkm.FitError, match=r"compute_chunk_sizes\(\) tells"):
         daskkm.fit_sweep(X[:, X[0] >= 0], [2])
@@ -567,7 +532,7 @@ def test_an_unknown_number_of_features_is_refused(rows: NDArray[Any]) -> None:
 
 @pytest.mark.parametrize("tol", [0, 1e-4])
 @pytest.mark.parametrize(("distinct", "k"), [(1, 2), (5, 8)])
-def test_many_equal_float_tiles_settle(distinct: int, k: int, tol: float) -> None:
+def test_fit_sweep_of_many_equal_floats_settles(distinct: int, k: int, tol: float) -> None:
     tiles = np.random.default_rng(0).random((distinct, 4)).repeat(200_000 // distinct, axis=0)
     X = da.from_array(tiles, chunks=(200_000, -1))
     model = daskkm.fit_sweep(X, [k], n_init=1, tol=tol, max_iter=50, random_state=0).models[k]
@@ -576,17 +541,17 @@ def test_many_equal_float_tiles_settle(distinct: int, k: int, tol: float) -> Non
     assert model.inertia_ < 1e-20
 
 
-def test_the_variance_of_16_bit_tiles_with_fractional_weights_cannot_overflow() -> None:
+def test_fit_sweep_of_16_bits_with_fractional_weights_cannot_overflow() -> None:
     tiles = da.zeros((10**7, 256), dtype=np.uint16, chunks=(10**6, -1))
     weights = da.full(10**7, 0.5, chunks=10**6)
     with pytest.raises(OverflowError, match="10000000 tiles"):
         daskkm.fit_sweep(tiles, [2], sample_weight=weights)
 
 
-def test_few_tiles_with_weight_are_found_whatever_the_sample(
-    monkeypatch: pytest.MonkeyPatch,
+def test_fit_sweep_of_few_tiles_with_weight_finds_them_outside_the_sample(
+    override_sizes: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 32)
+    override_sizes(sample_tiles=32)
     tiles = np.random.default_rng(0).integers(0, 256, (2000, 2), np.uint8)
     weights = np.zeros(2000)
     weights[[3, 800, 1500, 1900]] = 1

@@ -8,6 +8,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from daskkm.passes.reader import Reader, made_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from daskkm.kernels import assign
 from daskkm.kmeans import seeding
 from daskkm.kmeans.init import Settings, starts
 from daskkm.passes import draws
-from daskkm.passes.reader import Reader, made_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

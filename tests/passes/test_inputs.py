@@ -17,13 +17,13 @@ import pytest
 import scipy.sparse
 import xarray
 import zarr
+from daskkm.passes.reader import Reader
 from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm.errors import FitError
 from daskkm.passes import arrays, scheduler
 from daskkm.passes.arrays import MappedFile
-from daskkm.passes.reader import Reader
 from daskkm.passes.tiles import as_tiles, in_blocks
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import dask.array as da
 import numpy as np
 import pytest
+from daskkm.passes.reader import Reader
 from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 import daskkm
 from daskkm.errors import FitError
 from daskkm.passes import memory, reductions
-from daskkm.passes.reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,11 +11,11 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from daskkm.passes.reader import Reader
 from distributed import Client, LocalCluster
 
 import daskkm
 from daskkm.passes import reductions, tiles
-from daskkm.passes.reader import Reader
 from daskkm.passes.tiles import Recipe, as_tiles, in_blocks
 
 if TYPE_CHECKING:
