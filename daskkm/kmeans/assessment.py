@@ -160,7 +160,7 @@ def assess_counted(
         np.cumsum([0, *(int(own.filled.sum()) for own in sums)], dtype=np.intp),
     )
     found = tiles.spread(clusters, classes, names)
-    scales = metric_sums.scales(*tiles.shape, tiles.tiles.dtype)
+    scales = metric_sums.fixed_point_scales(*tiles.shape, tiles.tiles.dtype)
     qualities = {
         k: own.quality(found[lo:hi, :2] / scales, found[lo:hi, 2], found[lo:hi, 3:].astype(int))
         for k, own, (lo, hi) in zip(models, sums, pairwise(clusters.offsets), strict=True)

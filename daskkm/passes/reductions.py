@@ -23,9 +23,10 @@ import numpy as np
 from daskkm.errors import FitError
 from daskkm.kernels import assign
 from daskkm.kernels import metric_sums as spreads
-from daskkm.kernels.bounds import Resident
+from daskkm.kernels.bounds import CachedBlock
 from daskkm.kernels.distances import distances_to_all, squared_distances
 from daskkm.kernels.dtypes import check_finite, statistics_dtype
+from daskkm.kernels.stack import PreparedStack, prepare_stack
 from daskkm.kmeans.lloyd import Farthest
 from daskkm.kmeans.seeding import TOO_LARGE
 
@@ -89,9 +90,9 @@ def resident(X: da.Array) -> da.Array:
     Returns
     -------
     dask array of shape (n, d)
-        Of `Resident` in place of arrays.
+        Of `CachedBlock` in place of arrays.
     """
-    return X.map_blocks(Resident.of, token="resident", dtype=X.dtype, meta=X._meta)  # noqa: S106
+    return X.map_blocks(CachedBlock.from_block, token="resident", dtype=X.dtype, meta=X._meta)  # noqa: S106
 
 
 def labels(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
@@ -510,8 +511,8 @@ def spread(
     Returns
     -------
     dask array of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
-        As `daskkm.kernels.metric_sums.add_up`; by products where there are more than 8,192 8-bit
-        tiles.
+        As `daskkm.kernels.metric_sums.sum_distances`; by products where there are more than 8,192
+        8-bit tiles.
     """
     n, d = X.shape
     return _summed(
@@ -522,7 +523,7 @@ def spread(
         stack=_shared(X, clusters.stack),
         means=_shared(X, clusters.means, "means"),
         offsets=clusters.offsets,
-        scales=spreads.scales(n, d, X.dtype),
+        scales=spreads.fixed_point_scales(n, d, X.dtype),
         names=names,
         rounded=X.dtype.itemsize == 1 and n > _FEW,
     )
@@ -547,18 +548,18 @@ def _one_taken(tiles: NDArray[Any], first: int, *, indices: NDArray[np.int64]) -
 def _statistics(
     block: Any, *weights: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> NDArray[Any]:
-    prepared: assign.Prepared | None = None
+    prepared: PreparedStack | None = None
 
     def of_piece(tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
         nonlocal prepared  # once for all pieces
-        prepared = prepared or assign.prepare(tiles.dtype, stack, offsets)
+        prepared = prepared or prepare_stack(tiles.dtype, stack, offsets)
         return assign.block_statistics(tiles, stack, offsets, weights, prepared)
 
     return _summed_pieces(of_piece, block, weights)
 
 
 def _remembered_statistics(
-    block: Resident,
+    block: CachedBlock,
     *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
@@ -584,8 +585,8 @@ def _spread(
         nonlocal products  # once for all pieces
         codes = None if classes is None else np.searchsorted(names, classes)
         if rounded:
-            products = products or spreads.prepare(tiles.dtype, clusters)
-        return spreads.add_up(tiles, clusters, scales, codes, len(names), products)
+            products = products or spreads.prepare_products(tiles.dtype, clusters)
+        return spreads.sum_distances(tiles, clusters, scales, codes, len(names), products)
 
     return _summed_pieces(of_piece, block, classes)
 
