@@ -93,7 +93,7 @@ def compile_kernels() -> None:
         for few_or_many in (tiles, np.tile(tiles, (99, 1))):  # figures have a way for each
             daskkm.assess(few_or_many, models)
     stack = np.concatenate([tiles[:1], models[2].cluster_centers_])
-    bounds.Resident.of(tiles).statistics(stack, offsets, [0, 1])
+    bounds.CachedBlock.from_block(tiles).statistics(stack, offsets, [0, 1])
     for centroids in (tiles[:3].astype(float), stack):
         distances = distances_to_all(tiles, centroids)
         labels, _, _ = nearest_two(distances)

@@ -1,7 +1,8 @@
-"""Image files that a user names: single ones, those of folders, and those that match patterns."""
+"""Image files that a user names: single files, folders, and patterns."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import os
@@ -21,31 +22,25 @@ SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
     *(".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
-# What systems leave in folders of pictures; hidden files and folders are left out besides.
+# Left by systems in folders of pictures; hidden files and folders are ignored too.
 _SYSTEM_FILES = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
     *("$recycle.bin", "system volume information"),
 }
-_MOST_FILES = 1_000  # that are counted in a sub-folder
-_MOST_NAMES = 3
+_MAX_COUNT = 1_000  # of files in a sub-folder
+_MAX_NAMES = 3  # in a message
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Entries of a folder that are not read.
-
-    Attributes
-    ----------
-    folder : Path
-    files : Counter of str
-        How many files have each suffix, in lower case; "" for files without one.
-    folders : tuple of str
-        Names of sub-folders. Files are counted, up to 1,000, in those that are named to the user.
-    """
+    """Entries of a folder that are not read."""
 
     folder: Path
-    files: Counter[str]
-    folders: tuple[str, ...]
+    files: Counter[str]  # files by suffix, in lower case; "" for files without one
+    folders: tuple[str, ...]  # names of sub-folders
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.folders)
 
     def __str__(self) -> str:
         parts = []
@@ -53,69 +48,51 @@ class Unread:
             suffixes = [f"{suffix or 'no suffix'} {m}" for suffix, m in self.files.most_common()]
             parts.append(f"{_count(n, 'file')} ({_shorten(suffixes, ', ')})")
         if self.folders:
-            named = [
-                f"{name}, {_count_files(_count_below(self.folder / name))}"
-                for name in self.folders[:_MOST_NAMES]
+            names = list(self.folders)
+            names[:_MAX_NAMES] = [
+                f"{name}, {_count_files(self.folder / name)}" for name in names[:_MAX_NAMES]
             ]
-            folders = [*named, *self.folders[_MOST_NAMES:]]
-            parts.append(f"{_count(len(folders), 'folder')} ({_shorten(folders, '; ')})")
+            parts.append(f"{_count(len(names), 'folder')} ({_shorten(names, '; ')})")
         return ", ".join(parts)
 
 
 def find_images(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], store: Path | None = None
 ) -> tuple[list[Path], list[Unread]]:
-    """List image files, and the entries of folders that are not read.
+    """Return image files in the order given, and the entries of folders that are not read.
 
-    Parameters
-    ----------
-    images : path-like, or iterable of path-like
-        Files, which are taken whatever their suffix; folders, of which files with the suffix of an
-        image are taken, in natural order (image_2 before image_10); or patterns as `glob` has them.
-    store : Path, optional
-        Of daskkm's, which is no input though it may be in one of the folders.
-
-    Returns
-    -------
-    list of Path
-        In the order given, each once. No two have the same name.
-    list of Unread
-        One for each folder with entries that are not read, except hidden ones.
-
-    Raises
-    ------
-    ImageError
-        If a path is a URL, there is no such file, a folder holds no image or cannot be read, or
-        two images have the same name.
+    Files may have any suffix. Of a folder all files with the suffix of an image are returned, in
+    natural order (image_2 before image_10). Patterns are those of `glob`. A store that lies in
+    one of the folders is not reported as unread. An ImageError is raised if a file does
+    not exist, a folder has no image or cannot be read, or two images have the same name.
     """
-    given = [images] if isinstance(images, str | os.PathLike) else list(images)
-    found: list[Path] = []
+    paths = [images] if isinstance(images, str | os.PathLike) else list(images)
+    files: list[Path] = []
     unread: list[Unread] = []
-    for path in _unique(
-        itertools.chain.from_iterable(_expand(locations.local(path, ImageError)) for path in given)
-    ):
+    expanded = (_expand(locations.local(path, ImageError)) for path in paths)
+    for path in _unique(itertools.chain.from_iterable(expanded)):
         if path.is_dir():
-            files, others = _look_into(path, store)
-            found += files
-            unread += [others] if others.files or others.folders else []
+            in_folder, others = _list_folder(path, store)
+            files += in_folder
+            unread += [others] if others else []
         else:
-            found.append(path)
-    if not found:
-        msg = "images: an empty list. Name at least one image or folder"
+            files.append(path)
+    if not files:
+        msg = "images: the list is empty. Name at least one image or folder"
         raise ImageError(msg)
-    found = _unique(found)
-    _refuse_equal_names(found)
-    return found, unread
+    files = _unique(files)
+    _check_names(files)
+    return files, unread
 
 
 def describe_unread(unread: list[Unread]) -> str:
-    """Return in one line how many entries of folders are not read."""
+    """Return one line that counts the entries of folders that are not read."""
     lines = [f"{others.folder}: not read: {others}" for others in unread]
     return printable(_shorten(lines, "; ", "more folders"))
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return a sort key by which numbers inside names count as numbers."""
+    """Return a sort key that compares numbers inside names as numbers."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
@@ -129,68 +106,53 @@ def _unique(paths: Iterable[Path]) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
-    """Return the path if it exists, else the files that match a pattern, else the folders.
-
-    Raises
-    ------
-    ImageError
-        If there are none, or a folder on the way to them cannot be read.
-    """
-    if os.path.lexists(path):
+    """Return the path if it exists, else the files that match the pattern, else the folders."""
+    if _exists(path):
         return [path]
     is_pattern = glob.has_magic(str(path))
     matches = glob.glob(str(path), recursive=True) if is_pattern else []  # noqa: PTH207 (absolute too)
     if not matches:
-        _check_searchable(path)
-        what = "no file matches this pattern" if is_pattern else "no such file or folder"
-        msg = f"{path}: {what}. Name the images, or a folder that holds them"
+        problem = "no file matches this pattern" if is_pattern else "no such file or folder"
+        msg = f"{path}: {problem}. Name the images, or a folder that holds them"
         raise ImageError(msg)
     found = [Path(match) for match in sorted(matches, key=natural_key)]
     return [path for path in found if not path.is_dir()] or found
 
 
-def _check_searchable(path: Path) -> None:
-    """Raise ImageError if a path, or the folder a pattern begins with, may exist but is closed.
-
-    `os.path.lexists` and `glob` take what they may not look into for missing.
-    """
+def _exists(path: Path) -> bool:
+    """Return True if a path exists; raise ImageError if the system does not tell."""
     try:
-        if glob.has_magic(str(path)):
-            path = next(folder for folder in path.parents if not glob.has_magic(str(folder)))
-            next(path.iterdir(), None)
-        else:
-            path.lstat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name of a file
-        pass
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: not a file name
+        return False
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and glob.has_magic(str(path)):
+            return False
         raise _unreadable(path, error) from error
+    return True
 
 
 def _unreadable(path: Path, error: OSError) -> ImageError:
-    """Return an error that names a path that cannot be read, and why."""
-    return ImageError(f"{path}: cannot be read ({reason(error)}). See that it can be")
+    """Return an error for a file or folder that the system does not let daskkm read."""
+    return ImageError(f"{path}: cannot be read ({reason(error)}). Check path and permissions")
 
 
-def _look_into(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
+def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
     """Return the images of a folder, and its other entries."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         entries = [entry for entry in entries if not _is_system_file(entry.name)]
         images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-        others = {
-            entry: entry.is_dir() for entry in entries if entry.suffix.lower() not in SUFFIXES
-        }
+        others = {entry: entry.is_dir() for entry in entries if entry not in set(images)}
     except OSError as error:
         raise _unreadable(folder, error) from error
     if store is not None and folder.absolute() == store.absolute().parent:
-        own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # its lock and checkpoint too
-        others = {
-            entry: is_dir for entry, is_dir in others.items() if not own.fullmatch(entry.name)
-        }
+        own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # with its lock and checkpoint
+        others = {path: is_dir for path, is_dir in others.items() if not own.fullmatch(path.name)}
     unread = Unread(
         folder,
-        Counter(entry.suffix.lower() for entry, is_dir in others.items() if not is_dir),
-        tuple(entry.name for entry, is_dir in others.items() if is_dir),
+        Counter(path.suffix.lower() for path, is_dir in others.items() if not is_dir),
+        tuple(path.name for path, is_dir in others.items() if is_dir),
     )
     if not images:
         msg = f"{folder}: no images in this folder, {_describe_content(unread)}"
@@ -199,38 +161,38 @@ def _look_into(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
 
 
 def _describe_content(unread: Unread) -> str:
-    """Return what a folder without images holds, and what to do."""
+    """Return the content of a folder without images, and a hint."""
     hint = f"Put images there ({', '.join(SUFFIXES)})"
     if unread.folders:
         pattern = unread.folder / "**" / "*.png"
         hint = f"Name the folders that hold images, or a pattern such as '{pattern}'"
-    return f"only {unread}. {hint}" if unread.files or unread.folders else f"it is empty. {hint}"
+    return f"only {unread}. {hint}" if unread else f"it is empty. {hint}"
 
 
 def _is_system_file(name: str) -> bool:
-    """Return True for hidden entries, and those that systems leave in folders."""
+    """Return True for hidden entries, and for those that systems leave in folders."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
-def _count_below(folder: Path) -> int:
-    """Return how many files are in a folder and below, without hidden ones, up to a limit."""
+def _count_files(folder: Path) -> str:
+    """Return the number of files in a folder and below, without hidden ones, up to a limit."""
     n = 0
     for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_system_file(name)]  # that it enters
+        folders[:] = [name for name in folders if not _is_system_file(name)]  # `walk` enters these
         n += sum(not _is_system_file(name) for name in files)
-        if n > _MOST_FILES:
-            break
-    return n
+        if n > _MAX_COUNT:
+            return f"more than {_MAX_COUNT:,} files"
+    return _count(n, "file")
 
 
-def _refuse_equal_names(paths: list[Path]) -> None:
-    """Raise ImageError if two images have the same name, by which a store knows them."""
+def _check_names(paths: list[Path]) -> None:
+    """Raise ImageError if two images have the same name, which identifies them in a store."""
     first: dict[str, Path] = {}
     for path in paths:
         if path.name in first:
             msg = (
                 f"{path}: a second image of this name, besides {first[path.name]}. Name each image "
-                "once; rename those of several folders, or make a store of each folder"
+                "once; rename images of several folders, or create a store of each folder"
             )
             raise ImageError(msg)
         first[path.name] = path
@@ -240,12 +202,8 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
-def _count_files(n: int) -> str:
-    return _count(n, "file") if n <= _MOST_FILES else f"more than {_MOST_FILES:,} files"
-
-
 def _shorten(texts: list[str], separator: str, noun: str = "more") -> str:
-    """Join the first texts, and say how many others there are."""
-    rest = len(texts) - _MOST_NAMES
-    shown = texts[:_MOST_NAMES] + ([f"{rest} {noun}"] if rest > 0 else [])
+    """Join the first texts and the number of others."""
+    rest = len(texts) - _MAX_NAMES
+    shown = texts[:_MAX_NAMES] + ([f"{rest} {noun}"] if rest > 0 else [])
     return separator.join(shown)

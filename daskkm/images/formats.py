@@ -1,8 +1,8 @@
 """Contents of image files, from their headers, compared with the pixels that Pillow decodes.
 
-Pillow opens many files of which it decodes a part: the first of several pictures, three of four
-bands, the upper half of 16 bits. So each format is asked how much a file holds. What a file holds
-beside its picture as a smaller copy (pages and thumbnails marked as reduced, gain maps) is no loss.
+Of many files Pillow decodes a part only: the first of several pictures, three of four bands, the
+upper half of 16 bits. These functions find such losses. Smaller copies of the picture (pages and
+thumbnails marked as reduced, gain maps) are not losses.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from PIL import Image, ImageFile, TiffImagePlugin
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Whatever a file is called: Pillow knows formats that run other programs.
+# All formats that are tried, whatever the suffix: some others of Pillow's run other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert it to one of them"
+CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert the image"
 _REPLACE = "Replace or remove the file"
 
-_PICTURES = {"TIFF": "page", "MPO": "picture", "PPM": "picture"}  # others have frames
-# TIFF's tags, the numbers of colours and their bands, and formats of samples.
+_PICTURES = {"TIFF": "page", "MPO": "picture", "PPM": "picture"}  # else frame
+# Tags of TIFF; names and bands of its photometric interpretations; its formats of samples.
 _SUBFILE_TYPE, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 254, 258, 259, 262, 277
 _COLORMAP, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _DEPTH = 320, 330, 338, 339, 32997
 _COLOURS = {
@@ -66,20 +66,10 @@ _FOREIGN = (
 
 
 def find_loss(image: Image.Image, file: IO[bytes]) -> str | None:
-    """Return what a file holds that its decoded pixels would not show, and what to do, or None.
+    """Return the content of a file that its decoded pixels would lack, and a hint, or None.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        As opened from the file, not decoded.
-    file : binary file
-        Its position changes.
-
-    Returns
-    -------
-    str or None
-        Several pictures, more bands, more bits, or colours of another kind than grey and RGB. A
-        BMP's bits are looked at by `has_unused_bits`.
+    That is: several pictures, more bands or bits, or colours other than grey and RGB. The image is
+    open but not decoded. `has_unused_bits` completes the check for BMP.
     """
     n = _count_pictures(image, file)
     if n > 1:
@@ -104,14 +94,9 @@ def find_loss(image: Image.Image, file: IO[bytes]) -> str | None:
 
 
 def has_unused_bits(image: Image.Image, data: bytes) -> bool:
-    """Return True if pixels differ in bits that Pillow does not decode, as of a BMP's fourth band.
+    """Return True if pixels of a BMP differ in bits that Pillow does not decode (a fourth band).
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        As opened, not decoded.
-    data : bytes
-        The file.
+    The image is open but not decoded; `data` is the content of the file.
     """
     if not isinstance(image, ImageFile.ImageFile) or image.format != "BMP" or not image.tile:
         return False
@@ -120,7 +105,7 @@ def has_unused_bits(image: Image.Image, data: bytes) -> bool:
         return False
     dtype, mask = _BMP_UNUSED[args[0]]
     strides = int(args[1]), np.dtype(dtype).itemsize
-    if len(data) < offset + image.height * strides[0]:  # decoding says so
+    if len(data) < offset + image.height * strides[0]:  # decoding raises
         return False
     pixels = np.ndarray((image.height, image.width), dtype, data, offset, strides)
     unused = pixels & np.array(mask, dtype)
@@ -128,7 +113,7 @@ def has_unused_bits(image: Image.Image, data: bytes) -> bool:
 
 
 def describe_unopened(file: IO[bytes]) -> str:
-    """Return what a file is that Pillow does not open as one of `FORMATS`, and what to do."""
+    """Return a description of a file that Pillow does not open as one of `FORMATS`, and a hint."""
     file.seek(0)
     head = file.read(32)
     with suppress(Exception):  # a damaged TIFF is described below
@@ -141,34 +126,36 @@ def describe_unopened(file: IO[bytes]) -> str:
             why = _explain(name, file)
             return f"{name} image that Pillow does not read ({why}). {_REPLACE}"
     if names:
-        return f"{names[0]} image; daskkm does not read this format. Convert it to PNG or TIFF"
+        return (
+            f"{names[0]} image; daskkm does not read this format. Convert the image to PNG or TIFF"
+        )
     return f"not an image that can be read. {_REPLACE}"
 
 
 def _list_formats(head: bytes) -> list[str]:
-    """Return the formats of which a file could be by its first bytes."""
+    """Return the formats that a file may have by its first bytes."""
     Image.init()
     names = [name for pattern, name in _FOREIGN if pattern.match(head)]
     for name, (_, accept) in Image.OPEN.items():
-        with suppress(struct.error, IndexError):  # fewer bytes than a format looks at
+        with suppress(struct.error, IndexError):  # fewer bytes than a format compares
             if accept and accept(head[:16]):
                 names.append(_ALIKE.get(name, name))
     return names
 
 
 def _explain(name: str, file: IO[bytes]) -> str:
-    """Return why Pillow does not open a file in a format."""
+    """Return the reason why Pillow does not open a file in a format."""
     file.seek(0)
     try:
         Image.OPEN[name][0](file, "")
-    except Exception as error:  # noqa: BLE001 what plugins raise varies
-        # What has a cause is of Python's reading, as of bytes that are not there.
+    except Exception as error:  # noqa: BLE001 plugins raise any error
+        # With a cause the error is Python's, as of missing bytes.
         return "damaged header" if error.__cause__ else str(error) or type(error).__name__
     return "damaged"
 
 
 def _count_pictures(image: Image.Image, file: IO[bytes]) -> int:
-    """Return how many pictures a file holds, without smaller copies of the first."""
+    """Return the number of pictures in a file, without smaller copies of the first."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         reduced = [_REDUCED & kind for kind in _read_subfile_types(file)]
         copies = sum(map(bool, reduced[1:])) if not reduced[0] else 0
@@ -195,36 +182,36 @@ def _has_second_netpbm(image: ImageFile.ImageFile, file: IO[bytes]) -> bool:
 
 
 def _depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
-    """Return the bits of a band as the file holds it, at least 8, and the kind of its numbers."""
+    """Return the bits of a band in the file, at least 8, and the kind of its numbers."""
     if image.format == "PNG":
         return max(8, _png_header(file)[0]), ""
     if image.mode == "F":
         return 32, " float"
     if isinstance(image, ImageFile.ImageFile) and image.format == "PPM" and image.tile:
-        args = image.tile[0].args  # the largest value stands last, if it is not 255
+        args = image.tile[0].args  # the last is the largest value, if not 255
         if isinstance(args, tuple) and int(args[-1]) > 255:
             return 16, ""
     return 16 if image.mode.startswith("I") else 8, ""
 
 
 def _png_header(file: IO[bytes]) -> tuple[int, int]:
-    """Return bits and type of colour from a PNG's header."""
+    """Return bits and colour type from a PNG's header."""
     file.seek(24)
     bits, colour = file.read(2)
     return bits, colour
 
 
 def _count_bands(tags: Mapping[int, Any]) -> tuple[int, int, int]:
-    """Return how many bands a TIFF has, how many are colours or alpha, and how many colours."""
+    """Return a TIFF's number of bands, of colours with alpha, and of colours."""
     extra = tags.get(_EXTRA_SAMPLES, ())
-    jpeg = tags.get(_COMPRESSION, 1) == 6  # of the old kind, where Pillow presumes three
+    jpeg = tags.get(_COMPRESSION, 1) == 6  # old JPEG, for which Pillow assumes three bands
     _, colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), ("", 1))
     bands = int(tags.get(_SAMPLES, colours if jpeg else 1))
     return bands, colours + (not extra or extra[0] in _ALPHA), colours
 
 
 def _describe_tiff(tags: Mapping[int, Any], shown: int) -> str | None:
-    """Return what a TIFF holds, if it is no greyscale or RGB of 8 bits and `shown` bands."""
+    """Return the content of a TIFF unless it is 8-bit greyscale or RGB of `shown` bands."""
     compression = tags.get(_COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
         return f"TIFF of compression {compression}, which Pillow does not read"
@@ -256,9 +243,9 @@ def _read_tags(file: IO[bytes]) -> Mapping[int, Any]:
 
 
 def _read_subfile_types(file: IO[bytes]) -> list[int]:
-    """Read the type of each page of a TIFF, the first one first, pages within pages too.
+    """Read the type of each page of a TIFF, in order, with pages inside pages.
 
-    Pillow would read all tags of each page, and refuses pages of kinds that it does not know.
+    Pillow would read all tags of each page, and refuses pages of unknown types.
     """
     file.seek(0)
     head = file.read(16)
@@ -291,7 +278,7 @@ def _read_subfile_types(file: IO[bytes]) -> list[int]:
 def _read_values(
     file: IO[bytes], order: str, kind: int, n: int, data: bytes, number: str
 ) -> Iterator[int]:
-    """Read the whole numbers of a tag, which lie in its entry or where that says."""
+    """Yield the integers of a tag, from its entry or from the offset there."""
     letter = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
     if letter is None:
         return
@@ -303,5 +290,5 @@ def _read_values(
 
 
 def _unpack(file: IO[bytes], layout: str) -> tuple[Any, ...]:
-    """Read numbers from where a file stands."""
+    """Read numbers from the current position of a file."""
     return struct.unpack(layout, file.read(struct.calcsize(layout)))

@@ -11,21 +11,9 @@ if TYPE_CHECKING:
 
 
 def cut(image: NDArray[Any], tile: tuple[int, int]) -> NDArray[Any]:
-    """Cut an image into its whole tiles, row by row; ragged edges fall off.
+    """Cut an image into whole tiles, row by row, without the rest at the bottom and the right.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W) or (H, W, bands)
-    tile : tuple of int
-        Height and width in pixels.
-
-    Returns
-    -------
-    ndarray of shape (rows * columns, height, width) or (…, bands)
-
-    See Also
-    --------
-    join : the exact inverse.
+    (H, W[, bands]) becomes (rows * columns, height, width[, bands]).
     """
     (rows, columns), (height, width) = grid(image.shape, tile), tile
     bands = image.shape[2:]
@@ -38,17 +26,7 @@ def cut(image: NDArray[Any], tile: tuple[int, int]) -> NDArray[Any]:
 
 
 def join(tiles: NDArray[Any], columns: int) -> NDArray[Any]:
-    """Put tiles together into an image, row by row.
-
-    Parameters
-    ----------
-    tiles : ndarray of shape (rows * columns, height, width) or (…, bands)
-    columns : int
-
-    Returns
-    -------
-    ndarray of shape (rows * height, columns * width) or (…, bands)
-    """
+    """Join tiles into an image with so many columns of tiles: the inverse of `cut`."""
     n, height, width, *bands = tiles.shape
     rows = n // columns
     return (

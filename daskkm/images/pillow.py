@@ -1,8 +1,7 @@
-"""Images and tiles: opening, cutting and putting together, exactly.
+"""Read images with Pillow.
 
-Tiles are numbered row by row, image by image. An image is taken if its file holds one picture of
-8-bit greyscale or RGB, however it is saved (1-bit, in a palette, with an opaque alpha, to be turned
-as EXIF says); else it is refused by name.
+An image is read if its file holds one picture of 8-bit greyscale or RGB in any encoding (1-bit, a
+palette, with an opaque alpha, rotated by EXIF); else an ImageError names the file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from daskkm.errors import ImageError, translate_errors
+from daskkm.errors import ImageError, printable, reason
 from daskkm.images import formats
 from daskkm.storage.records import ImageRecord, check_regular, settled_times
 
@@ -30,161 +29,130 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The modes in which pixels are given, and the bands they have.
+# Bands of the modes to which images are converted.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
-_MOST_PIXELS = 178_956_970  # where Pillow, left alone, refuses
-_MOST_BYTES = 1 << 30  # no image of so many pixels needs more
-_TURNED = {5, 6, 7, 8}  # EXIF's orientations by which height becomes width
+_MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
+_MAX_PIXELS = 178_956_970  # Pillow's default
+_TRANSPOSED = {5, 6, 7, 8}  # EXIF's orientations that exchange height and width
 
-_UNREAD = (0, "")
-_TICK_NS = 2_000_000_000
 _PILLOW = threading.Lock()
 _PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
 
 
 def image_shape(path: Path) -> tuple[int, ...]:
-    """Return the shape of an image's pixels from its header, without decoding it.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    tuple of int
-        (height, width) of a greyscale image, (height, width, 3) of an RGB one.
-
-    Raises
-    ------
-    ImageError
-        If the file cannot be read as an image, has too many pixels, or holds other than one
-        picture in greyscale or RGB of 8 bits.
-    """
-    with _errors_named(path), _strict():
+    """Return (height, width) or (height, width, 3) from an image's header, without its pixels."""
+    with _named_errors(path), _strict_pillow():
         check_regular(path)
-        with path.open("rb") as file, _open(path, file) as image:
-            return _checked_shape(path, image, file)
+        with path.open("rb") as file, _open(file) as image:
+            return _read_shape(image, file)
 
 
 def read_image(path: Path, tile: tuple[int, int]) -> tuple[ImageRecord, NDArray[np.uint8]]:
-    """Read an image: what is to be remembered of it, and its pixels.
-
-    Parameters
-    ----------
-    path : Path
-    tile : tuple of int
-        Height and width of a tile in pixels, which say what is cropped.
-
-    Returns
-    -------
-    ImageRecord
-    ndarray of shape (height, width) or (height, width, 3), uint8
-
-    Raises
-    ------
-    ImageError
-        As `image_shape`, or if the pixels cannot be decoded, or some are transparent.
-    """
-    with _errors_named(path), _strict():
+    """Read an image: its record, for tiles of a size, and its pixels, of shape `image_shape`."""
+    with _named_errors(path), _strict_pillow():
         check_regular(path)
         # Read once: the digest is that of the very bytes that are decoded.
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            times = settled_times(found.st_mtime_ns, found.st_ctime_ns, time.time_ns())
+            status = os.fstat(file.fileno())
+            times = settled_times(status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
             data = file.read()
-        with _open(path, io.BytesIO(data)) as image:
-            shape = _checked_shape(path, image, io.BytesIO(data))
-            if formats.has_unused_bits(image, data):
-                msg = f"{path}: 4 bands, of which Pillow shows 3; {formats.CONVERT}"
-                raise ImageError(msg)
-            if image.format == "PNG":
-                image.verify()  # all checksums: reading leaves out those from the pixels on
-        with _open(path, io.BytesIO(data)) as image:
-            pixels = _pixels(path, image)
-        if pixels.shape != shape:  # as where a PNG says behind its pixels that it is to be turned
-            msg = f"{path}: its pixels are not of the shape that its header says; save it anew"
-            raise ImageError(msg)
+        shape, pixels = _decode(data)
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
     digest = hashlib.sha256(data).hexdigest()
     return ImageRecord(path.name, len(data), digest, shape, cropped, **times), pixels
 
 
-def _open(path: Path, file: IO[bytes]) -> Image.Image:
-    """Open an image of a known format, or raise ImageError with a description of the file."""
+def _decode(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
+    """Return shape and pixels of an image file's content."""
+    with _open(io.BytesIO(data)) as image:
+        shape = _read_shape(image, io.BytesIO(data))
+        if formats.has_unused_bits(image, data):
+            msg = f"4 bands, of which Pillow shows 3; {formats.CONVERT}"
+            raise ImageError(msg)
+        if image.format == "PNG":
+            image.verify()  # decoding skips the checksums behind the pixels
+    with _open(io.BytesIO(data)) as image:
+        pixels = _read_pixels(image)
+    if pixels.shape != shape:  # as of a PNG with its orientation behind its pixels
+        msg = "shape of the pixels differs from the header's. Save the image again"
+        raise ImageError(msg)
+    return shape, pixels
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    """Open an image of a known format; the ImageError for any other describes the file."""
     try:
         return Image.open(file, formats=formats.FORMATS)
     except UnidentifiedImageError as error:
-        msg = f"{path}: {formats.describe_unopened(file)}"
-        raise ImageError(msg) from error
+        raise ImageError(formats.describe_unopened(file)) from error
 
 
 @contextmanager
-def _strict() -> Iterator[None]:
-    """Let Pillow refuse what it can tell is wrong, whatever others in this process told it.
+def _strict_pillow() -> Iterator[None]:
+    """Raise for all that Pillow can detect, whatever other code in this process configured.
 
-    What says so holds for the whole process, so one thread at a time reads images.
+    The settings are those of the process, so one thread at a time reads images.
     """
     with _PILLOW, warnings.catch_warnings():
-        # Not those of other threads.
-        warnings.filterwarnings("error", module=r"(PIL|daskkm\.(tiles|formats))\b")
-        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MOST_PIXELS, False
-        _PILLOW_LOG.disabled, logged = True, _PILLOW_LOG.disabled  # errors say what it would
+        # Not the warnings of other threads.
+        warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MAX_PIXELS, False
+        _PILLOW_LOG.disabled = True  # errors contain the same
         try:
             yield
         finally:
-            _PILLOW_LOG.disabled = logged
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled = before
 
 
 @contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """Turn errors of Pillow, which seldom name the file, into an ImageError that does."""
-    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    many = f"it has more than {_MOST_PIXELS} pixels"
-    hint = "Replace or remove the file"
-    with (
-        # Broken files make Pillow's plugins raise errors of any type.
-        translate_errors(ImageError, path, "the image cannot be read", hint, catch=Exception),
-        translate_errors(ImageError, path, many, "Cut the image up", catch=bomb),
-    ):
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn any error into an ImageError that names the file."""
+    try:
         yield
+    except ImageError as error:
+        msg = f"{path}: {str(error).removeprefix(printable(f'{path}: '))}"
+        raise ImageError(msg) from error.__cause__
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        msg = f"{path}: the image has more than {_MAX_PIXELS} pixels. Cut it into smaller images"
+        raise ImageError(msg) from error
+    except Exception as error:  # broken files make Pillow's plugins raise any error
+        msg = f"{path}: the image cannot be read ({reason(error)}). Replace or remove the file"
+        raise ImageError(msg) from error
 
 
-def _checked_shape(path: Path, image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
-    """Return the shape of the pixels that `_pixels` gives, from the header."""
+def _read_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
+    """Return the shape that `_read_pixels` will give, from the header."""
     if loss := formats.find_loss(image, file):
-        msg = f"{path}: {loss}"
-        raise ImageError(msg)
+        raise ImageError(loss)
     size = (image.height, image.width)
-    # Of a PNG this asks for what stands before its pixels, and does not decode them. A TIFF's size
-    # is that of the turned image already.
+    # Of a PNG this reads the chunks before its pixels only. A TIFF's size is already transposed.
     exif = Image.Image.getexif(image) if image.format != "TIFF" else {}
-    if exif.get(ExifTags.Base.Orientation) in _TURNED:
+    if exif.get(ExifTags.Base.Orientation) in _TRANSPOSED:
         size = size[::-1]
     return (*size, *_BANDS[_mode(image)])
 
 
 def _mode(image: Image.Image) -> str:
-    """Return the mode in which an image is to be had without changing a pixel."""
+    """Return the mode to which an image can be converted without a change of its pixels."""
     if image.mode == "P" and image.palette is not None:
-        # Of a palette as it is saved, in an order of its own, without decoding pixels.
+        # A palette in the file's order of bands, without decoding pixels.
         probe = Image.new("P", (1, 1))
         order, colours = image.palette.getdata()
         probe.putpalette(colours, order)
         bands = np.reshape(probe.getpalette() or [], (-1, 3))
         return "L" if (bands == bands[:, :1]).all() else "RGB"
-    return {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}[image.mode]
+    return _MODES[image.mode]
 
 
-def _pixels(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    """Decode an image as `_checked_shape` said."""
+def _read_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Decode, rotate and convert an image."""
     mode = _mode(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        if clear.getchannel("A").getextrema() != (255, 255):
-            msg = f"{path}: some of its pixels are transparent; save it without transparency"
+        with_alpha = image.convert("RGBA")
+        if with_alpha.getchannel("A").getextrema() != (255, 255):
+            msg = "some pixels are transparent. Save the image without transparency"
             raise ImageError(msg)
-        image = image if image.mode == mode else clear
+        image = image if image.mode == mode else with_alpha
     return np.asarray(image if image.mode == mode else image.convert(mode))

@@ -1,9 +1,9 @@
-"""Compile kernels to machine code, and cache it by all that it was compiled from.
+"""Compile kernels to machine code, and cache the code by everything that it was compiled from.
 
-numba compares the source of the file that a function stands in, but not of those whose functions it
-compiles in; its index of signatures is read, changed and written by several processes at once; and
-it raises at import where no folder can be written. So a file of this cache is named for all that
-decides what is in it, among that the sources of all kernels, and there is no index.
+numba's own cache has three faults. It compares the source of a function's file, but not of other
+files whose functions are compiled in; several processes read, change and write its index at once;
+and it raises at import if no folder is writable. Here a file's name contains a digest of the
+sources of all kernels, and there is no index.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import hashlib
 import logging
 import os
 import pickle
-import stat
 import sys
 import tempfile
 import uuid
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,13 @@ from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-# Modules whose functions are compiled.
-SOURCES = ("compilation", "products", "distances", "assign", "bounds", "metric_sums")
+# Modules whose functions or named tuples are compiled.
+SOURCES = ("compilation", "products", "stack", "distances", "assign", "bounds", "metric_sums")
 
 _PACKAGE = Path(__file__).parent
 _log = logging.getLogger(__name__)
-
 
 # Environments that share a checkout keep files of their own.
 _ENVIRONMENT = f"{sys.implementation.cache_tag}-numba-{numba.__version__}"
@@ -49,30 +48,26 @@ def _digest_sources() -> str:
     return digest.hexdigest()
 
 
-# When this module is imported, and so before those: what is edited later is not what was imported.
+# Computed at import, before the kernels are imported: later edits are not in the running code.
 _DIGEST = _digest_sources()
 
 
 def compile_kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile a function with numba when it is called, without the GIL, and cache the result.
+    """Compile a function with numba on its first call, without the GIL, and cache the result.
 
-    Parameters
-    ----------
-    function : callable
-    **options
-        Of `numba.njit`, as ``@compile_kernel(fastmath=...)``.
+    Options are those of `numba.njit`, as in ``@compile_kernel(fastmath=...)``.
     """
     if function is None:
         return functools.partial(compile_kernel, **options)
-    jit: Any = numba.njit  # whose types lack an option
-    # Wrappers for C would be compiled too, and nothing calls them.
+    jit: Any = numba.njit  # its types lack an option
+    # No wrapper for C: nothing calls it.
     dispatcher = jit(nogil=True, no_cfunc_wrapper=True, **options)(function)
     dispatcher._cache = _Cache(function)  # as `enable_caching` does
     return dispatcher
 
 
 class _Cache(NullCache):
-    """The cache of one function: a file for each signature and CPU, in numba's interface."""
+    """The cache of one function with numba's interface: a file for each signature and CPU."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._name = f"{function.__module__}.{function.__qualname__}"
@@ -82,13 +77,12 @@ class _Cache(NullCache):
         return None if _find_folder() is None else str(_find_folder())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function, or None, and then say that it is compiled."""
+        """Return the compiled function, or announce its compilation and return None."""
         target_context.refresh()
         if (folder := _find_folder()) is not None:
-            try:
+            content = b""
+            with suppress(OSError):
                 content = (folder / self._file_name(sig, target_context.codegen())).read_bytes()
-            except OSError:
-                content = b""
             digest, payload = content[:32], content[32:]
             if digest == hashlib.sha256(payload).digest():
                 return CompileResult._rebuild(target_context, *pickle.loads(payload))  # noqa: S301
@@ -96,7 +90,7 @@ class _Cache(NullCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write a compiled function, whole or not at all."""
+        """Write a compiled function atomically."""
         if (folder := _find_folder()) is None:
             return
         payload = dumps(data._reduce())
@@ -107,7 +101,7 @@ class _Cache(NullCache):
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            _warn_unsaved(folder, str(error.strerror or error))
+            _warn(f"not written to {folder} ({error.strerror or error}), compiled again each time.")
         else:
             _remove_stale(folder)
 
@@ -128,61 +122,29 @@ def _remove_stale(folder: Path) -> None:
 
 @functools.cache
 def _announce() -> None:
-    """Log that compilation takes time, once in a process: each worker that compiles says so."""
+    """Log once in a process that compilation takes time."""
     _log.warning("daskkm: kernels are compiled for this CPU, once. This takes 10 to 20 seconds.")
 
 
 @functools.cache
-def _warn_unsaved(folder: Path, problem: str) -> None:
-    """Warn that compiled kernels could not be written, once in a process."""
-    msg = f"{folder}: compiled kernels could not be cached ({problem}). They are compiled again."
-    warnings.warn(msg, stacklevel=2)
-
-
-def _candidate_folders() -> Iterator[Path]:
-    """Yield folders that outlive a restart of the machine, best first."""
-    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        yield Path(chosen).absolute()
-    yield _PACKAGE / "__pycache__"
-    yield Path(AppDirs("daskkm", appauthor=False).user_cache_dir)
+def _warn(problem: str) -> None:
+    """Warn once in a process that compiled kernels are not cached."""
+    hint = "Set NUMBA_CACHE_DIR to a folder that can be written to."
+    warnings.warn(f"compiled kernels: {problem} {hint}", stacklevel=2)
 
 
 @functools.cache
 def _find_folder() -> Path | None:
-    """Return the first folder that can be written to, or None; warn unless it is a lasting one."""
-    candidates = list(_candidate_folders())
-    for folder in candidates:
-        if folder.is_absolute() and _is_writable(folder):
-            return folder
-    tried = ", ".join(map(str, candidates))
-    hint = f"Cannot write to {tried}; NUMBA_CACHE_DIR names another folder."
-    try:
-        temporary = Path(tempfile.gettempdir(), f"daskkm-{os.getuid()}")
-        temporary.mkdir(mode=0o700, exist_ok=True)
-        if _is_private(temporary) and _is_writable(temporary):
-            warnings.warn(f"compiled kernels: cached in {temporary}. {hint}", stacklevel=2)
-            return temporary
-    except OSError:  # there is no folder for temporary files either
-        pass
-    warnings.warn(f"compiled kernels: not cached, compiled in every process. {hint}", stacklevel=2)
+    """Return the first folder that can be written to; warn and return None if there is none."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    folders = [_PACKAGE / "__pycache__", Path(AppDirs("daskkm", appauthor=False).user_cache_dir)]
+    folders = [Path(chosen).absolute(), *folders] if chosen else folders
+    for folder in folders:
+        with suppress(OSError):
+            if folder.is_absolute():
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+                return folder
+    tried = ", ".join(map(str, folders))
+    _warn(f"compiled in every process, since {tried} cannot be written to.")
     return None
-
-
-def _is_writable(folder: Path) -> bool:
-    """Return True if a file can be made in a folder, after making the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
-
-
-def _is_private(folder: Path) -> bool:
-    """Return True if only this user can put files into a folder: what is read there is run."""
-    status = folder.lstat()
-    return (
-        stat.S_ISDIR(status.st_mode)
-        and status.st_uid == os.getuid()
-        and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    )

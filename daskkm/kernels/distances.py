@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskkm.kernels.compilation import compile_kernel
-from daskkm.kernels.dtypes import checked, distance_dtype, read_only, span
+from daskkm.kernels.dtypes import check_shapes, distance_dtype, max_difference, read_only
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Tiles whose distances to all centroids are summed side by side, and features that go into
-# each sum between its load and its store. 64 to 256 tiles measure alike.
+# Tiles whose distances to all centroids are summed side by side (64 to 256 are equally fast), and
+# features that are added to each sum between its load and its store.
 _LANES = 128
 _FEATURES = 8
 
@@ -21,63 +21,33 @@ _FEATURES = 8
 def squared_distances(
     tiles: NDArray[Any], centroids: NDArray[np.float64], labels: NDArray[np.int32]
 ) -> NDArray[np.float64]:
-    """Return each tile's squared distance to its own centroid, by the reference.
-
-    Parameters
-    ----------
-    tiles : ndarray of shape (n, d)
-        Any dtype that `label_block` takes.
-    centroids : ndarray of shape (k, d), float64
-    labels : ndarray of shape (n,), int32
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-    """
+    """Return each tile's squared distance to its own centroid by the reference, (n,)."""
     distances = np.empty(len(tiles))
-    if _same_type(tiles.dtype, centroids):
-        own = (read_only(tiles), read_only(centroids.astype(tiles.dtype)), labels)
-        _own_whole_distances(*own, distance_dtype(tiles)(0), distances)
+    if _are_tiles(tiles.dtype, centroids):
+        arrays = (read_only(tiles), read_only(centroids.astype(tiles.dtype)), labels)
+        _own_whole_distances(*arrays, distance_dtype(tiles)(0), distances)
         return distances
-    _squared_distances(read_only(tiles), read_only(centroids), labels, distances)
+    _own_distances(read_only(tiles), read_only(centroids), labels, distances)
     return distances
 
 
 def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return every tile's squared distance to every centroid, by the reference.
+    """Return every tile's squared distance to every centroid by the reference, (n, k).
 
-    Bit for bit what `squared_distances` gives, several times faster: each distance is summed
-    in the reference's order, and the vectors of the CPU run across the tiles.
-
-    Parameters
-    ----------
-    tiles : ndarray of shape (n, d)
-        Any dtype that `label_block` takes; n may be 0. Floats need not be finite.
-    centroids : ndarray of shape (k, d), float64
-        k is at least 1.
-
-    Returns
-    -------
-    ndarray of shape (n, k), float64
-
-    Raises
-    ------
-    TypeError
-        If the dtype of the tiles is not supported.
-    ValueError
-        If the shapes do not fit together.
+    The bits are those of `squared_distances`, several times faster: each distance is summed
+    in the reference's order, and the vectors of the CPU run across the tiles. Float tiles may
+    contain NaN or infinity.
     """
-    tiles, centroids = checked(tiles, centroids, np.array([0, len(centroids)]))
-    if _same_type(tiles.dtype, centroids):
-        distances = np.empty((len(tiles), len(centroids)))
+    tiles, centroids = check_shapes(tiles, centroids, np.array([0, len(centroids)]))
+    distances = np.empty((len(tiles), len(centroids)))
+    if _are_tiles(tiles.dtype, centroids):
         whole = read_only(centroids.astype(tiles.dtype))
         _whole_distances(tiles, whole, distance_dtype(tiles)(0), distances)
         return distances
-    # A feature more that is 0 in both adds +0.0 to a sum: it changes no bit.
+    # A padding feature, 0 in tile and centroid, adds +0.0 to a sum: it changes no bit.
     features = -(-tiles.shape[1] // _FEATURES) * _FEATURES
     padded = np.zeros((len(centroids), features))
     padded[:, : tiles.shape[1]] = centroids
-    distances = np.empty((len(tiles), len(centroids)))
     _distances_to_all(tiles, read_only(padded), distances)
     return distances
 
@@ -85,19 +55,15 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
 def nearest_two(
     distances: NDArray[np.float64],
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-    """Return each tile's label, its distance to that centroid, and that to the next.
+    """Return each tile's label and its distances to its own and to the next centroid, (n,) each.
+
+    The label is the first of the nearest: the definition. The third array is infinite if there is
+    one centroid only.
 
     Parameters
     ----------
     distances : ndarray of shape (n, k), float64
-        As `distances_to_all` gives them; finite.
-
-    Returns
-    -------
-    labels : ndarray of shape (n,), int32
-        The first of the nearest: the definition of a label.
-    own, other : ndarray of shape (n,), float64
-        Distances of the kind that was given; the other is infinite if there is none.
+        As `distances_to_all` returns them; finite.
     """
     labels = np.empty(len(distances), np.int32)
     own, other = np.empty(len(distances)), np.empty(len(distances))
@@ -105,9 +71,18 @@ def nearest_two(
     return labels, own, other
 
 
+def _are_tiles(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
+    """Return True if centroids are integers of the tiles' dtype, as drawn tiles are."""
+    if dtype.kind == "f" or centroids.shape[1] * max_difference(dtype) ** 2 >= 2**53:
+        return False
+    limits = np.iinfo(dtype)
+    inside = (centroids >= limits.min) & (centroids <= limits.max)
+    return bool((inside & (centroids == np.floor(centroids))).all())
+
+
 @compile_kernel
 def squared_distance(tile: Any, centroid: Any) -> Any:
-    """Return the reference: float64, in index order, neither FMA nor reassociation."""
+    """Return the reference distance: float64, in index order, neither FMA nor reassociation."""
     total = 0.0
     for p in range(len(tile)):
         difference = np.float64(tile[p]) - centroid[p]
@@ -116,11 +91,11 @@ def squared_distance(tile: Any, centroid: Any) -> Any:
 
 
 @compile_kernel
-def _squared_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) -> None:
+def _own_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) -> None:
     """Write each tile's distance to its own centroid, eight tiles at a time.
 
-    A sum in order waits for each addition; eight wait together. Squares, which need not wait, are
-    made by vectors first, some features of every tile.
+    A sum in order waits for each addition; eight sums wait together. Squares need no order: vectors
+    compute some features of every tile first.
     """
     n, d = tiles.shape
     squares = np.zeros((8, 8 * _FEATURES))
@@ -145,7 +120,7 @@ def _squared_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) 
 
 @compile_kernel
 def _whole_distances(tiles: Any, centroids: Any, zero: Any, distances: Any) -> None:
-    """Write all distances between tiles and tiles, in integers."""
+    """Write all distances between tiles and tiles, summed in integers."""
     for i in range(len(tiles)):
         for j in range(len(centroids)):
             distances[i, j] = _whole_distance(tiles[i], centroids[j], zero)
@@ -155,15 +130,16 @@ def _whole_distances(tiles: Any, centroids: Any, zero: Any, distances: Any) -> N
 def _own_whole_distances(
     tiles: Any, centroids: Any, labels: Any, zero: Any, distances: Any
 ) -> None:
+    """Write each tile's distance to its own centroid, summed in integers."""
     for i in range(len(tiles)):
         distances[i] = _whole_distance(tiles[i], centroids[labels[i]], zero)
 
 
 @compile_kernel
 def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
-    """Return the distance in integers, which may be added in any order.
+    """Return the distance as an integer, which may be summed in any order.
 
-    As long as it is below 2**53, the reference does not round either.
+    Below 2**53 the reference does not round either.
     """
     number = type(zero)
     total = zero
@@ -175,10 +151,10 @@ def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
 
 @compile_kernel
 def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
-    """Write all distances, a panel of tiles and a few features of it at a time.
+    """Write all distances, a panel of tiles and a few of its features at a time.
 
-    The features are widened and turned first, so that tiles lie side by side; they stay in L1
-    while all centroids go by.
+    The features are widened and transposed first, so that tiles lie side by side; they stay in L1
+    for all centroids.
     """
     d, k = tiles.shape[1], len(centroids)
     wide = np.zeros((_FEATURES, _LANES))
@@ -199,10 +175,10 @@ def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
 
 @compile_kernel
 def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
-    """Add a few features' squared differences, one after another, to m tiles' sums.
+    """Add the squared differences of a few features, in order, to the sums of m tiles.
 
-    Eight additions, in order, share a load and a store of the sum, and neighbouring tiles share
-    a vector. Compiled without fast maths: nothing is fused or reassociated.
+    Eight additions share a load and a store of the sum, and neighbouring tiles share a vector.
+    Without fast maths: nothing is fused or reassociated.
     """
     x0, x1, x2, x3 = wide[0], wide[1], wide[2], wide[3]
     x4, x5, x6, x7 = wide[4], wide[5], wide[6], wide[7]
@@ -225,23 +201,13 @@ def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
 
 @compile_kernel
 def _nearest_two(distances: Any, labels: Any, own: Any, other: Any) -> None:
+    """Write the label and the two least distances of each row."""
     for i in range(len(distances)):
         row = distances[i]
         label, least, second = 0, row[0], np.inf
         for j in range(1, len(row)):
-            one = row[j]
-            second = min(second, max(one, least))
-            label = j if one < least else label
-            least = min(least, one)
+            distance = row[j]
+            second = min(second, max(distance, least))
+            label = j if distance < least else label
+            least = min(least, distance)
         labels[i], own[i], other[i] = label, least, second
-
-
-def _same_type(dtype: np.dtype[Any], centroids: NDArray[np.float64]) -> bool:
-    """Tell whether centroids could be tiles of an integer type, as those are that were drawn."""
-    if dtype.kind == "f":
-        return False
-    if centroids.shape[1] * span(dtype) ** 2 >= 2**53:
-        return False
-    limits = np.iinfo(dtype)
-    inside = (centroids >= limits.min) & (centroids <= limits.max)
-    return bool((inside & (centroids == np.floor(centroids))).all())

@@ -1,18 +1,18 @@
-"""One block of tiles against the clusters of many models: distances, added up by cluster.
+"""One block of tiles against the clusters of many models: distances, summed per cluster.
 
 A tile has three distances under a model: to its own centroid and to the nearest other (for the
-silhouette), and to the mean of its cluster (for Davies-Bouldin). Labels are always `kernel`'s; for
-the distances there are two ways:
+silhouette), and to the mean of its cluster (for Davies-Bouldin). Labels are always those of
+`daskkm.kernels.assign`; distances are computed in one of two ways:
 
-* By definition they are the reference's of `kernel`: float64 sums in index order.
-* By products, which are of 8-bit tiles, they cost little more than labels. The scores of `kernel`'s
-  fast path, ``x.q`` with weights q in units of u, are exact integers, so they give exact distances
-  to centroids that lie a little aside: with z the centre of all models and ``c' = z - q u / 2``,
-  ``|x - c'|^2 = |x - z|^2 + u x.q + (|c'|^2 - |z|^2)``. A feature of c' is at most u / 4 off that
-  of c, so by the triangle inequality a distance is off by at most sqrt(d) u / 4, and by far
-  less on average. Means are rounded in the same way.
+* By definition, with the reference: float64 sums in index order.
+* By products, for 8-bit tiles, at little more than the cost of labels. The scores of the fast path,
+  ``x.q`` with weights q in units of u, are exact integers, so they give exact distances
+  to slightly displaced centroids: with z the centre of all models and ``c' = z - q u / 2``,
+  ``|x - c'|^2 = |x - z|^2 + u x.q + (|c'|^2 - |z|^2)``. A feature of c' differs from that
+  of c by at most u / 4, so by the triangle inequality a distance is off by at most sqrt(d) u / 4,
+  and by far less on average. Means are rounded in the same way.
 
-Sums of integer tiles are in fixed point, so that no order of tiles or blocks changes a bit of them.
+Sums of integer tiles are in fixed point: the order of tiles and blocks changes no bit.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm.kernels import assign
+from daskkm.kernels.assign import allocate_workspace, label_panel
 from daskkm.kernels.compilation import compile_kernel
 from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
-from daskkm.kernels.dtypes import checked, distance_dtype, span, statistics_dtype
+from daskkm.kernels.dtypes import check_shapes, distance_dtype, max_difference, statistics_dtype
 from daskkm.kernels.products import LANES, PANEL, dot_vectors
+from daskkm.kernels.stack import PreparedStack, prepare_stack, unpack_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,67 +37,47 @@ _PANEL = 2048  # tiles whose distances to all centroids are in memory at once
 
 
 class Clusters(NamedTuple):
-    """The clusters of all models, each of which has tiles, one model after another.
+    """The clusters of all models, one model after another; no cluster is empty."""
 
-    Attributes
-    ----------
-    stack, means : ndarray of shape (sum of k, d), float64
-        Centroids, and the mean tile of each cluster.
-    offsets : ndarray of shape (n_models + 1,), intp
-        Model m owns the rows ``offsets[m]:offsets[m + 1]``.
-    """
-
-    stack: NDArray[np.float64]
-    means: NDArray[np.float64]
-    offsets: NDArray[np.intp]
+    stack: NDArray[np.float64]  # (sum of k, d): centroids
+    means: NDArray[np.float64]  # (sum of k, d): the mean tile of each cluster
+    offsets: NDArray[np.intp]  # (n_models + 1,): model m owns the rows offsets[m]:offsets[m + 1]
 
 
 class Scales(NamedTuple):
-    """Units in one of a distance and of a silhouette: powers of two."""
+    """Factors of fixed point for distances and for silhouettes: powers of two, or 1 for floats."""
 
     distance: float
     silhouette: float
 
 
 class Products(NamedTuple):
-    """Clusters made ready for distances by products."""
+    """Clusters prepared for distances by products."""
 
-    centre: NDArray[Any]  # (d,): a tile
-    prepared: assign.Prepared
+    centre: NDArray[Any]  # (d,): z, a tile
+    prepared: PreparedStack  # of the centroids
     to_centroids: NDArray[np.float64]  # (sum of k,): |c'|^2 - |z|^2, less the score's bias
     weights: NDArray[np.int16]  # (sum of k, d): of the means
-    units: NDArray[np.float64]  # (n_models,): of these
-    to_means: NDArray[np.float64]
+    units: NDArray[np.float64]  # (n_models,): of these weights
+    to_means: NDArray[np.float64]  # (sum of k,): |m'|^2 - |z|^2
 
 
-def scales(n: int, d: int, dtype: np.dtype[Any]) -> Scales:
-    """Return the units of fixed point in which distances and silhouettes are summed.
+def fixed_point_scales(n: int, d: int, dtype: np.dtype[Any]) -> Scales:
+    """Return the scales in which distances and silhouettes of n tiles of d features are summed.
 
-    Integers do not care in which order they are added, so each distance is rounded to a
-    multiple of 2**-p, with p as large as keeps the sum of n of the largest below 2**62.
-    Floats, whose labels' statistics depend on chunks anyway, are summed as they are.
-
-    Parameters
-    ----------
-    n, d : int
-        Tiles, and features of each.
-    dtype : numpy.dtype
-        Of the tiles.
-
-    Returns
-    -------
-    Scales
-        1 for float tiles.
+    Sums of integers do not depend on the order, so each distance is rounded to a
+    multiple of 2**-p, with the largest p that keeps the sum of n of the largest below 2**62.
+    Floats, whose statistics depend on chunks anyway, are not scaled.
     """
     if dtype.kind == "f":
         return Scales(1.0, 1.0)
-    longest = math.sqrt(d) * span(dtype)
+    longest = math.sqrt(d) * max_difference(dtype)
     return Scales(
         2.0 ** (62 - math.ceil(math.log2(n * longest))), 2.0 ** (62 - math.ceil(math.log2(n)))
     )
 
 
-def add_up(
+def sum_distances(
     tiles: NDArray[Any],
     clusters: Clusters,
     scales: Scales,
@@ -104,19 +85,19 @@ def add_up(
     n_classes: int,
     products: Products | None = None,
 ) -> NDArray[Any]:
-    """Return how the tiles of every cluster spread over distance and classes.
+    """Return each cluster's sums of distances and silhouettes, and its tiles of each class.
 
     Parameters
     ----------
     tiles : ndarray of shape (n, d)
-        Any dtype that `kernel.label_block` takes, finite; n may be 0.
+        Any dtype that `label_block` takes, finite; n may be 0.
     clusters : Clusters
     scales : Scales
     codes : ndarray of shape (n,), intp, or None
         The class of each tile, counted from 0.
     n_classes : int
     products : Products, optional
-        What `prepare` makes of the clusters; without it distances are by definition.
+        The result of `prepare_products`; without it distances are computed by definition.
 
     Returns
     -------
@@ -125,26 +106,26 @@ def add_up(
         simplified silhouettes, both times their scale; the sum of the squares of those distances
         for float tiles, else 0; the tiles of each class.
     """
-    tiles, _ = checked(tiles, clusters.stack, clusters.offsets)
-    found = np.zeros((len(clusters.stack), 3 + n_classes), statistics_dtype(tiles.dtype))
+    tiles, _ = check_shapes(tiles, clusters.stack, clusters.offsets)
+    sums = np.zeros((len(clusters.stack), 3 + n_classes), statistics_dtype(tiles.dtype))
     codes = np.empty(0, np.intp) if codes is None else codes
     if products is None:
-        _by_definition(tiles, clusters, scales, codes, found)
+        _sum_by_definition(tiles, clusters, scales, codes, sums)
     else:
-        work, turned = assign.workspace(tiles, products.prepared)
+        work = allocate_workspace(tiles, products.prepared)
         zero = distance_dtype(tiles)(0)
-        _by_products(tiles, products, work, turned, zero, scales, codes, found)
-    return found
+        _sum_by_products(tiles, products, *work, zero, scales, codes, sums)
+    return sums
 
 
-def _by_definition(
+def _sum_by_definition(
     tiles: NDArray[Any],
     clusters: Clusters,
     scales: Scales,
     codes: NDArray[np.intp],
-    found: NDArray[Any],
+    sums: NDArray[Any],
 ) -> None:
-    """Add the reference's distances up, a panel of one model at a time."""
+    """Sum the reference's distances, a panel of one model at a time."""
     for lo, hi in pairwise(clusters.offsets):
         stack, means = clusters.stack[lo:hi], clusters.means[lo:hi]
         for start in range(0, len(tiles), _PANEL):
@@ -153,88 +134,74 @@ def _by_definition(
             to_mean = squared_distances(panel, means, labels)
             one = np.array([lo, hi])
             own, other, to_mean, labels = own[None], other[None], to_mean[None], labels[None]
-            _finish(own, other, to_mean, scales)
-            _add(own, to_mean, len(panel), labels, one, scales, found)
-            _count(codes[start : start + _PANEL], labels, one, found)
+            _scale(own, other, to_mean, scales)
+            _add_to_clusters(own, to_mean, len(panel), labels, one, scales, sums)
+            _count_classes(codes[start : start + _PANEL], labels, one, sums)
 
 
-def prepare(dtype: np.dtype[Any], clusters: Clusters) -> Products | None:
-    """Return clusters ready for distances by products; None if their numbers are too large.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype
-        Of the tiles, 8 bits.
-    clusters : Clusters
-    """
+def prepare_products(dtype: np.dtype[Any], clusters: Clusters) -> Products | None:
+    """Prepare clusters for distances of 8-bit tiles by products; None if numbers are too large."""
     limits = np.iinfo(dtype)
     # One for all models, so that |x - z| is measured once; a tile, so that it is exact.
     centre = np.clip(np.rint(clusters.means.mean(axis=0)), limits.min, limits.max)
-    ready = [
-        assign.prepare(dtype, rows, clusters.offsets, centre)
+    both = [
+        prepare_stack(dtype, rows, clusters.offsets, centre)
         for rows in (clusters.stack, clusters.means)
     ]
-    if not all(np.isfinite(prepared.unit).all() for prepared in ready):
+    if not all(np.isfinite(prepared.unit).all() for prepared in both):
         return None
-    weights = [_whole(prepared, len(centre)) for prepared in ready]
+    weights = [unpack_pairs(prepared.weights, len(centre)) for prepared in both]
     to_centroids, to_means = (
-        _constants(prepared, whole, centre) for prepared, whole in zip(ready, weights, strict=True)
+        _constants(prepared, whole, centre) for prepared, whole in zip(both, weights, strict=True)
     )
-    of_centroids, of_means = ready
-    # The products with the means start at 0.
-    to_means += of_means.unit.repeat(np.diff(clusters.offsets)) * of_means.bias
-    return Products(
-        centre.astype(dtype), of_centroids, to_centroids, weights[1], of_means.unit, to_means
-    )
-
-
-def _whole(prepared: assign.Prepared, d: int) -> NDArray[np.int16]:
-    """Return the weights as they were before `products.pairs`."""
-    return np.ascontiguousarray(prepared.weights.view(np.int16)[:, :d])
+    centroids, means = both
+    # The products with the means start at 0, not at the bias.
+    to_means += means.unit.repeat(np.diff(clusters.offsets)) * means.bias
+    return Products(centre.astype(dtype), centroids, to_centroids, weights[1], means.unit, to_means)
 
 
 def _constants(
-    prepared: assign.Prepared, weights: NDArray[np.int16], centre: NDArray[np.float64]
+    prepared: PreparedStack, weights: NDArray[np.int16], centre: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return what is added to |x - z|^2 + u score for |x - c'|^2."""
+    """Return the term of |x - c'|^2 besides |x - z|^2 + u score, (sum of k,)."""
     wide, unit = weights.astype(np.int64), prepared.unit.repeat(np.diff(prepared.offsets))
     products = (wide * centre.astype(np.int64)).sum(axis=1)
-    found: NDArray[np.float64] = unit * (
+    constants: NDArray[np.float64] = unit * (
         np.square(wide).sum(axis=1) * (unit / 4) - products - prepared.bias
     )
-    return found
+    return constants
 
 
 @compile_kernel
-def _by_products(
+def _sum_by_products(
     tiles: Any,
     products: Any,
     work: Any,
-    turned: Any,
+    transposed: Any,
     zero: Any,
     scales: Any,
     codes: Any,
-    found: Any,
+    sums: Any,
 ) -> None:
-    """Label all tiles and add their distances up, a panel at a time while it is in cache."""
+    """Label all tiles and sum their distances, a panel at a time while the panel is in cache."""
     prepared = products.prepared
     base = np.zeros(PANEL)
-    # All models at once, because each call costs what its arrays cost numba to count.
+    # All models at once: each call costs numba's reference counting of its arrays.
     own, other, to_mean = np.zeros((3, len(prepared.offsets) - 1, PANEL))
     for start in range(0, len(tiles), PANEL):
         panel = tiles[start : start + PANEL]
-        assign.label_panel(panel, prepared, work, turned)
-        _to_centre(panel, products.centre, zero, base)
-        _to_centroids(products, work.scores, work.labels, base, own, other)
-        _to_means(panel, products, work.labels, base, to_mean)
-        _finish(own, other, to_mean, scales)
-        _add(own, to_mean, len(panel), work.labels, prepared.offsets, scales, found)
-        _count(codes[start : start + PANEL], work.labels, prepared.offsets, found)
+        label_panel(panel, prepared, work, transposed)
+        _measure_centre(panel, products.centre, zero, base)
+        _measure_centroids(products, work.scores, work.labels, base, own, other)
+        _measure_means(panel, products, work.labels, base, to_mean)
+        _scale(own, other, to_mean, scales)
+        _add_to_clusters(own, to_mean, len(panel), work.labels, prepared.offsets, scales, sums)
+        _count_classes(codes[start : start + PANEL], work.labels, prepared.offsets, sums)
 
 
 @compile_kernel
-def _to_centre(tiles: Any, centre: Any, zero: Any, squares: Any) -> None:
-    """Write each tile's squared distance to the centre, an integer of the type of `zero`."""
+def _measure_centre(tiles: Any, centre: Any, zero: Any, squares: Any) -> None:
+    """Write each tile's squared distance to the centre, summed in the type of `zero`."""
     number = type(zero)
     for i in range(len(tiles)):
         total = zero
@@ -245,10 +212,12 @@ def _to_centre(tiles: Any, centre: Any, zero: Any, squares: Any) -> None:
 
 
 @compile_kernel
-def _to_centroids(products: Any, scores: Any, labels: Any, base: Any, own: Any, other: Any) -> None:
+def _measure_centroids(
+    products: Any, scores: Any, labels: Any, base: Any, own: Any, other: Any
+) -> None:
     """Write the squared distances to each tile's own centroid and to the nearest other.
 
-    Without branches, for all tiles of a panel, the last one's idle columns too.
+    Without branches, for all columns of a panel, also the idle ones of the last.
     """
     offsets, units = products.prepared.offsets, products.prepared.unit
     for m in range(len(units)):
@@ -265,7 +234,7 @@ def _to_centroids(products: Any, scores: Any, labels: Any, base: Any, own: Any, 
 
 
 @compile_kernel
-def _to_means(panel: Any, products: Any, labels: Any, base: Any, to_mean: Any) -> None:
+def _measure_means(panel: Any, products: Any, labels: Any, base: Any, to_mean: Any) -> None:
     """Write each tile's squared distance to the mean of its cluster."""
     offsets, weights, d = products.prepared.offsets, products.weights, panel.shape[1]
     whole = d - d % (2 * LANES)
@@ -273,19 +242,19 @@ def _to_means(panel: Any, products: Any, labels: Any, base: Any, to_mean: Any) -
         unit = products.units[m]
         for i in range(len(panel)):
             j = offsets[m] + labels[m, i]
-            # `kernel.prepare` sees to it that 32 bits hold any sum.
+            # `prepare_stack` chose the unit such that 32 bits hold any sum.
             total = dot_vectors(panel, i, weights, j, whole) if whole else np.int32(0)
             for p in range(whole, d):
                 total += np.int32(panel[i, p]) * np.int32(weights[j, p])
             to_mean[m, i] = base[i] + (unit * np.float64(total) + products.to_means[j])
 
 
-# A division that may raise keeps a loop from being made of vectors.
+# A division that may raise prevents vectorisation.
 @compile_kernel(error_model="numpy")
-def _finish(own: Any, other: Any, to_mean: Any, scales: Any) -> None:
-    """Turn squared distances into silhouettes, in place of the first, and distances to means.
+def _scale(own: Any, other: Any, to_mean: Any, scales: Any) -> None:
+    """Replace `own` by silhouettes and `to_mean` by distances, both times their scale.
 
-    In units of 1 / scale, whole ones if these are not 1. Rows are models, columns tiles.
+    Rounded to integers unless the scale is 1. Rows are models, columns tiles.
     """
     distance, silhouette = scales
     whole = distance != 1.0
@@ -293,30 +262,30 @@ def _finish(own: Any, other: Any, to_mean: Any, scales: Any) -> None:
         for i in range(own.shape[1]):
             a, b = np.sqrt(max(own[m, i], 0.0)), np.sqrt(max(other[m, i], 0.0))
             # Rounded, b may be less than a. It is infinite if there is no other cluster.
-            found = silhouette * ((b - a) / b if a < b < np.inf else 0.0)
-            own[m, i] = np.rint(found) if whole else found
-            found = distance * np.sqrt(max(to_mean[m, i], 0.0))
-            to_mean[m, i] = np.rint(found) if whole else found
+            scaled = silhouette * ((b - a) / b if a < b < np.inf else 0.0)
+            own[m, i] = np.rint(scaled) if whole else scaled
+            scaled = distance * np.sqrt(max(to_mean[m, i], 0.0))
+            to_mean[m, i] = np.rint(scaled) if whole else scaled
 
 
 @compile_kernel
-def _add(
-    silhouettes: Any, distances: Any, n: int, labels: Any, offsets: Any, scales: Any, found: Any
+def _add_to_clusters(
+    silhouettes: Any, distances: Any, n: int, labels: Any, offsets: Any, scales: Any, sums: Any
 ) -> None:
     """Add the silhouettes and distances of n tiles to the sums of their clusters."""
-    number = found.dtype.type
+    number = sums.dtype.type
     for m in range(len(offsets) - 1):
         for i in range(n):
             j = offsets[m] + labels[m, i]
-            found[j, 0] += number(distances[m, i])
-            found[j, 1] += number(silhouettes[m, i])
+            sums[j, 0] += number(distances[m, i])
+            sums[j, 1] += number(silhouettes[m, i])
             if scales.distance == 1.0:
-                found[j, 2] += number(distances[m, i] * distances[m, i])
+                sums[j, 2] += number(distances[m, i] * distances[m, i])
 
 
 @compile_kernel
-def _count(codes: Any, labels: Any, offsets: Any, found: Any) -> None:
+def _count_classes(codes: Any, labels: Any, offsets: Any, sums: Any) -> None:
     """Count the tiles of each class in each cluster."""
     for m in range(len(offsets) - 1):
         for i in range(len(codes)):
-            found[offsets[m] + labels[m, i], 3 + codes[i]] += 1
+            sums[offsets[m] + labels[m, i], 3 + codes[i]] += 1

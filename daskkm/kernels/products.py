@@ -1,18 +1,17 @@
-"""Scores of a panel of tiles with all centroids, and sums of tiles: what takes the time.
+"""Scores of a panel of tiles with all centroids, and sums of tiles: the innermost loops.
 
 8-bit tiles are multiplied with 16-bit weights into 32-bit sums, exactly. x86 has an instruction
 that multiplies pairs of 16-bit numbers and adds each pair up; newer CPUs have one that adds the
-pair to a sum as well (AVX-512 VNNI). LLVM finds them for one pattern, which no loop in Python
-compiles to, so that the innermost functions are written as LLVM's own, portable vectors: `_turn`
+pair to a sum as well (AVX-512 VNNI). LLVM emits them for one pattern, to which no loop in Python
+compiles. So the innermost functions are written in LLVM's portable vectors: `_transpose`
 widens tiles and lays pairs of features of neighbouring tiles side by side, and `_dot` then has a
-tile in each lane, so that no sum across lanes is ever needed. Measured (256 features, one core
-with AVX-512 VNNI): 230 billion multiply-adds a second, about what the core can do at most, where
-float32 makes 66.
+tile in each lane and needs no sum across lanes. Measured (256 features, one core with AVX-512
+VNNI): 230 billion multiply-adds a second, close to the core's limit; float32 reaches 66.
 
 Other tiles are multiplied in float32 or float64 by loops that the compiler vectorises.
 
-Functions that take arrays cost a call, and numba's counting of references, tens of cycles each;
-what is written as vectors here is part of the function that uses it.
+A function that takes arrays costs a call and numba's reference counting, tens of cycles each;
+functions written as vectors are inlined.
 """
 
 from __future__ import annotations
@@ -31,97 +30,88 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Tiles that are worked on together: they and their scores stay in L1/L2. A multiple of any
-# `LANES` * `VECTORS`.
+# Tiles of a panel: they and their scores stay in L1/L2. A multiple of any `LANES` * `VECTORS`.
 PANEL = 64
 
-# Bytes that come from memory together.
-LINE = 64
+LINE = 64  # bytes of a cache line
 
 # 32-bit numbers in a vector, and vectors of tiles that share the load of a weight: with four
 # centroids sixteen sums of AVX-512's 32 registers, else eight of 16.
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512bw") else (8, 2)
 
-# Pairs of features that are turned at once: a panel of them is 32 KiB, and stays in L1 while all
-# centroids go by.
+# Pairs of features that are transposed at once: a panel of them is 32 KiB and stays in L1 while it
+# is multiplied with all centroids.
 _PAIRS = 128
 
-# Any order of summation, any FMA: what the bound in `kernel` allows for.
+# Any order of summation, any FMA: the bound in `daskkm.kernels.stack` covers both.
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 
-# Its types would have callers pass the context that numba does.
+# Untyped: its types demand the context that numba passes.
 intrinsic: Any = extending.intrinsic
 
 _BYTE, _SHORT, _INT, _INDEX = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
-def pairs(weights: NDArray[np.int16]) -> NDArray[np.int32]:
-    """Return whole weights as `score` takes them: two features, or one and a 0, in 32 bits."""
-    k, d = weights.shape
-    even = np.zeros((k, d + d % 2), np.int16)
-    even[:, :d] = weights
-    return even.view(np.int32)
+def allocate_scratch(
+    weights: NDArray[Any], bias: NDArray[Any]
+) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Return the arrays that `score` writes: transposed tiles (a dummy for floats), and scores."""
+    transposed = allocate_aligned((_PAIRS, PANEL), np.dtype(np.int32))
+    scores = allocate_aligned((len(weights), PANEL), bias.dtype)
+    return transposed if weights.dtype == np.int32 else transposed[0], scores
 
 
-def scratch(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Return what `score` needs for such weights: room for turned tiles, if any, and for scores."""
-    turned = aligned((_PAIRS, PANEL), np.dtype(np.int32))
-    return turned if weights.dtype == np.int32 else turned[0], aligned(
-        (len(weights), PANEL), bias.dtype
-    )
-
-
-def aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an uninitialised array whose vectors never straddle two lines of the cache."""
-    size, line = shape[0] * shape[1] * np.dtype(dtype).itemsize, LINE
-    raw = np.empty(size + line, np.uint8)
-    start = -raw.ctypes.data % line
+def allocate_aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an uninitialised array whose vectors never straddle two cache lines."""
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
 @compile_kernel
-def score(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) -> None:
-    """Write bias + weights @ tiles.T, for at most PANEL tiles: of each centroid with every tile.
+def score(tiles: Any, weights: Any, bias: Any, transposed: Any, scores: Any) -> None:
+    """Write bias + weights @ tiles.T of at most PANEL tiles into `scores`, (sum of k, PANEL).
 
-    Columns of `scores` beyond the tiles hold anything. `turned` and `scores` are `scratch`.
+    Columns of `scores` beyond the tiles are undefined. `allocate_scratch` makes both outputs.
     """
-    # numba compiles only the branch that the number of dimensions leaves.
-    if turned.ndim == 1:
+    # numba compiles only the branch for this number of dimensions.
+    if transposed.ndim == 1:
         _score_floats(tiles, weights, bias, scores)
     else:
-        _score_pairs(tiles, weights, bias, turned, scores)
+        _score_pairs(tiles, weights, bias, transposed, scores)
 
 
 @compile_kernel
-def _score_pairs(tiles: Any, weights: Any, bias: Any, turned: Any, scores: Any) -> None:
-    """Multiply integers, 2 * _PAIRS features at a time: all tiles are turned, then multiplied."""
+def _score_pairs(tiles: Any, weights: Any, bias: Any, transposed: Any, scores: Any) -> None:
+    """Transpose and multiply integers, 2 * _PAIRS features of all tiles at a time."""
     d, k = tiles.shape[1], len(weights)
     for first in range(0, weights.shape[1], _PAIRS):
         n_pairs = min(_PAIRS, weights.shape[1] - first)
-        _turn_all(tiles[:, 2 * first : min(d, 2 * (first + n_pairs))], turned)
+        _transpose_all(tiles[:, 2 * first : min(d, 2 * (first + n_pairs))], transposed)
         for j in range(0, k - 3, 4):
             for i in range(0, len(tiles), LANES * VECTORS):
-                _dot_4(turned, i, weights, j, first, n_pairs, bias, scores)
+                _dot_4(transposed, i, weights, j, first, n_pairs, bias, scores)
         for i in range(0, len(tiles), LANES * VECTORS):
             if k & 2:
-                _dot_2(turned, i, weights, k & ~3, first, n_pairs, bias, scores)
+                _dot_2(transposed, i, weights, k & ~3, first, n_pairs, bias, scores)
             if k & 1:
-                _dot_1(turned, i, weights, k - 1, first, n_pairs, bias, scores)
+                _dot_1(transposed, i, weights, k - 1, first, n_pairs, bias, scores)
 
 
 @compile_kernel
-def _turn_all(tiles: Any, turned: Any) -> None:
-    """Turn tiles in squares of vectors, and one by one where no whole square is left."""
+def _transpose_all(tiles: Any, transposed: Any) -> None:
+    """Transpose tiles in squares of vectors, and the rest one by one."""
     n, d = tiles.shape
     whole, squares = n - n % LANES, d - d % (2 * LANES)
     for i in range(0, whole, LANES):
         for p in range(0, squares, 2 * LANES):
-            _turn(tiles, i, p, turned)
+            _transpose(tiles, i, p, transposed)
     for i in range(n):
         for p in range(squares if i < whole else 0, d, 2):
             low = np.int32(tiles[i, p])
             high = np.int32(tiles[i, p + 1]) if p + 1 < d else np.int32(0)
-            turned[p >> 1, i] = np.int32(high << 16) | np.int32(low & 0xFFFF)
+            transposed[p >> 1, i] = np.int32(high << 16) | np.int32(low & 0xFFFF)
 
 
 @compile_kernel(fastmath=_ANY_ORDER)
@@ -129,10 +119,9 @@ def _score_floats(tiles: Any, weights: Any, bias: Any, scores: Any) -> None:
     """Multiply in the type of the weights, two tiles by four centroids, widened in register.
 
     Eight sums share each load. Centroids are the outer loop, so that a large stack
-    streams through cache once a panel and not once a tile. Measured against OpenBLAS's sgemm
-    on tiles widened beforehand (256 features, one core of an AVX-512 machine): 59 to 29, 68 to
-    53 and 69 to 54 billion multiply-adds a second at 25, 256 and 4,096 centroids, so there is
-    no size at which BLAS is called instead.
+    streams through cache once a panel and not once a tile. BLAS is slower at every size: OpenBLAS's
+    sgemm on widened tiles (256 features, one core with AVX-512) reaches 29, 53 and 54 billion
+    multiply-adds a second at 25, 256 and 4,096 centroids, this loop 59, 68 and 69.
     """
     n, d = tiles.shape
     k = len(weights)
@@ -173,17 +162,52 @@ def _vector(of: ir.Type, lanes: int) -> ir.VectorType:
 
 
 def _index(value: int) -> ir.Constant:
-    """Return a number that elements are counted in."""
+    """Return an index or a count of elements as a constant."""
     return ir.Constant(_INDEX, value)
 
 
 def _lanes(indices: Sequence[int]) -> ir.Constant:
-    """Return the lanes that a shuffle takes: from the second vector on those from its length."""
+    """Return the indices of a shuffle into two vectors, one after the other, as a constant."""
     return ir.Constant(_vector(_INT, len(indices)), [ir.Constant(_INT, i) for i in indices])
 
 
+def _loop(
+    builder: ir.IRBuilder,
+    stop: ir.Value,
+    step: int,
+    starts: Sequence[ir.Value],
+    body: Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]],
+) -> Sequence[ir.Value]:
+    """Emit a loop over 0, step, ... below stop > 0; return the last values that it carries.
+
+    ``body(p, carried)`` returns the values that the next round gets; `starts` are the first.
+    """
+    before = builder.block
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    p, carried = builder.phi(_INDEX), [builder.phi(start.type) for start in starts]
+    results = body(p, carried)
+    following = builder.add(p, _index(step))
+    edges = zip([p, *carried], [_index(0), *starts], [following, *results], strict=True)
+    for value, first, later in edges:
+        value.add_incoming(first, before)
+        value.add_incoming(later, loop)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    builder.position_at_end(after)
+    return results
+
+
+def _add_pairs(builder: ir.IRBuilder, total: ir.Value, product: ir.Value) -> ir.Value:
+    """Add each even product and the odd one after it to a sum: LLVM's pattern for x86."""
+    none, lanes = ir.Constant(product.type, ir.Undefined), product.type.count
+    even = builder.shuffle_vector(product, none, _lanes(range(0, lanes, 2)))
+    odd = builder.shuffle_vector(product, none, _lanes(range(1, lanes, 2)))
+    return builder.add(total, builder.add(even, odd))
+
+
 class _Rows:
-    """The address of any element of a contiguous 2-D array, in LLVM."""
+    """The addresses of elements of a contiguous 2-D array, in LLVM."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, array: Any) -> None:
         self._builder = builder
@@ -192,7 +216,7 @@ class _Rows:
         self._itemsize = context.get_abi_sizeof(context.get_data_type(kind.dtype))
 
     def at(self, row: ir.Value, column: ir.Value, of: ir.Type) -> ir.Value:
-        """Return a pointer to a vector, or a number, that starts at an element."""
+        """Return a pointer to a vector or a number that starts at an element."""
         builder = self._builder
         stride = builder.sdiv(builder.extract_value(self._strides, 0), _index(self._itemsize))
         offset = builder.add(builder.mul(row, stride), column)
@@ -200,13 +224,13 @@ class _Rows:
 
 
 @intrinsic
-def _turn(typing_context: Any, tiles: Any, i: Any, p: Any, turned: Any) -> Any:
-    """Write pairs of features of LANES tiles from i, feature p on: a row a pair."""
+def _transpose(typing_context: Any, tiles: Any, i: Any, p: Any, transposed: Any) -> Any:
+    """Write pairs of features of LANES tiles, from tile i and feature p on, one row a pair."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tiles, i, p, turned = arguments
+        tiles, i, p, transposed = arguments
         source = _Rows(context, builder, signature.args[0], tiles)
-        target = _Rows(context, builder, signature.args[3], turned)
+        target = _Rows(context, builder, signature.args[3], transposed)
         narrow, wide = _vector(_BYTE, 2 * LANES), _vector(_SHORT, 2 * LANES)
         pair = _vector(_INT, LANES)
         extend = builder.sext if signature.args[0].dtype.signed else builder.zext
@@ -230,19 +254,12 @@ def _turn(typing_context: Any, tiles: Any, i: Any, p: Any, turned: Any) -> Any:
             builder.store(row, target.at(builder.add(first, _index(r)), i, pair), align=4)
         return context.get_dummy_value()
 
-    return types.void(tiles, types.intp, types.intp, turned), generate
+    return types.void(tiles, types.intp, types.intp, transposed), generate
 
 
 @intrinsic
-def add_vectors(
-    typing_context: Any,
-    tiles: Any,
-    i: Any,
-    sums: Any,
-    j: Any,
-    d: Any,
-) -> Any:
-    """Add tile i to sums j, d > 0 features that are a whole number of vectors of sums."""
+def add_vectors(typing_context: Any, tiles: Any, i: Any, sums: Any, j: Any, d: Any) -> Any:
+    """Add d > 0 features of tile i, a whole number of vectors, to row j of the sums."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         tiles, i, sums, j, d = arguments
@@ -252,21 +269,16 @@ def add_vectors(
         lanes = LANES * 2 // size
         narrow = _vector(ir.IntType(8 * size), lanes)
         wide = _vector(ir.IntType(16 * size), lanes)
-        before = builder.block
-        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        p = builder.phi(_INDEX)
-        p.add_incoming(_index(0), before)
-        tile = builder.load(source.at(i, p, narrow), align=size)
-        tile = builder.sext(tile, wide) if signed else builder.zext(tile, wide)
-        pointer = target.at(j, p, wide)
-        so_far = builder.load(pointer, align=2 * size)
-        builder.store(builder.add(so_far, tile), pointer, align=2 * size)
-        following = builder.add(p, _index(lanes))
-        p.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
-        builder.position_at_end(after)
+
+        def add(p: ir.Value, _: Any) -> list[ir.Value]:
+            tile = builder.load(source.at(i, p, narrow), align=size)
+            tile = builder.sext(tile, wide) if signed else builder.zext(tile, wide)
+            pointer = target.at(j, p, wide)
+            total = builder.load(pointer, align=2 * size)
+            builder.store(builder.add(total, tile), pointer, align=2 * size)
+            return []
+
+        _loop(builder, d, lanes, [], add)
         return context.get_dummy_value()
 
     index = types.intp
@@ -275,7 +287,7 @@ def add_vectors(
 
 @intrinsic
 def dot_vectors(typing_context: Any, tiles: Any, i: Any, weights: Any, j: Any, d: Any) -> Any:
-    """Return 8-bit tile i times row j of 16-bit weights, d > 0 features that are whole vectors."""
+    """Return 8-bit tile i times row j of 16-bit weights, d > 0 features of whole vectors."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         tiles, i, weights, j, d = arguments
@@ -283,62 +295,48 @@ def dot_vectors(typing_context: Any, tiles: Any, i: Any, weights: Any, j: Any, d
         w = _Rows(context, builder, signature.args[2], weights)
         extend = builder.sext if signature.args[0].dtype.signed else builder.zext
         lanes = 2 * LANES
-        short, wide = _vector(_SHORT, lanes), _vector(_INT, lanes)
-        total, none = _vector(_INT, LANES), ir.Constant(wide, ir.Undefined)
-        before = builder.block
-        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        p, so_far = builder.phi(_INDEX), builder.phi(total)
-        p.add_incoming(_index(0), before)
-        so_far.add_incoming(ir.Constant(total, None), before)
-        tile = builder.load(x.at(i, p, _vector(_BYTE, lanes)), align=1)
-        weight = builder.load(w.at(j, p, short), align=2)
-        product = builder.mul(extend(tile, wide), builder.sext(weight, wide))
-        # The pattern of `_dot`.
-        pair = builder.add(
-            builder.shuffle_vector(product, none, _lanes(range(0, lanes, 2))),
-            builder.shuffle_vector(product, none, _lanes(range(1, lanes, 2))),
-        )
-        sums = builder.add(so_far, pair)
-        so_far.add_incoming(sums, loop)
-        following = builder.add(p, _index(lanes))
-        p.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, d), loop, after)
-        builder.position_at_end(after)
+        short, wide, total = _vector(_SHORT, lanes), _vector(_INT, lanes), _vector(_INT, LANES)
+
+        def multiply(p: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
+            tile = builder.load(x.at(i, p, _vector(_BYTE, lanes)), align=1)
+            weight = builder.load(w.at(j, p, short), align=2)
+            product = builder.mul(extend(tile, wide), builder.sext(weight, wide))
+            return [_add_pairs(builder, sums[0], product)]
+
+        sums = _loop(builder, d, lanes, [ir.Constant(total, None)], multiply)
         reduce = builder.module.declare_intrinsic(
             f"llvm.vector.reduce.add.v{LANES}i32", (), ir.FunctionType(_INT, (total,))
         )
-        return builder.call(reduce, [sums])
+        return builder.call(reduce, sums)
 
     return types.int32(tiles, types.intp, weights, types.intp, types.intp), generate
 
 
 @intrinsic
-def fetch(typing_context: Any, tiles: Any, i: Any, p: Any) -> Any:
-    """Ask for the line of the cache that holds feature p of tile i, without waiting for it."""
+def prefetch(typing_context: Any, tiles: Any, i: Any, p: Any) -> Any:
+    """Prefetch the cache line that holds feature p of tile i."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         tiles, i, p = arguments
         pointer = _Rows(context, builder, signature.args[0], tiles).at(i, p, _BYTE)
         kinds = (pointer.type, _INT, _INT, _INT)
-        ask = builder.module.declare_intrinsic(
+        function = builder.module.declare_intrinsic(
             "llvm.prefetch", (pointer.type,), ir.FunctionType(ir.VoidType(), kinds)
         )
-        # To read, to be kept in all caches, as data.
-        builder.call(ask, [pointer, *(ir.Constant(_INT, n) for n in (0, 3, 1))])
+        # To read; into all caches; data.
+        builder.call(function, [pointer, *(ir.Constant(_INT, n) for n in (0, 3, 1))])
         return context.get_dummy_value()
 
     return types.void(tiles, types.intp, types.intp), generate
 
 
 def _dot(centroids: int) -> Callable[..., Any]:
-    """Make the product of VECTORS vectors of turned tiles and this many centroids."""
+    """Return the product of VECTORS vectors of transposed tiles and this many centroids."""
 
     @intrinsic
     def dot(
         typing_context: Any,
-        turned: Any,
+        transposed: Any,
         i: Any,
         weights: Any,
         j: Any,
@@ -347,18 +345,20 @@ def _dot(centroids: int) -> Callable[..., Any]:
         biases: Any,
         scores: Any,
     ) -> Any:
-        """Add n_pairs pairs, the weights' from `first` on, to the products of i and j on."""
+        """Add n_pairs pairs, the weights' from `first` on, to the scores of tile i, centroid j on.
+
+        The scores of the first pair start at the bias.
+        """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            turned, i, weights, j, first, n_pairs, biases, scores = arguments
-            x = _Rows(context, builder, signature.args[0], turned)
+            transposed, i, weights, j, first, n_pairs, biases, scores = arguments
+            x = _Rows(context, builder, signature.args[0], transposed)
             w = _Rows(context, builder, signature.args[2], weights)
             y = _Rows(context, builder, signature.args[7], scores)
             bias = context.make_array(signature.args[6])(context, builder, biases).data
             short, wide = _vector(_SHORT, 2 * LANES), _vector(_INT, 2 * LANES)
             total = _vector(_INT, LANES)
-            zero, none = ir.Constant(total, None), ir.Constant(wide, ir.Undefined)
-            even, odd = _lanes(range(0, 2 * LANES, 2)), _lanes(range(1, 2 * LANES, 2))
+            zero = ir.Constant(total, None)
             cells = [(c, v) for c in range(centroids) for v in range(VECTORS)]
             columns = [builder.add(i, _index(v * LANES)) for v in range(VECTORS)]
             rows = [builder.add(j, _index(c)) for c in range(centroids)]
@@ -367,51 +367,37 @@ def _dot(centroids: int) -> Callable[..., Any]:
                 lane = builder.insert_element(zero, number, ir.Constant(_INT, 0))
                 return builder.shuffle_vector(lane, zero, _lanes([0] * LANES))
 
-            afresh = builder.icmp_signed("==", first, _index(0))
+            def multiply(p: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
+                tiles = [builder.load(x.at(p, column, short), align=4) for column in columns]
+                tiles = [builder.sext(tile, wide) for tile in tiles]
+                feature = builder.add(first, p)
+                factors = []
+                for row in rows:
+                    weight = builder.load(w.at(row, feature, _INT), align=4)
+                    factors.append(builder.sext(builder.bitcast(spread(weight), short), wide))
+                return [
+                    _add_pairs(builder, total, builder.mul(tiles[v], factors[c]))
+                    for (c, v), total in zip(cells, sums, strict=True)
+                ]
+
+            is_first = builder.icmp_signed("==", first, _index(0))
             outputs = [y.at(rows[c], columns[v], total) for c, v in cells]
-            first_sums = [spread(builder.load(builder.gep(bias, [row]), align=4)) for row in rows]
+            biases = [spread(builder.load(builder.gep(bias, [row]), align=4)) for row in rows]
             starts = [
-                builder.select(afresh, first_sums[c], builder.load(output, align=4))
+                builder.select(is_first, biases[c], builder.load(output, align=4))
                 for (c, _), output in zip(cells, outputs, strict=True)
             ]
-            before = builder.block
-            loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            p = builder.phi(_INDEX)
-            p.add_incoming(_index(0), before)
-            sums = [builder.phi(total) for _ in cells]
-            tiles = [builder.load(x.at(p, column, short), align=4) for column in columns]
-            tiles = [builder.sext(tile, wide) for tile in tiles]
-            feature = builder.add(first, p)
-            alike = []
-            for row in rows:
-                weight = builder.load(w.at(row, feature, _INT), align=4)
-                alike.append(builder.sext(builder.bitcast(spread(weight), short), wide))
-            totals = []
-            for (c, v), so_far, start in zip(cells, sums, starts, strict=True):
-                # The pattern: all products, the even ones plus the odd ones, plus the sum.
-                product = builder.mul(tiles[v], alike[c])
-                pair = builder.add(
-                    builder.shuffle_vector(product, none, even),
-                    builder.shuffle_vector(product, none, odd),
-                )
-                totals.append(builder.add(so_far, pair))
-                so_far.add_incoming(start, before)
-                so_far.add_incoming(totals[-1], loop)
-            following = builder.add(p, _index(1))
-            p.add_incoming(following, loop)
-            builder.cbranch(builder.icmp_signed("<", following, n_pairs), loop, after)
-            builder.position_at_end(after)
-            for row_total, output in zip(totals, outputs, strict=True):
-                builder.store(row_total, output, align=4)
+            sums = _loop(builder, n_pairs, 1, starts, multiply)
+            for value, output in zip(sums, outputs, strict=True):
+                builder.store(value, output, align=4)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(turned, index, weights, index, index, index, biases, scores), generate
+        arguments = (transposed, index, weights, index, index, index, biases, scores)
+        return types.void(*arguments), generate
 
-    made: Callable[..., Any] = dot
-    return made
+    function: Callable[..., Any] = dot
+    return function
 
 
 _dot_4, _dot_2, _dot_1 = _dot(4), _dot(2), _dot(1)

@@ -113,7 +113,7 @@ def assess_counted(
     `fitted` is the result of the fit of these models to these very tiles: its statistics save the
     first pass.
     """
-    from daskkm.kernels.metric_sums import Clusters, scales
+    from daskkm.kernels.metric_sums import Clusters, fixed_point_scales
 
     runner = PassRunner(X)
     models = _check_models(models, runner.shape[1])
@@ -134,7 +134,7 @@ def assess_counted(
         np.concatenate([own.statistics.means() for own in filled]),
         np.cumsum([0, *(len(own.centroids) for own in filled)], dtype=np.intp),
     )
-    units = scales(*runner.shape, runner.tiles.dtype)
+    units = fixed_point_scales(*runner.shape, runner.tiles.dtype)
     sums = runner.metric_sums(clusters, units, classes, names)
     qualities = {
         k: own.quality(sums[lo:hi, :2] / units, sums[lo:hi, 2], sums[lo:hi, 3:].astype(int))

@@ -129,7 +129,7 @@ class PassRunner:
             room = min(room, sizes.unchecked_bytes)
         n_bytes = 0 if self._is_here() else self.tiles.nbytes
         if self._cache == "always" or (self._cache == "auto" and n_bytes <= room):
-            (self.blocks,) = persist(statistics.resident(self.blocks), scheduler=self._scheduler)
+            (self.blocks,) = persist(statistics.cached(self.blocks), scheduler=self._scheduler)
             self.bytes_read += self.tiles.nbytes
             self._is_cached = True
             self._is_bounded = bounds > 0 and n_bytes + bounds <= room

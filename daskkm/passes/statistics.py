@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from numpy.typing import NDArray
 
-    from daskkm.kernels.bounds import Resident
+    from daskkm.kernels.bounds import CachedBlock
     from daskkm.kernels.metric_sums import Clusters, Scales
 
 # Rounding error of a mean of many floats, relative.
@@ -51,7 +51,7 @@ def statistics(
     weights : dask array of shape (n,), int64 or float64, optional
         In the chunks of X.
     models : sequence of int, optional
-        Names of the models, by which `resident` blocks of integers recognize them from pass to
+        Names of the models, by which `cached` blocks of integers recognize them from pass to
         pass; not with weights.
 
     Returns
@@ -68,34 +68,35 @@ def statistics(
     return sum_over_blocks(_statistics, with_column(X, weights), shape, dtype, **arguments)
 
 
-def resident(X: da.Array) -> da.Array:
-    """Return blocks of `Resident`, which hold their tiles in memory once persisted, lazily."""
-    return X.map_blocks(_make_resident, token="resident", dtype=X.dtype, meta=X._meta)  # noqa: S106
+def cached(X: da.Array) -> da.Array:
+    """Return blocks of `CachedBlock`, which hold their tiles once they are persisted, lazily."""
+    return X.map_blocks(_cache_block, token="cache-tiles", dtype=X.dtype, meta=X._meta)  # noqa: S106
 
 
-def _make_resident(block: Any) -> Resident:
-    from daskkm.kernels.bounds import Resident
+def _cache_block(block: Any) -> CachedBlock:
+    from daskkm.kernels.bounds import CachedBlock
 
-    return Resident.of(block)
+    return CachedBlock.from_block(block)
 
 
 def _statistics(
     block: Any, *weights: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> NDArray[Any]:
-    from daskkm.kernels import assign
+    from daskkm.kernels.assign import block_statistics
+    from daskkm.kernels.stack import PreparedStack, prepare_stack
 
-    prepared: assign.Prepared | None = None
+    prepared: PreparedStack | None = None
 
     def of_piece(tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
         nonlocal prepared  # once for all pieces
-        prepared = prepared or assign.prepare(tiles.dtype, stack, offsets)
-        return assign.block_statistics(tiles, stack, offsets, weights, prepared)
+        prepared = prepared or prepare_stack(tiles.dtype, stack, offsets)
+        return block_statistics(tiles, stack, offsets, weights, prepared)
 
     return sum_over_pieces(of_piece, block, weights)
 
 
 def _update_statistics(
-    block: Resident,
+    block: CachedBlock,
     *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
@@ -207,8 +208,8 @@ def metric_sums(
     Returns
     -------
     dask array of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
-        As `daskkm.kernels.metric_sums.add_up`; by products above `sizes.exact_metric_tiles` 8-bit
-        tiles.
+        As `daskkm.kernels.metric_sums.sum_distances`; by products above
+        `sizes.exact_metric_tiles` 8-bit tiles.
     """
     return sum_over_blocks(
         _metric_sums,
@@ -243,7 +244,7 @@ def _metric_sums(
         nonlocal products  # once for all pieces
         codes = None if classes is None else np.searchsorted(names, classes)
         if rounded:
-            products = products or metric_sums.prepare(tiles.dtype, clusters)
-        return metric_sums.add_up(tiles, clusters, scales, codes, len(names), products)
+            products = products or metric_sums.prepare_products(tiles.dtype, clusters)
+        return metric_sums.sum_distances(tiles, clusters, scales, codes, len(names), products)
 
     return sum_over_pieces(of_piece, block, classes)

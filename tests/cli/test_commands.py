@@ -616,8 +616,8 @@ def raises(error: Exception) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (uint16_sums, ["uint16 features could overflow", "use at most"]),
-        (complex_tiles, ["complex128 are not supported", "convert them"]),
+        (uint16_sums, ["uint16 features could overflow", "Use at most"]),
+        (complex_tiles, ["complex128 are not supported", "Convert them"]),
         (too_much_memory, ["memory ran out (Unable to allocate 1.00 EiB"]),
         (raises(MemoryError()), ["memory ran out (MemoryError)"]),
         (raises(OSError()), ["OSError; see to that"]),

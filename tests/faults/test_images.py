@@ -1,4 +1,4 @@
-"""Files that are no images, or odd ones: converted as documented, refused by name, or skipped."""
+"""Bad and unusual image files: converted as documented, an error with their name, or skipped."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from click import ClickException
 from PIL import Image, ImageFile
 
 import daskkm
+from daskkm import sizes
 from daskkm.cli.ingest import command as ingest_command
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
@@ -58,7 +59,7 @@ def palette(colours: NDArray[np.uint8]) -> Image.Image:
 
 
 def alpha(pixels: NDArray[np.uint8], opacity: int) -> Image.Image:
-    """An image of which one pixel has this opacity."""
+    """Return an image with one pixel of this opacity."""
     image = Image.fromarray(pixels).convert("RGBA" if pixels.ndim == 3 else "LA")
     mask = Image.new("L", image.size, 255)
     mask.putpixel((5, 5), opacity)
@@ -76,13 +77,13 @@ def png(*chunks: bytes, size: tuple[int, int] = (40, 24), bits: int = 8, colour:
     return start + b"".join(chunks) + png_chunk(b"IEND", b"")
 
 
-def turned(orientation: int) -> Image.Exif:
+def orientation_exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
 
 
-def saved(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object) -> Path:
+def save(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object) -> Path:
     whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
     whole.save(path, **settings)  # type: ignore[arg-type]
     return path
@@ -112,25 +113,27 @@ FILES += [("a.webp", kind) for kind in ("rgb", "palette", "opaque rgb")]
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES, ids=[f"{kind} {name}" for name, kind in FILES])
-def test_what_shows_8_bits_is_taken_to_the_last_bit(tmp_path: Path, name: str, kind: str) -> None:
+def test_read_image_of_8_bits_returns_every_pixel(tmp_path: Path, name: str, kind: str) -> None:
     image, expected = KINDS[kind]
     settings = {"lossless": True} if name == "a.webp" else {}
-    pixels = read(saved(tmp_path / name, image, **settings))
+    pixels = read(save(tmp_path / name, image, **settings))
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_the_name_does_not_say_what_a_file_is(tmp_path: Path) -> None:
-    saved(tmp_path / "a.tif", RGB).rename(tmp_path / "a.PNG")
+def test_read_image_with_other_suffix_uses_the_content(tmp_path: Path) -> None:
+    save(tmp_path / "a.tif", RGB).rename(tmp_path / "a.PNG")
     np.testing.assert_array_equal(read(tmp_path / "a.PNG"), RGB)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.jpg"])
-def test_images_are_turned_as_they_say(tmp_path: Path, name: str, orientation: int) -> None:
-    """By EXIF's definition: which sides of what is shown are the first row and column."""
+def test_read_image_with_orientation_rotates_it(
+    tmp_path: Path, name: str, orientation: int
+) -> None:
+    """EXIF defines which sides of the displayed image are the first row and column."""
     settings = {"lossless": True} if name == "a.webp" else {}
-    path = saved(tmp_path / name, RGB, exif=turned(orientation), **settings)
-    rows = RGB if name != "a.jpg" else read(saved(tmp_path / "b.jpg", RGB))
+    path = save(tmp_path / name, RGB, exif=orientation_exif(orientation), **settings)
+    rows = RGB if name != "a.jpg" else read(save(tmp_path / "b.jpg", RGB))
     expected = {
         1: rows,
         2: rows[:, ::-1],
@@ -144,35 +147,37 @@ def test_images_are_turned_as_they_say(tmp_path: Path, name: str, orientation: i
     np.testing.assert_array_equal(read(path), expected[orientation])
 
 
-def late(orientation: int) -> bytes:
-    """A PNG that says behind its pixels that it is to be turned."""
+def late_orientation(orientation: int) -> bytes:
+    """Return a PNG with its orientation behind its pixels."""
     rows = b"".join(b"\0" + row.tobytes() for row in RGB)
-    exif = turned(orientation).tobytes()[6:]
+    exif = orientation_exif(orientation).tobytes()[6:]
     return png(png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"eXIf", exif))
 
 
-def test_an_orientation_behind_the_pixels(tmp_path: Path) -> None:
+def test_read_image_of_png_with_late_orientation_rotates_or_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(late(3))
+    path.write_bytes(late_orientation(3))
     np.testing.assert_array_equal(read(path), RGB[::-1, ::-1])
-    # That it is damaged Pillow says only if it is asked.
-    path.write_bytes(late(3).replace(turned(3).tobytes()[6:], turned(2).tobytes()[6:]))
+    # Pillow compares this checksum only in `verify`.
+    path.write_bytes(
+        late_orientation(3).replace(
+            orientation_exif(3).tobytes()[6:], orientation_exif(2).tobytes()[6:]
+        )
+    )
     with pytest.raises(ImageError, match=r"bad header checksum in b'eXIf'"):
         pillow.read_image(path, (8, 8))
-    path.write_bytes(late(6))
-    with pytest.raises(
-        ImageError, match=r"a\.png: its pixels are not of the shape that its header"
-    ):
+    path.write_bytes(late_orientation(6))
+    with pytest.raises(ImageError, match=r"a\.png: shape of the pixels differs from the header"):
         pillow.read_image(path, (8, 8))
 
 
 def bomb() -> bytes:
-    """60,000 x 60,000 pixels in 4 kB of PNG: they would be 10 GB."""
+    """Return a PNG of 4 kB with 60,000 x 60,000 pixels, 10 GB."""
     return png(png_chunk(b"IDAT", zlib.compress(bytes(1 << 20))), size=(60_000, 60_000))
 
 
 def frames(path: Path, **settings: object) -> Path:
-    return saved(path, GREY, save_all=True, append_images=[Image.fromarray(GREY[::-1])], **settings)
+    return save(path, GREY, save_all=True, append_images=[Image.fromarray(GREY[::-1])], **settings)
 
 
 def sized(path: Path, size: int) -> None:
@@ -181,7 +186,7 @@ def sized(path: Path, size: int) -> None:
 
 
 def raw_tiff(path: Path, planes: NDArray[Any], kind: int = 1) -> None:
-    """Bands one after the other, each as it lies in memory, which Pillow does not write."""
+    """Write a planar TIFF of bands in memory order, which Pillow cannot write."""
     n, height, width = planes.shape
     first = 8 + 2 + 11 * 12 + 4 + 24
     lists = (
@@ -206,14 +211,14 @@ def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
     path.write_bytes(png(pixels, bits=bits, colour=colour))
 
 
-CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert it to one of them"
+CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert the image"
 UNREAD = "not an image that can be read. Replace or remove the file"
 FRAMES = "2 frames; daskkm reads one a file. Save each frame as a file of its own"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.png": (Path.touch, UNREAD),
     "text.jpg": (lambda path: path.write_text("not an image"), UNREAD),
     "zeros.tif": (lambda path: path.write_bytes(bytes(1000)), UNREAD),
-    # Pillow would have Ghostscript run it.
+    # Pillow would run Ghostscript.
     "postscript.png": (
         lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),
         "EPS image; dask",
@@ -222,16 +227,19 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe.png": (os.mkfifo, "this is not a file; remove it"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
-    "bomb.png": (lambda path: path.write_bytes(bomb()), "it has more than 178956970 pixels; cut"),
+    "bomb.png": (
+        lambda path: path.write_bytes(bomb()),
+        "the image has more than 178956970 pixels. Cut",
+    ),
     "big.png": (lambda path: sized(path, (1 << 30) + 1), "it has 1073741825 bytes, more than"),
     "animated.gif": (frames, FRAMES),
     "animated.png": (frames, FRAMES),
     "animated.webp": (lambda path: frames(path, lossless=True), FRAMES),
     "pages.tif": (frames, "2 pages; daskkm reads one a file. Save each page as a file of its own"),
-    "deep.png": (lambda path: saved(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
-    "deep.tif": (lambda path: saved(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
+    "deep.png": (lambda path: save(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
+    "deep.tif": (lambda path: save(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
     "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), "16-bit greyscale"),
-    # Of these Pillow takes the upper halves, without a word.
+    # Pillow silently reads the upper 8 of these 16 bits.
     "deep_rgb.png": (lambda path: raw_png(path, 16, 2, 240), f"16-bit RGB; {CONVERT}"),
     "deep_alpha.png": (
         lambda path: raw_png(path, 16, 4, 160),
@@ -243,41 +251,41 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         f"16-bit RGB; {CONVERT}",
     ),
     "signed.tif": (lambda path: raw_tiff(path, GREY[None, :8, :8], 2), "8-bit signed greyscale"),
-    "float.tif": (lambda path: saved(path, GREY.astype(np.float32)), "32-bit float greyscale"),
-    "cmyk.jpg": (lambda path: saved(path, Image.fromarray(RGB).convert("CMYK")), "8-bit CMYK"),
-    "lab.tif": (lambda path: saved(path, Image.new("LAB", (16, 16))), f"8-bit Lab; {CONVERT}"),
+    "float.tif": (lambda path: save(path, GREY.astype(np.float32)), "32-bit float greyscale"),
+    "cmyk.jpg": (lambda path: save(path, Image.fromarray(RGB).convert("CMYK")), "8-bit CMYK"),
+    "lab.tif": (lambda path: save(path, Image.new("LAB", (16, 16))), f"8-bit Lab; {CONVERT}"),
 }
 BAD_PIXELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated.png": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
     "truncated.jpg": (lambda path: cut_off(path, GREY, 300), "the image cannot be read"),
     "truncated.tif": (lambda path: cut_off(path, RGB, 300), "the image cannot be read"),
     "truncated.bmp": (lambda path: cut_off(path, RGB, 300), "the image cannot be read"),
-    "alpha.png": (lambda path: saved(path, alpha(RGB, 254)), "some of its pixels are transparent"),
-    "alpha.tif": (lambda path: saved(path, alpha(GREY, 0)), "some of its pixels are transparent"),
+    "alpha.png": (lambda path: save(path, alpha(RGB, 254)), "some pixels are transparent"),
+    "alpha.tif": (lambda path: save(path, alpha(GREY, 0)), "some pixels are transparent"),
     "key.png": (
-        lambda path: saved(path, GREY, transparency=int(GREY[3, 3])),
-        "some of its pixels are transparent; save it without transparency",
+        lambda path: save(path, GREY, transparency=int(GREY[3, 3])),
+        "some pixels are transparent. Save the image without transparency",
     ),
     "index.gif": (
-        lambda path: saved(path, palette(COLOURS), transparency=int(INDICES[3, 3])),
-        "some of its pixels are transparent; save it without transparency",
+        lambda path: save(path, palette(COLOURS), transparency=int(INDICES[3, 3])),
+        "some pixels are transparent. Save the image without transparency",
     ),
 }
 
 
 def cut_off(path: Path, pixels: NDArray[np.uint8], n: int) -> None:
-    saved(path, pixels)
+    save(path, pixels)
     os.truncate(path, path.stat().st_size - n)
 
 
 @pytest.mark.parametrize("name", [*BAD, *BAD_PIXELS])
-def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path: Path, name: str) -> None:
+def test_read_image_of_bad_file_raises_one_line_with_its_name(tmp_path: Path, name: str) -> None:
     make, why = (BAD | BAD_PIXELS)[name]
     make(tmp_path / name)
     with pytest.raises(ImageError, match=f"{name}: .*{re.escape(why)}") as found:
         pillow.read_image(tmp_path / name, (8, 8))
     assert "\n" not in str(found.value)
-    if name in BAD:  # its header is enough
+    if name in BAD:  # the header gives the error
         with pytest.raises(ImageError) as again:
             pillow.image_shape(tmp_path / name)
         assert str(again.value) == str(found.value)
@@ -285,30 +293,31 @@ def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path: Path, name: str) ->
         pillow.image_shape(tmp_path / name)
 
 
-def test_what_may_not_be_read_is_refused_by_name(images: Path) -> None:
-    """Tests may run as root, who may read all: so as someone who is not."""
+def test_read_image_without_permission_raises_error_with_its_name(images: Path) -> None:
+    """Run as another user if the tests run as root, who may read everything."""
     code = """if True:
         import os, sys
         from pathlib import Path
         from PIL import Image
-        from daskkm import errors, find, tiles
-        Image.init()  # what is imported later may not be there for others
+        from daskkm import errors
+        from daskkm.images import find, pillow
+        Image.init()  # later imports may be unreadable for the other user
         folder = Path(sys.argv[1])
         if os.getuid() == 0:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
-        for refused, args in (
-            (tiles.image_shape, (folder / "s_2.png",)),
-            (tiles.read_image, (folder / "s_2.png", (8, 8))),
+        for function, args in (
+            (pillow.image_shape, (folder / "s_2.png",)),
+            (pillow.read_image, (folder / "s_2.png", (8, 8))),
             (find.find_images, (folder / "closed",)),
         ):
             try:
-                refused(*args)
+                function(*args)
             except errors.ImageError as error:
                 print(error)
     """
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # as others may not see what pytest makes
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's folders are closed to other users
     try:
         folder.chmod(0o755)
         shutil.copy(images / "s_2.png", folder)
@@ -319,26 +328,26 @@ def test_what_may_not_be_read_is_refused_by_name(images: Path) -> None:
     finally:
         (folder / "closed").chmod(0o755)
         shutil.rmtree(folder)
-    unread = "the image cannot be read (Permission denied); replace or remove the file"
+    unread = "the image cannot be read (Permission denied). Replace or remove the file"
     assert child.output == [
         *[f"{folder}/s_2.png: {unread}"] * 2,
-        f"{folder}/closed: cannot be read (Permission denied). See that it can be",
+        f"{folder}/closed: cannot be read (Permission denied). Check path and permissions",
     ]
 
 
-def test_a_file_that_may_not_be_read_is_skipped_once(forked: Forks) -> None:
-    """And the store is up to date then, until it may be read."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # as others may not see what pytest makes
+def test_create_store_with_unreadable_file_skips_it_until_readable(forked: Forks) -> None:
+    """The store stays unchanged until the file is readable."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's folders are closed to other users
     try:
         (folder / "pictures").mkdir()
         for name in ("s_1.png", "s_2.png"):
-            saved(folder / "pictures" / name, GREY)
+            save(folder / "pictures" / name, GREY)
         (folder / "pictures" / "s_2.png").chmod(0o000)
         for entry in (folder, folder / "pictures"):
             entry.chmod(0o777)
         flags = ("--store", "t.zarr", "--tile", "8", "--on-bad", "skip", "--overwrite")
         args = ("ingest", "pictures", *flags)
-        nobody = {"user": 65534} if os.getuid() == 0 else {}  # to root nothing is closed
+        nobody = {"user": 65534} if os.getuid() == 0 else {}  # root may read everything
         written = []
         for mode in (0o000, 0o000, 0o644):
             (folder / "pictures" / "s_2.png").chmod(mode)
@@ -353,21 +362,22 @@ def test_a_file_that_may_not_be_read_is_skipped_once(forked: Forks) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
-def test_what_may_go_better_the_next_time_is_tried_again(
+def test_create_store_after_transient_error_reads_the_file_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     (tmp_path / "pictures").mkdir()
-    for name in ("s_1.png", "s_2.png"):
-        saved(tmp_path / "pictures" / name, GREY)
-    pixels = pillow._pixels
+    for i in (1, 2):
+        save(tmp_path / "pictures" / f"s_{i}.png", GREY[8 * i - 8 :])
+    bad = (tmp_path / "pictures" / "s_2.png").read_bytes()
+    open_image = Image.open
 
-    def fail(path: Path, image: Image.Image) -> Any:
-        if path.name == "s_2.png":
+    def fail(file: Any, **settings: Any) -> Image.Image:
+        if isinstance(file, io.BytesIO) and file.getvalue() == bad:
             raise error
-        return pixels(path, image)
+        return open_image(file, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pillow, "_pixels", fail)
+        patch.setattr(Image, "open", fail)
         store = daskkm.create_store(
             tmp_path / "pictures", tmp_path / "t.zarr", tile=8, on_bad="skip"
         )
@@ -378,23 +388,23 @@ def test_what_may_go_better_the_next_time_is_tried_again(
     assert not store.skipped
 
 
-def test_a_file_that_becomes_whole_meanwhile_is_looked_at_again(
+def test_create_store_with_file_still_being_copied_reads_it_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where images are still being copied: what is wrong is not said of what came later."""
+    """An error of the incomplete file is not recorded for the complete one."""
     whole = (images / "s_2.png").read_bytes()
     (images / "s_2.png").write_bytes(b"")
     read_image = pillow.read_image
 
-    def copied(path: Path, tile: tuple[int, int]) -> Any:
+    def complete(path: Path, tile: tuple[int, int]) -> Any:
         (images / "s_2.png").write_bytes(whole)
         return read_image(path, tile)
 
     settings: Any = {"tile": 8, "on_bad": "skip"}
     with monkeypatch.context() as patched:
-        patched.setattr(pillow, "read_image", copied)
+        patched.setattr(pillow, "read_image", complete)
         first = daskkm.create_store(images, tmp_path / "t.zarr", **settings)
-    # The verdict, if it is one of the empty file, does not stand for the whole one.
+    # The error of the empty file is not recorded for the complete file.
     with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
         daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     again = daskkm.create_store(images, tmp_path / "t.zarr", **settings, overwrite=True)
@@ -403,11 +413,11 @@ def test_a_file_that_becomes_whole_meanwhile_is_looked_at_again(
     assert not again.skipped
 
 
-def test_many_bad_files_take_no_memory(tmp_path: Path) -> None:
+def test_create_store_with_many_bad_files_uses_little_memory(tmp_path: Path) -> None:
     profile = bytes(500_000)
     for i in range(20):
-        saved(tmp_path / f"{i}.jpg", Image.new("CMYK", (16, 16)), icc_profile=profile)
-    saved(tmp_path / "good.png", GREY)
+        save(tmp_path / f"{i}.jpg", Image.new("CMYK", (16, 16)), icc_profile=profile)
+    save(tmp_path / "good.png", GREY)
     tracemalloc.start()
     try:
         store = daskkm.create_store(tmp_path, tmp_path / "t.zarr", tile=8, on_bad="skip")
@@ -417,26 +427,26 @@ def test_many_bad_files_take_no_memory(tmp_path: Path) -> None:
     assert len(store.skipped) == 20
 
 
-def test_warnings_of_others_stay_warnings(tmp_path: Path) -> None:
-    """Those of other threads, while an image is read."""
-    path = saved(tmp_path / "a.png", GREY)
-    with pillow._strict(), pytest.warns(UserWarning, match="mine"):
+def test_strict_pillow_with_warning_of_other_code_does_not_raise(tmp_path: Path) -> None:
+    """Another thread may warn while an image is read."""
+    path = save(tmp_path / "a.png", GREY)
+    with pillow._strict_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
     np.testing.assert_array_equal(read(path), GREY)
 
 
-def test_bands_one_after_the_other(tmp_path: Path) -> None:
+def test_read_image_of_planar_tiff_interleaves_bands(tmp_path: Path) -> None:
     planes = RNG.integers(0, 256, (3, 8, 8), np.uint8)
     raw_tiff(tmp_path / "planes.tif", planes)
     np.testing.assert_array_equal(read(tmp_path / "planes.tif"), planes.transpose(1, 2, 0))
 
 
-def test_what_others_told_pillow_does_not_matter(
+def test_read_image_with_other_pillow_settings_ignores_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("truncated.png", "truncated.jpg", "bomb.png"):
         (BAD | BAD_PIXELS)[name][0](tmp_path / name)
-    whole = saved(tmp_path / "whole.png", GREY)
+    whole = save(tmp_path / "whole.png", GREY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for name in ("truncated.png", "truncated.jpg", "bomb.png"):
@@ -453,16 +463,16 @@ NAMES = [
 ]
 
 
-def test_whatever_a_file_is_called_it_is_a_image(tmp_path: Path) -> None:
+def test_create_store_with_unusual_file_names_works(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"images\n\xff")
     folder.mkdir()
     for i, name in enumerate(NAMES):
-        saved(folder / name, np.full((8, 9), i, np.uint8))
+        save(folder / name, np.full((8, 9), i, np.uint8))
     with Process(
         "-m", "daskkm.ingest", folder, "--store", folder / "t.zarr", "--tile", "8"
     ) as made:
         assert made.wait() == 0, made.lines
-    assert len(made.lines) == len(made.output) == 1  # it warns of what is cropped
+    assert len(made.lines) == len(made.output) == 1  # the warning of cropped pixels
     store = daskkm.open_store(folder / "t.zarr")
     assert sorted(image.name for image in store.images) == sorted(NAMES)
     values = store.features().compute()[:, 0].tolist()
@@ -480,23 +490,23 @@ def test_whatever_a_file_is_called_it_is_a_image(tmp_path: Path) -> None:
         assert str(found.value).isprintable()
         (folder / name).unlink()
         if name != NAMES[-1]:
-            saved(folder / "last.png", np.zeros((8, 8), np.uint8))
+            save(folder / "last.png", np.zeros((8, 8), np.uint8))
 
 
 @pytest.fixture
 def mixed(images: Path) -> Path:
-    """The three images and every bad file, in natural order between and around them."""
+    """Return a folder with three images and every bad file between them."""
     for name, (make, _) in (BAD | BAD_PIXELS).items():
         make(images / name)
-    saved(images / "colour.png", RGB)
-    saved(images / "small.png", GREY[:5])
+    save(images / "colour.png", RGB)
+    save(images / "small.png", GREY[:5])
     for path in images.iterdir():
         if path.is_file():
-            os.utime(path, (1, 1))  # else the store would say when only if it is made later
+            os.utime(path, (1, 1))  # old enough for the store to record the times
     return images
 
 
-def test_bad_files_are_skipped_and_listed(mixed: Path, tmp_path: Path) -> None:
+def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.zarr"
     with pytest.raises(ImageError, match=r"alpha|animated"):
         daskkm.create_store(mixed, path, tile=8)
@@ -516,7 +526,7 @@ def test_bad_files_are_skipped_and_listed(mixed: Path, tmp_path: Path) -> None:
         assert line == f"  {file.name}: {file.reason}"
         assert bad[file.name][1] in file.reason or "it is RGB while" in file.reason
         assert str(mixed) not in line
-    # But for those files it is the store of the good ones.
+    # Apart from these files the store equals that of the good images alone.
     good = tmp_path / "good"
     good.mkdir()
     for image in store.images:
@@ -528,7 +538,7 @@ def test_bad_files_are_skipped_and_listed(mixed: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(values, store.provenance()[name])
 
 
-def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
+def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "t.zarr"
@@ -541,7 +551,7 @@ def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
     ingest_command.main([str(images), *flags, "--on-bad", "skip"], standalone_mode=False)
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
     assert "3 files skipped:" in capsys.readouterr().out
-    # Whoever wants no file left out is told so at once.
+    # With on_bad="fail" the first skipped file is an error.
     with pytest.raises(ImageError, match=r"pictures/folder\.png: this is not a file; remove it"):
         daskkm.create_store(images, path, tile=8)
     out = tmp_path / "out"
@@ -550,24 +560,21 @@ def test_a_store_with_skipped_files_is_up_to_date_until_one_changes(
     with pytest.raises(ClickException, match=r"folder\.png"):
         sweep_command.main(sweeping, standalone_mode=False)
     sweep_command.main([*sweeping, "--on-bad", "skip"], standalone_mode=False)
-    said = capsys.readouterr().out.splitlines()
-    assert said[-4] == "3 files skipped:"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4] == "3 files skipped:"
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
-    # A file that is mended is an image.
+    # A repaired file is an image.
     (images / "folder.png").rmdir()
-    saved(images / "folder.png", GREY)
+    save(images / "folder.png", GREY)
     store = daskkm.create_store(images, path, tile=8, on_bad="skip", overwrite=True)
     assert len(store) == 30 + 15
     assert [file.name for file in store.skipped] == ["text.jpg", "truncated.png"]
 
 
-@override(chunk_bytes=7 * 64)
-def test_a_skipping_ingest_that_was_cut_short_goes_on(
+def test_create_store_after_interrupt_with_skipped_files_resumes(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = daskkm.create_store(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
     read_image = pillow.read_image
-
     last = ""
 
     def interrupt(path: Path, tile: tuple[int, int]) -> object:
@@ -576,14 +583,15 @@ def test_a_skipping_ingest_that_was_cut_short_goes_on(
         return read_image(path, tile)
 
     monkeypatch.setattr(pillow, "read_image", interrupt)
-
     place = tmp_path / "t.zarr"
-    for name in ("s_10.png", "truncated.png"):
-        last = name
-        with pytest.raises(KeyboardInterrupt):
-            daskkm.create_store(mixed, place, tile=8, on_bad="skip")
-    last = ""
-    again = daskkm.create_store(mixed, place, tile=8, on_bad="skip")
+    with sizes.override(chunk_bytes=7 * 64):
+        whole = daskkm.create_store(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
+        for name in ("s_10.png", "truncated.png"):
+            last = name
+            with pytest.raises(KeyboardInterrupt):
+                daskkm.create_store(mixed, place, tile=8, on_bad="skip")
+        last = ""
+        again = daskkm.create_store(mixed, place, tile=8, on_bad="skip")
     assert (again.images, again.skipped) == (whole.images, whole.skipped)
     for path in whole.path.rglob("*"):
         if path.is_file():
@@ -591,7 +599,7 @@ def test_a_skipping_ingest_that_was_cut_short_goes_on(
 
 
 @pytest.mark.parametrize("name", ["text.jpg", "truncated.png"])
-def test_nothing_but_bad_files_is_an_error(tmp_path: Path, name: str) -> None:
+def test_create_store_of_bad_files_only_raises_image_error(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     (BAD | BAD_PIXELS)[name][0](folder / name)
@@ -627,8 +635,8 @@ FUZZ = """if True:
 """
 
 
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes of which some are flipped, overwritten, left out, repeated, or the end is gone."""
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return bytes with some flipped, overwritten, deleted or repeated, or without the end."""
     found = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(len(found)))
@@ -655,7 +663,7 @@ def originals() -> dict[str, bytes]:
         compression = "tiff_lzw" if kind == "palette" else "raw"
         formats: dict[str, dict[str, Any]] = {
             "png": {},
-            "jpg": {"exif": turned(6)},
+            "jpg": {"exif": orientation_exif(6)},
             "tif": {"compression": compression},
         }
         for suffix, settings in formats.items():
@@ -680,15 +688,17 @@ def other_originals() -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("originals", "n"), [(originals, 500), (other_originals, 200)], ids=["usual", "other"]
 )
-def test_damaged_files(tmp_path: Path, originals: Callable[[], dict[str, bytes]], n: int) -> None:
-    """No crash, no hang, little memory; and no other pixels, where a format can tell."""
+def test_read_image_of_damaged_file_raises_or_returns_pixels(
+    tmp_path: Path, originals: Callable[[], dict[str, bytes]], n: int
+) -> None:
+    """No crash, no hang, little memory; and no wrong pixels if the format has checksums."""
     rng = np.random.default_rng(17)
     whole = originals()
     for name, data in whole.items():
         (tmp_path / f"whole_{name}").write_bytes(data)
     for i in range(n):
         name = list(whole)[i % len(whole)]
-        (tmp_path / f"{i}_{name}").write_bytes(mutated(whole[name], rng))
+        (tmp_path / f"{i}_{name}").write_bytes(mutate(whole[name], rng))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FUZZ, str(tmp_path)],
         capture_output=True,
@@ -708,7 +718,7 @@ def test_damaged_files(tmp_path: Path, originals: Callable[[], dict[str, bytes]]
         accepted[name.partition(".")[2]] += 1
         if name.endswith("png"):
             assert pixels == found[f"whole_{name}"], file
-    # What cannot be told from pixels is pixels, so this has tested something.
+    # Formats without checksums accept some damage, so that the test covers decoding.
     for suffix in {"jpg", "tif", "bmp", "ppm"} & {name.partition(".")[2] for name in whole}:
         assert accepted[suffix] > 10
     assert accepted["png"] < 20

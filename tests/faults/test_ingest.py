@@ -376,7 +376,9 @@ def test_sweep_of_a_store_beside_a_partial_one_of_other_tiles_is_refused(
     daskkm.create_store(world.images, place.with_name("u.zarr"), tile=4)
     place.with_name("u.zarr").rename(place)
     flags = ("--store", place, "--images", world.images)
-    with pytest.raises(ClickException, match=r"tiles are 4 x 4, but an ingest of 8 x 8 was cut"):
+    with pytest.raises(
+        ClickException, match=r"tiles are 4 x 4, but an interrupted ingest has tiles of 8"
+    ):
         sweep(*flags, out=place.with_name("out"))
     assert daskkm.open_store(place).tile == (4, 4)
     assert noted_chunks(place)

@@ -1,4 +1,4 @@
-"""Files that hold more than Pillow decodes: refused with a description, or read whole."""
+"""Files of which Pillow decodes only a part: described in an error, or read completely."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (32, 48), np.uint8)
 RGB = RNG.integers(0, 256, (32, 48, 3), np.uint8)
-CONVERT = "; daskkm reads 8-bit greyscale and RGB. Convert it to one of them"
+CONVERT = "; daskkm reads 8-bit greyscale and RGB. Convert the image"
 
 
 def refusal(path: Path, *, header: bool = True) -> str:
-    """What is said of a file that is refused, by its header if that is enough."""
+    """Return the error message of a bad file, which its header gives too unless told."""
     with pytest.raises(ImageError) as found:
         pillow.read_image(path, (8, 8))
     if header:
@@ -44,7 +44,7 @@ def read(path: Path) -> NDArray[np.uint8]:
     return pixels
 
 
-def written(path: Path, data: bytes) -> Path:
+def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
 
@@ -69,7 +69,7 @@ def tiff(path: Path, pixels: NDArray[Any], **settings: Any) -> Path:
         ("minisblack", (0,) * 19),
     ],
 )
-def test_tiff_with_bands_that_pillow_drops_is_refused(
+def test_read_image_of_tiff_with_dropped_bands_raises_image_error(
     tmp_path: Path, photometric: str, extra: tuple[int, ...], planar: str
 ) -> None:
     bands = len(extra) + (3 if photometric == "rgb" else 1)
@@ -91,7 +91,7 @@ def test_tiff_with_bands_that_pillow_drops_is_refused(
     opaque=st.booleans(),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_tiff_of_any_kind_is_read_whole_or_refused(
+def test_read_image_of_any_tiff_is_complete_or_raises(
     tmp_path: Path,
     bands: int,
     dtype: str,
@@ -102,7 +102,7 @@ def test_tiff_of_any_kind_is_read_whole_or_refused(
     byteorder: str,
     opaque: bool,
 ) -> None:
-    """What is read has every value that was written, but for an opaque alpha."""
+    """Pixels that are read have every value that was written, except an opaque alpha."""
     colours = 3 if rgb and bands >= 3 else 1
     pixels = np.random.default_rng(0).integers(0, 100, (pages, 16, 24, bands)).astype(dtype)
     if opaque:
@@ -118,7 +118,7 @@ def test_tiff_of_any_kind_is_read_whole_or_refused(
         for page in pixels:
             rows = np.moveaxis(page, -1, 0) if separate else page
             writer.write(rows if bands > 1 else page[..., 0], **settings)
-    alphas = {(3, 1, False), (3, 2, False), (3, 2, True), (1, 2, False)}  # that Pillow decodes
+    alphas = {(3, 1, False), (3, 2, False), (3, 2, True), (1, 2, False)}  # decoded by Pillow
     alpha = bands == colours + 1 and opaque and (colours, extra, separate) in alphas
     if dtype == "uint8" and pages == 1 and (bands == colours or alpha):
         np.testing.assert_array_equal(read(path), np.squeeze(pixels[0, ..., :colours]))
@@ -140,12 +140,14 @@ def test_tiff_of_any_kind_is_read_whole_or_refused(
     ],
 )
 @pytest.mark.parametrize("colour", ["greyscale", "RGB"])
-def test_tiff_of_other_numbers_is_named(tmp_path: Path, dtype: str, name: str, colour: str) -> None:
+def test_read_image_of_tiff_with_other_numbers_names_them(
+    tmp_path: Path, dtype: str, name: str, colour: str
+) -> None:
     pixels = (GREY if colour == "greyscale" else RGB).astype(dtype)
     assert refusal(tiff(tmp_path / "a.tif", pixels)) == name.format(colour) + CONVERT
 
 
-def test_tiff_of_other_colours_is_named(tmp_path: Path) -> None:
+def test_read_image_of_tiff_with_other_colours_names_them(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     assert refusal(tiff(path, np.dstack([RGB, GREY]), photometric="separated")).startswith(
         "8-bit C"
@@ -161,7 +163,7 @@ def test_tiff_of_other_colours_is_named(tmp_path: Path) -> None:
     assert refusal(path).startswith("TIFF of compression 33003, which Pillow does not read;")
 
 
-def test_tiff_palette_of_16_bits_is_refused_and_of_8_bits_is_read(tmp_path: Path) -> None:
+def test_read_image_of_tiff_palette_reads_8_bits_only(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     colours = RNG.integers(0, 256, (3, 256)).astype(np.uint16)
     for factor in (256, 257):
@@ -177,7 +179,7 @@ def test_tiff_palette_of_16_bits_is_refused_and_of_8_bits_is_read(tmp_path: Path
     ("first", "others", "whole"),
     [(0, 1, True), (0, 0, False), (1, 0, False), (1, 1, False), (0, 2, False)],
 )
-def test_tiff_with_further_pages_is_read_if_they_are_reduced_copies(
+def test_read_image_of_tiff_with_pages_ignores_reduced_copies_only(
     tmp_path: Path, first: int, others: int, whole: bool, within: bool, big: bool
 ) -> None:
     path = tmp_path / "a.tif"
@@ -192,7 +194,7 @@ def test_tiff_with_further_pages_is_read_if_they_are_reduced_copies(
         assert refusal(path).startswith("3 pages; daskkm reads one a file.")
 
 
-def test_tiff_of_several_planes_in_one_page_is_refused(tmp_path: Path) -> None:
+def test_read_image_of_tiff_with_several_planes_raises_image_error(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 256, (4, 32, 48), np.uint8)
     path = tiff(tmp_path / "a.tif", pixels, volumetric=True, tile=(4, 16, 16))
     assert refusal(path).startswith("4 pages;")
@@ -202,7 +204,7 @@ def test_tiff_of_several_planes_in_one_page_is_refused(tmp_path: Path) -> None:
     ("kind", "whole"),
     [(0x010001, True), (0x010002, True), (0x020002, False), (0x000000, False)],
 )
-def test_jpeg_with_a_second_picture_is_read_if_that_is_a_preview(
+def test_read_image_of_jpeg_with_second_picture_ignores_previews_only(
     tmp_path: Path, kind: int, whole: bool
 ) -> None:
     alone = Image.fromarray(RGB)
@@ -213,7 +215,7 @@ def test_jpeg_with_a_second_picture_is_read_if_that_is_a_preview(
     directory = 4 + 8 + 2 + 3 * 12 + 4  # a name, and TIFF's header and directory of three tags
     second = data.index(struct.pack("<I", 0x030000), data.index(b"MPF\0") + directory) + 16
     struct.pack_into("<I", data, second, kind)
-    path = written(tmp_path / "a.jpg", bytes(data))
+    path = write(tmp_path / "a.jpg", bytes(data))
     if whole:
         np.testing.assert_array_equal(read(path), read(tmp_path / "alone.jpg"))
     else:
@@ -229,25 +231,27 @@ def test_jpeg_with_a_second_picture_is_read_if_that_is_a_preview(
         b"P2 8 8 255\n" + b"7 " * 64 + b"\n",
     ],
 )
-def test_netpbm_with_several_images_is_refused(tmp_path: Path, one: bytes) -> None:
-    whole = read(written(tmp_path / "one.ppm", one))
-    np.testing.assert_array_equal(read(written(tmp_path / "line.ppm", one + b"\n")), whole)
+def test_read_image_of_netpbm_with_several_images_raises_image_error(
+    tmp_path: Path, one: bytes
+) -> None:
+    whole = read(write(tmp_path / "one.ppm", one))
+    np.testing.assert_array_equal(read(write(tmp_path / "line.ppm", one + b"\n")), whole)
     for n in (2, 3):
-        assert refusal(written(tmp_path / "a.ppm", one * n)).startswith("several pictures; dask")
+        assert refusal(write(tmp_path / "a.ppm", one * n)).startswith("several pictures; dask")
 
 
 def bmp(path: Path, pixels: NDArray[Any], bits: int, masks: tuple[int, ...] = ()) -> Path:
-    """Rows of whole pixels, from the bottom up, as they lie in memory."""
+    """Write a BMP of the rows in memory order, from the bottom up."""
     height, width = pixels.shape[:2]
     extra = struct.pack(f"<{len(masks)}I", *masks)
     start = 54 + len(extra)
     head = struct.pack("<2sIHHI", b"BM", start + pixels.nbytes, 0, 0, start)
     info = (40, width, height, 1, bits, 3 if masks else 0, pixels.nbytes, 0, 0, 0, 0)
-    return written(path, head + struct.pack("<IiiHHIIiiII", *info) + extra + pixels.tobytes())
+    return write(path, head + struct.pack("<IiiHHIIiiII", *info) + extra + pixels.tobytes())
 
 
 @pytest.mark.parametrize("masks", [(), (0xFF0000, 0xFF00, 0xFF), (0xFF000000, 0xFF0000, 0xFF00)])
-def test_bmp_with_a_fourth_band_is_refused_unless_it_is_constant(
+def test_read_image_of_bmp_with_fourth_band_requires_it_constant(
     tmp_path: Path, masks: tuple[int, ...]
 ) -> None:
     unused = 0 if masks and masks[-1] == 0xFF00 else 3
@@ -260,7 +264,7 @@ def test_bmp_with_a_fourth_band_is_refused_unless_it_is_constant(
         np.testing.assert_array_equal(found, np.delete(pixels, unused, -1)[::-1, :, ::-1])
 
 
-def test_bmp_with_a_16th_bit_is_refused_unless_it_is_constant(tmp_path: Path) -> None:
+def test_read_image_of_bmp_with_16th_bit_requires_it_constant(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 1 << 16, (32, 48), np.uint16)
     assert "4 bands" in refusal(bmp(tmp_path / "a.bmp", pixels, 16), header=False)
     assert read(bmp(tmp_path / "a.bmp", pixels & 0x7FFF, 16)).shape == (32, 48, 3)
@@ -269,7 +273,7 @@ def test_bmp_with_a_16th_bit_is_refused_unless_it_is_constant(tmp_path: Path) ->
     assert "truncated" in refusal(cut, header=False)
 
 
-def test_png_with_a_picture_besides_its_animation_is_refused(tmp_path: Path) -> None:
+def test_read_image_of_animated_png_with_picture_raises_image_error(tmp_path: Path) -> None:
     other = Image.fromarray(GREY[::-1])
     path = tmp_path / "a.png"
     Image.fromarray(GREY).save(path, save_all=True, append_images=[other], default_image=True)
@@ -277,15 +281,15 @@ def test_png_with_a_picture_besides_its_animation_is_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("bits", [b"\x0c", b"\x10"])
-def test_jpeg_that_pillow_does_not_read_is_named(tmp_path: Path, bits: bytes) -> None:
+def test_read_image_of_unsupported_jpeg_names_the_reason(tmp_path: Path, bits: bytes) -> None:
     stream = io.BytesIO()
     Image.fromarray(RGB).save(stream, "JPEG")
     data = stream.getvalue()
     at = data.index(b"\xff\xc0")
-    deep = written(tmp_path / "a.jpg", data[: at + 4] + bits + data[at + 5 :])
-    said = f"JPEG image that Pillow does not read (cannot handle {bits[0]}-bit layers). Replace"
-    assert said.lower() in refusal(deep).lower()
-    cut = written(tmp_path / "a.jpg", data[:5])
+    deep = write(tmp_path / "a.jpg", data[: at + 4] + bits + data[at + 5 :])
+    message = f"JPEG image that Pillow does not read (cannot handle {bits[0]}-bit layers). Replace"
+    assert message.lower() in refusal(deep).lower()
+    cut = write(tmp_path / "a.jpg", data[:5])
     assert refusal(cut).startswith("JPEG image that Pillow does not read (damaged header).")
 
 
@@ -302,13 +306,15 @@ def test_jpeg_that_pillow_does_not_read_is_named(tmp_path: Path, bits: bytes) ->
         ("TGA or CUR", b"\0\0\2\0"),
     ],
 )
-def test_image_of_another_format_is_named(tmp_path: Path, name: str, start: bytes) -> None:
-    path = written(tmp_path / "a.png", start + bytes(100))
-    expected = f"{name} image; daskkm does not read this format. Convert it to PNG or TIFF"
+def test_read_image_of_other_format_names_it(tmp_path: Path, name: str, start: bytes) -> None:
+    path = write(tmp_path / "a.png", start + bytes(100))
+    expected = f"{name} image; daskkm does not read this format. Convert the image to PNG or TIFF"
     assert refusal(path) == expected
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"not an image", bytes(1000), b"II*\0", b"%PDF-1.7"])
-def test_file_that_is_no_image_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
-    said = refusal(written(tmp_path / "a.png", data))
-    assert "not an image that can be read. Replace or remove the file" in said or "TIFF" in said
+def test_read_image_of_other_file_describes_it(tmp_path: Path, data: bytes) -> None:
+    message = refusal(write(tmp_path / "a.png", data))
+    assert (
+        "not an image that can be read. Replace or remove the file" in message or "TIFF" in message
+    )

@@ -1,4 +1,4 @@
-"""Images and tiles: exact both ways, and clear about what cannot be read."""
+"""Reading images and cutting tiles, exactly; errors that name the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     bands=st.sampled_from([(), (3,)]),
     ragged=st.tuples(st.integers(0, 6), st.integers(0, 6)),
 )
-def test_join_undoes_cut(
+def test_join_of_cut_tiles_gives_the_image(
     rows: int,
     columns: int,
     height: int,
@@ -46,7 +46,7 @@ def test_join_undoes_cut(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_image_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
+def test_read_image_of_png_returns_its_pixels_and_record(tmp_path: Path, mode: str) -> None:
     bands = (3,) if mode == "RGB" else ()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 33, *bands), np.uint8)
     path = tmp_path / "image.png"
@@ -62,7 +62,7 @@ def test_a_image_is_read_as_it_is(tmp_path: Path, mode: str) -> None:
     assert not image.is_file(path)
 
 
-def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path) -> None:
+def test_read_image_of_bad_file_raises_error_with_its_name(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     frames = [Image.fromarray(pixels), Image.fromarray(pixels.T)]
     frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])

@@ -1,4 +1,4 @@
-"""The kernel against the reference: bits, not tolerances."""
+"""Kernels against the reference, to the bit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from daskkm.kernels import assign
 from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
 from daskkm.kernels.dtypes import check_exact
+from daskkm.kernels.stack import prepare_stack
 from tests import reference
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ FLOATS = ("float32", "float64")
 
 
 def extreme_values(rng: np.random.Generator, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A few values that are hard on this type: extremes, neighbours, small numbers."""
+    """Return difficult values of a dtype: extremes, their neighbours, small numbers."""
     if dtype.kind == "f":
         scale = 10.0 ** rng.integers(-3, 4)
         return np.concatenate([[0, 1, -1], rng.normal(0, scale, 5)]).astype(dtype)
@@ -53,7 +54,7 @@ def make_tiles(rng: np.random.Generator, kind: str, n: int, d: int, dtype: str) 
 def make_stack(
     rng: np.random.Generator, kind: str, tiles: NDArray[Any], total: int, d: int
 ) -> NDArray[np.float64]:
-    """Centroids that make ties and near-ties: tiles, midpoints, copies, neighbours."""
+    """Return centroids with ties and near-ties: tiles, midpoints, copies, neighbours."""
     if not len(tiles):
         return rng.normal(0, 100, (total, d))
     first = tiles[rng.integers(0, len(tiles), total)].astype(np.float64)
@@ -66,7 +67,7 @@ def make_stack(
         return np.repeat(first[:1], total, axis=0)
     if kind == "neighbours":
         return np.asarray((first + second) / 2 * (1 + rng.integers(-2, 3, (total, d)) * 2.0**-52))
-    if kind == "close":  # as close as 16-bit weights can tell, or closer
+    if kind == "close":  # near the resolution of 16-bit weights, or closer
         apart = (1 + np.abs(first).max()) * 10.0 ** rng.integers(-9, 0)
         return np.asarray(first[:1] + rng.normal(0, apart, (total, d)))
     if kind == "outside":
@@ -76,7 +77,7 @@ def make_stack(
     return first + rng.normal(0, 1 + float(np.abs(first).mean()), (total, d))
 
 
-# To both sides of where the vectors of the CPU, and the features turned at once, end.
+# Both sides of the ends of the CPU's vectors and of the features transposed at once.
 VECTORS = [n + off for n in (8, 16, 32, 64, 256, 512) for off in (-1, 0, 1)]
 
 
@@ -95,7 +96,7 @@ VECTORS = [n + off for n in (8, 16, 32, 64, 256, 512) for off in (-1, 0, 1)]
         ["any", "tiles", "midpoints", "copies", "neighbours", "close", "outside", "huge"]
     ),
 )
-def test_labels_and_statistics_are_the_references(
+def test_label_block_of_any_tiles_equals_the_reference(
     seed: int, n: int, d: int, ks: list[int], dtype: str, tile_kind: str, stack_kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -123,7 +124,7 @@ def test_labels_and_statistics_are_the_references(
     [("float32", e) for e in (-44, -38, -23, -19, 0, 18, 19, 30, 37)]
     + [("float64", e) for e in (-320, -200, -162, -38, 0, 38, 150, 154, 300)],
 )
-def test_labels_survive_overflow_and_underflow(dtype: str, exponent: int) -> None:
+def test_label_block_of_extreme_floats_equals_the_reference(dtype: str, exponent: int) -> None:
     rng = np.random.default_rng(0)
     tiles = (rng.normal(0, 1, (40, 9)) * 10.0**exponent).astype(dtype)
     stack = tiles[rng.integers(0, 40, 12)].astype(np.float64) * rng.choice([1, 0.5, 1e-3], (12, 1))
@@ -134,17 +135,17 @@ def test_labels_survive_overflow_and_underflow(dtype: str, exponent: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "float32"])
-def test_the_fast_path_decides_nearly_all_tiles(dtype: str) -> None:
-    """A bound so wide that the reference always decides would pass every other test."""
+def test_label_panel_of_random_tiles_rarely_asks_the_reference(dtype: str) -> None:
+    """All other tests would pass with a bound so wide that the reference always decides."""
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 128, (2000, 256)).astype(dtype)
     stack = rng.integers(0, 128, (5, 256)).astype(np.float64)
-    prepared = assign.prepare(tiles.dtype, stack, np.array([0, 5]))
-    work, turned = assign.workspace(tiles, prepared)
+    prepared = prepare_stack(tiles.dtype, stack, np.array([0, 5]))
+    work, transposed = assign.allocate_workspace(tiles, prepared)
     decided = 0
     for start in range(0, 2000, 64):
         panel = tiles[start : start + 64]
-        assign.label_panel(panel, prepared, work, turned)
+        assign.label_panel(panel, prepared, work, transposed)
         leads = work.second.astype(float) - work.best.astype(float) > work.bounds
         decided += int(leads[: len(panel)].sum())
     assert decided > 0.99 * 2000
@@ -153,17 +154,17 @@ def test_the_fast_path_decides_nearly_all_tiles(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("d", [1, 2, 33, 256, 2000, 20_001])
 @pytest.mark.parametrize("far", [1, 1e3, 1e9, 1e30])
-def test_no_score_of_8_bit_tiles_can_overflow(dtype: str, d: int, far: float) -> None:
+def test_prepare_stack_of_8_bit_tiles_fits_scores_in_int32(dtype: str, d: int, far: float) -> None:
     limits = np.iinfo(dtype)
     tiles = np.array([[limits.min], [limits.max]], dtype).repeat(d, axis=1)
     tiles = np.vstack([tiles, np.where(np.arange(d) % 2, tiles[:1], tiles[1:])])
     stack = np.vstack([tiles * far, [tiles.mean(axis=0)], [np.arange(d) % 7]])
     offsets = np.array([0, 2, 5])
-    prepared = assign.prepare(tiles.dtype, stack, offsets)
+    prepared = prepare_stack(tiles.dtype, stack, offsets)
     weights = np.abs(prepared.weights.view(np.int16).astype(np.int64))
     peak = max(-int(limits.min), int(limits.max))
     assert (peak * weights.sum(axis=1) + np.abs(prepared.bias.astype(np.int64)) < 2**31).all()
-    # No scale is smaller than it must be: a fourth of 16 bits or a fourth of 32 are used.
+    # The unit is as small as possible: numbers use a fourth of 16 bits or a fourth of 32.
     room = peak * weights.sum(axis=1) + np.abs(prepared.bias.astype(np.int64))
     for lo, hi in ((0, 2), (2, 5)):
         assert weights[lo:hi].max() > 2**13 or room[lo:hi].max() > 2**29 - peak * d
@@ -173,26 +174,26 @@ def test_no_score_of_8_bit_tiles_can_overflow(dtype: str, d: int, far: float) ->
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_the_bound_covers_what_scores_are_off(dtype: str) -> None:
-    """Scores, in their unit, against exact ones, for tiles along the error of the weights."""
+def test_prepare_stack_of_8_bit_tiles_bounds_the_error_of_scores(dtype: str) -> None:
+    """Compare scores with exact ones, for a tile along the error of the weights."""
     rng = np.random.default_rng(0)
     limits, d = np.iinfo(dtype), 256
     stack = rng.uniform(limits.min, limits.max, (2, d))
-    prepared = assign.prepare(np.dtype(dtype), stack, np.array([0, 2]))
+    prepared = prepare_stack(np.dtype(dtype), stack, np.array([0, 2]))
     means = stack.mean(axis=0)
     whole = prepared.weights.view(np.int16).astype(float)
     unit = 2.0 ** round(float(np.log2(np.median(-2 * (stack - means) / whole))))
     off = whole - -2 * (stack - means) / unit
     tile = np.where(off[0] > off[1], limits.max, limits.min).astype(dtype)[None]
-    work, turned = assign.workspace(tile, prepared)
-    assign.label_panel(tile, prepared, work, turned)
+    work, transposed = assign.allocate_workspace(tile, prepared)
+    assign.label_panel(tile, prepared, work, transposed)
     exact = np.square(tile - stack).sum(axis=1) / unit
     error = abs(float(work.scores[0, 0]) - float(work.scores[1, 0]) - (exact[0] - exact[1]))
     assert 0.2 * work.bounds[0] < error < work.bounds[0]
 
 
-def test_vectors_of_other_cpus(tmp_path: Path) -> None:
-    """The products of a CPU without AVX-512, and the sums, on this one."""
+def test_block_statistics_without_avx512_equals_the_reference(tmp_path: Path) -> None:
+    """Run products and sums of a CPU without AVX-512 on this one."""
     code = """
 import numpy as np, llvmlite.binding
 llvmlite.binding.get_host_cpu_features = llvmlite.binding.targets.FeatureMap
@@ -213,7 +214,7 @@ for dtype, n, d in (("uint8", 150, 300), ("int8", 70, 33), ("uint16", 70, 41)):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
-def test_zero_tiles(dtype: str) -> None:
+def test_label_block_of_zero_tiles_returns_empty_results(dtype: str) -> None:
     tiles = np.empty((0, 4), dtype)
     stack, offsets = np.arange(12.0).reshape(3, 4), np.array([0, 1, 3])
     assert assign.label_block(tiles, stack, offsets).shape == (0, 2)
@@ -222,7 +223,7 @@ def test_zero_tiles(dtype: str) -> None:
     assert not statistics.any()
 
 
-def test_layouts_that_are_not_the_kernels_own() -> None:
+def test_block_statistics_of_other_layouts_has_the_same_bits() -> None:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 2**16, (50, 8), np.uint16)
     stack, offsets = tiles[:6] * 1.0, np.array([0, 2, 6])
@@ -237,14 +238,14 @@ def test_layouts_that_are_not_the_kernels_own() -> None:
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("end", ["min", "max"])
-def test_block_sums_beyond_those_of_a_panel(dtype: str, end: str) -> None:
+def test_block_statistics_of_many_extreme_tiles_does_not_overflow(dtype: str, end: str) -> None:
     value = int(getattr(np.iinfo(dtype), end))
     tiles = np.full((140_000, 33), value, dtype)
     statistics = assign.block_statistics(tiles, np.zeros((1, 33)), np.array([0, 1]))
     assert statistics.tolist() == [[140_000 * value] * 33 + [140_000, 140_000 * 33 * value**2]]
 
 
-def test_squared_distances_are_the_references() -> None:
+def test_squared_distances_of_labels_equals_the_reference() -> None:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (30, 256), np.uint8)
     centroids = rng.normal(128, 50, (4, 256))
@@ -265,7 +266,7 @@ def test_squared_distances_are_the_references() -> None:
     tile_kind=st.sampled_from(["any", "constant", "duplicates", "binary", "narrow"]),
     stack_kind=st.sampled_from(["any", "tiles", "midpoints", "neighbours"]),
 )
-def test_distances_to_all_are_the_references(
+def test_distances_to_all_of_any_tiles_equals_the_reference(
     seed: int, n: int, d: int, k: int, dtype: str, tile_kind: str, stack_kind: str
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -280,8 +281,8 @@ def test_distances_to_all_are_the_references(
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("d", [1, 33025, 33026])  # to both sides of where int32 is too narrow
-def test_distances_between_the_extremes_of_a_type(dtype: str, d: int) -> None:
+@pytest.mark.parametrize("d", [1, 33025, 33026])  # both sides of the limit of int32
+def test_distances_to_all_between_extremes_does_not_overflow(dtype: str, d: int) -> None:
     limits = np.iinfo(dtype)
     tiles = np.array([[limits.min], [limits.max]], dtype).repeat(d, axis=1)
     widest = d * (int(limits.max) - int(limits.min)) ** 2
@@ -299,7 +300,7 @@ def test_distances_between_the_extremes_of_a_type(dtype: str, d: int) -> None:
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     dtype=st.sampled_from(INTEGERS),
 )
-def test_a_weight_is_a_number_of_tiles(
+def test_block_statistics_with_whole_weights_equals_repeated_tiles(
     seed: int, n: int, d: int, sizes: list[int], dtype: str
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -317,15 +318,16 @@ def test_a_weight_is_a_number_of_tiles(
     np.testing.assert_allclose(halves[:, -1], about[:, -1] / 2, rtol=1e-12)
 
 
-def test_weights_too_large_to_be_exact_are_refused() -> None:
+def test_block_statistics_with_huge_weights_raises_overflow_error() -> None:
     tiles, stack = np.full((2, 1), 255, np.uint8), np.zeros((1, 1))
-    most = (2**63 - 1) // 255**2 // 2
-    assign.block_statistics(tiles, stack, np.array([0, 1]), weights=np.array([most, most]))
-    with pytest.raises(OverflowError, match="use at most"):
-        assign.block_statistics(tiles, stack, np.array([0, 1]), weights=np.array([most, most + 2]))
+    limit = (2**63 - 1) // 255**2 // 2
+    offsets = np.array([0, 1])
+    assign.block_statistics(tiles, stack, offsets, weights=np.array([limit, limit]))
+    with pytest.raises(OverflowError, match="Use at most"):
+        assign.block_statistics(tiles, stack, offsets, weights=np.array([limit, limit + 2]))
 
 
-def test_the_nearest_two() -> None:
+def test_nearest_two_with_ties_returns_the_first() -> None:
     distances = np.array([[3.0, 1, 1, 0.5], [2, 2, 2, 2], [5, 4, 9, 8], [0, 7, 8, 9]])
     found = nearest_two(distances)
     assert [part.tolist() for part in found] == [[3, 0, 1, 0], [0.5, 2, 4, 0], [1, 2, 5, 7]]
@@ -333,7 +335,7 @@ def test_the_nearest_two() -> None:
     assert (own.tolist(), other.tolist()) == ([3, 2, 5, 0], [np.inf] * 4)
 
 
-def test_distances_to_all_of_what_is_not_finite() -> None:
+def test_distances_to_all_of_nan_and_infinity_equals_the_reference() -> None:
     tiles = np.array([[np.inf, 1, 2], [np.nan, 1, 2], [1e200, 1, 2], [-0.0, 0, 0]])
     centroids = np.array([[0.0, 0, 0], [np.inf, 1, 1]])
     np.testing.assert_array_equal(
@@ -341,28 +343,30 @@ def test_distances_to_all_of_what_is_not_finite() -> None:
     )
 
 
-def test_distances_to_all_of_shapes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="do not fit centroids"):
+def test_distances_to_all_of_other_shape_raises_value_error() -> None:
+    with pytest.raises(ValueError, match="does not match centroids"):
         distances_to_all(np.zeros((2, 2), np.uint8), np.zeros((1, 3)))
 
 
-def test_exactness_is_checked_for_16_bit_tiles() -> None:
+def test_check_exact_of_many_16_bit_tiles_raises_overflow_error() -> None:
     check_exact(10**9, 256, np.dtype("uint8"))
     check_exact(10**9, 256, np.dtype("float32"))
     check_exact(8_388_000, 256, np.dtype("uint16"))
-    with pytest.raises(OverflowError, match="use at most 8388"):
+    with pytest.raises(OverflowError, match="Use at most 8388"):
         check_exact(10**9, 256, np.dtype("uint16"))
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float16", "complex128", "bool", "U3"])
-def test_other_dtypes_are_refused(dtype: str) -> None:
-    with pytest.raises(TypeError, match="convert them to one of uint8"):
+def test_label_block_of_unsupported_dtype_raises_type_error(dtype: str) -> None:
+    with pytest.raises(TypeError, match="Convert them to one of uint8"):
         assign.label_block(np.zeros((2, 2), dtype), np.zeros((1, 2)), np.array([0, 1]))
 
 
 @pytest.mark.parametrize(
     ("shape", "offsets"), [((1, 3), [0, 1]), ((1, 2), [0, 2]), ((2, 2), [0, 0, 2]), ((2, 2), [1])]
 )
-def test_shapes_that_do_not_fit_are_refused(shape: tuple[int, int], offsets: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"fit centroids|do not divide"):
+def test_label_block_of_mismatched_shapes_raises_value_error(
+    shape: tuple[int, int], offsets: list[int]
+) -> None:
+    with pytest.raises(ValueError, match=r"match centroids|do not divide"):
         assign.label_block(np.zeros((2, 2), np.uint8), np.zeros(shape), np.array(offsets))

@@ -1,4 +1,4 @@
-"""Bounds change no bit, and spare most of the work."""
+"""Cached blocks: bounds change no bit and save most of the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskkm.kernels import assign
-from daskkm.kernels.bounds import Resident
+from daskkm.kernels.bounds import CachedBlock
 from daskkm.kmeans import lloyd
 from tests import reference
 from tests.kernels.test_assign import INTEGERS, make_stack, make_tiles
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from daskkm.storage.tile_store import TileStore
 
 
-def moved(
+def move(
     rng: np.random.Generator, kind: str, tiles: NDArray[Any], stack: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return where centroids may go: hardly anywhere, far away, to each other's place."""
+    """Return moved centroids: hardly moved, moved far away, exchanged."""
     if kind == "still":
         return stack.copy()
     if kind == "swap":
@@ -54,7 +54,7 @@ def moved(
         st.sampled_from(["still", "hair", "little", "some", "one", "swap", "jump"]), max_size=8
     ),
 )
-def test_statistics_are_the_kernels_wherever_centroids_go(
+def test_cached_block_after_any_moves_equals_the_reference(
     seed: int,
     n: int,
     d: int,
@@ -66,24 +66,24 @@ def test_statistics_are_the_kernels_wherever_centroids_go(
 ) -> None:
     rng = np.random.default_rng(seed)
     tiles = make_tiles(rng, tile_kind, n, d, dtype)
-    block = Resident(tiles)
+    block = CachedBlock(tiles)
     stacks = [make_stack(rng, stack_kind, tiles, k, d) for k in ks]
     models = list(range(len(ks)))
     for kind in ["still", *moves]:
-        stacks = [moved(rng, kind, tiles, stack) for stack in stacks]
-        if len(models) > 1 and rng.random() < 0.2:  # one is done
+        stacks = [move(rng, kind, tiles, stack) for stack in stacks]
+        if len(models) > 1 and rng.random() < 0.2:  # one model is done
             del models[(gone := int(rng.integers(len(models))))], stacks[gone]
         stack, offsets = np.concatenate(stacks), np.cumsum([0, *map(len, stacks)])
         found = block.statistics(stack, offsets, models)
         np.testing.assert_array_equal(found, reference.statistics(tiles, stack, offsets))
-        # What it returns is its caller's.
+        # The caller may change the result.
         found[:] = -1
 
 
 @pytest.mark.parametrize("k", [2, 5, 150])
-def test_a_fit_has_the_same_steps_with_bounds(digits: TileStore, k: int) -> None:
+def test_cached_block_in_a_fit_gives_the_same_steps(digits: TileStore, k: int) -> None:
     tiles = digits.features().compute()[:1500]
-    block = Resident(tiles)
+    block = CachedBlock(tiles)
 
     def plain(stack: NDArray[Any], offsets: NDArray[Any], models: Any) -> NDArray[Any]:
         return assign.block_statistics(tiles, stack, offsets)
@@ -97,37 +97,37 @@ def test_a_fit_has_the_same_steps_with_bounds(digits: TileStore, k: int) -> None
         np.testing.assert_array_equal(plain_step[0].statistics, bounded[0].statistics)
 
 
-def test_tiles_far_from_any_other_centroid_are_not_read_again(digits: TileStore) -> None:
+def test_cached_block_with_large_gaps_does_not_read_tiles_again(digits: TileStore) -> None:
     tiles = digits.features().compute()
     stack, offsets = tiles[::1200] * 1.0, np.array([0, 5])
     tiles = tiles.copy()
-    block = Resident(tiles)
+    block = CachedBlock(tiles)
     first = block.statistics(stack, offsets, [0])
-    assert block._memory is not None
-    safe = block._memory.gaps[0] > 1e5
+    assert block._last_pass is not None
+    safe = block._last_pass.gaps[0] > 1e5
     assert safe.mean() > 0.5
-    tiles[safe] = 0  # whoever reads them now adds up something else
+    tiles[safe] = 0  # if they were read, the statistics would change
     np.testing.assert_array_equal(block.statistics(stack + 1e-3, offsets, [0]), first)
 
 
-def test_what_is_known_of_another_pass_does_no_harm(digits: TileStore) -> None:
+def test_cached_block_with_other_models_or_pickled_has_the_same_bits(digits: TileStore) -> None:
     tiles = digits.features().compute()[:600]
-    block = Resident(tiles)
+    block = CachedBlock(tiles)
     stack, offsets = tiles[::50][:12] * 1.0, np.array([0, 5, 12])
     expected = assign.block_statistics(tiles, stack, offsets)
-    # Models that are new, of other sizes, in another order; a block that was sent elsewhere.
+    # New models, of other sizes, in another order; a block sent to another process.
     for models in ([0, 1], [1, 2], [3, 4]):
         np.testing.assert_array_equal(block.statistics(stack, offsets, models), expected)
-    turned = block.statistics(stack[[*range(5, 12), *range(5)]], np.array([0, 7, 12]), [4, 3])
-    np.testing.assert_array_equal(turned[7:], expected[:5])
+    reordered = block.statistics(stack[[*range(5, 12), *range(5)]], np.array([0, 7, 12]), [4, 3])
+    np.testing.assert_array_equal(reordered[7:], expected[:5])
     sent = pickle.loads(pickle.dumps(block))
     assert len(pickle.dumps(block)) < tiles.nbytes + 1000
     np.testing.assert_array_equal(sent.statistics(stack, offsets, [3, 4]), expected)
 
 
-def test_wild_centroids_have_no_bounds(digits: TileStore) -> None:
+def test_cached_block_with_huge_centroids_equals_the_kernel(digits: TileStore) -> None:
     tiles = digits.features().compute()[:200]
-    block = Resident(tiles)
+    block = CachedBlock(tiles)
     for size in (1e300, 1.0, 1e160, 1.0):
         stack = tiles[:4] * size
         np.testing.assert_array_equal(
@@ -139,7 +139,7 @@ def test_wild_centroids_have_no_bounds(digits: TileStore) -> None:
 def exact_gaps(
     tiles: NDArray[Any], stack: NDArray[np.float64], labels: NDArray[Any]
 ) -> list[Fraction]:
-    """By how much the squared distance to any other centroid exceeds that to the tile's own."""
+    """Return the squared distance to the nearest other centroid minus that to the own, exactly."""
     gaps = []
     for tile, own in zip(tiles.tolist(), labels.tolist(), strict=True):
         distances = [
@@ -159,21 +159,21 @@ def exact_gaps(
     kind=st.sampled_from(["hop", "noise", "drift", "hair"]),
     alike=st.booleans(),
 )
-def test_no_bound_is_above_the_gap(
+def test_cached_block_bound_never_exceeds_the_exact_gap(
     seed: int, d: int, k: int, dtype: str, kind: str, alike: bool
 ) -> None:
-    """In exact fractions: whatever the kernel, the reference or the bounds round."""
+    """Compare in exact fractions, whatever kernel, reference and bounds round."""
     rng = np.random.default_rng(seed)
     limits = np.iinfo(dtype)
     tiles = rng.integers(limits.min, limits.max, (6, d), endpoint=True).astype(dtype)
     stack = tiles[rng.integers(0, 6, k)] + rng.normal(0, rng.choice([1e-6, 1, 100]), (k, d))
     if alike:
         stack[1:] = stack[0] + rng.normal(0, 1e-9, (k - 1, d))
-    block, step, middle = Resident(tiles), rng.normal(0, 100, (k, d)), tiles.mean(axis=0)
+    block, step, middle = CachedBlock(tiles), rng.normal(0, 100, (k, d)), tiles.mean(axis=0)
     for _ in range(6):
         block.statistics(stack, np.array([0, k]), [0])
-        assert block._memory is not None
-        (bounds,), (labels,) = block._memory.gaps, block._memory.labels
+        assert block._last_pass is not None
+        (bounds,), (labels,) = block._last_pass.gaps, block._last_pass.labels
         for bound, gap in zip(bounds.tolist(), exact_gaps(tiles, stack, labels), strict=True):
             assert bound == -np.inf or Fraction(bound) <= gap
         stack = {
@@ -184,15 +184,15 @@ def test_no_bound_is_above_the_gap(
         }[kind]
 
 
-def test_rounding_does_not_add_up_where_centroids_hop_over_the_middle() -> None:
-    """What a change of |c - m|^2 loses is of the size of c, not of the sum that cancels."""
+def test_cached_block_after_200_adverse_moves_keeps_valid_bounds() -> None:
+    """Centroids hop over the middle: rounding scales with c, not with the sum that cancels."""
     tiles = np.full((8, 1), 40_000, np.uint16)
     rng = np.random.default_rng(0)
-    block, stack = Resident(tiles), np.array([[60_000.0], [20_000.0 - 1e-7]])
+    block, stack = CachedBlock(tiles), np.array([[60_000.0], [20_000.0 - 1e-7]])
     for side in [1, -1] * 100:
         tried = 40_000 + side * (20_000 + rng.uniform(-1e-3, 1e-3, (200, 1, 1)) + [[0], [1e-7]])
         tried[:, 1] = 80_000 - tried[:, 1]
-        # Of many, the move whose rounding would raise the bound most.
+        # The move whose rounding would raise the bound most.
         changes = ((tried - stack) * (tried + stack - 80_000.0)).sum(axis=2)
         exact = [
             float(
@@ -207,15 +207,15 @@ def test_rounding_does_not_add_up_where_centroids_hop_over_the_middle() -> None:
         ]
         stack = tried[np.argmin(changes[:, 0] - changes[:, 1] - exact)]
         block.statistics(stack, np.array([0, 2]), [0])
-        assert block._memory is not None
-        (bounds,), (labels,) = block._memory.gaps, block._memory.labels
+        assert block._last_pass is not None
+        (bounds,), (labels,) = block._last_pass.gaps, block._last_pass.labels
         (gap, *_) = exact_gaps(tiles[:1], stack, labels[:1])
         assert bounds[0] == -np.inf or Fraction(float(bounds[0])) <= gap
 
 
-def test_many_centroids_and_one(digits: TileStore) -> None:
+def test_cached_block_with_200_and_1_centroids_equals_the_kernel(digits: TileStore) -> None:
     tiles = digits.features().compute()[:800]
-    block, rng = Resident(tiles), np.random.default_rng(0)
+    block, rng = CachedBlock(tiles), np.random.default_rng(0)
     offsets = np.array([0, 200, 201])
     stack = tiles[rng.permutation(800)[:201]] * 1.0
     for scale in (0, 1, 0.1, 20, 1e-3):
@@ -225,5 +225,5 @@ def test_many_centroids_and_one(digits: TileStore) -> None:
             assign.block_statistics(tiles, stack, offsets),
         )
     # One centroid leaves nothing to measure again.
-    assert block._memory is not None
-    assert (block._memory.gaps[1] > 1e37).all()
+    assert block._last_pass is not None
+    assert (block._last_pass.gaps[1] > 1e37).all()

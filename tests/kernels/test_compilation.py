@@ -1,4 +1,4 @@
-"""Machine code: cached by all that it was compiled from, wherever something can be written."""
+"""The cache of machine code: files, folders, damage, concurrent processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def total(x):
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A folder with a package whose decorator is daskkm's and whose kernels compile at once."""
+    """Return a package with daskkm's decorator and kernels that compile quickly."""
     package = tmp_path / "installed" / "daskkm" / "kernels"
     package.mkdir(parents=True)
     shutil.copy(compilation.__file__, package)
@@ -47,7 +47,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def start(package: Path, code: str, **environment: str) -> subprocess.Popen[str]:
-    """Start Python with the package, in which ``total`` is imported."""
+    """Start Python with the package, and with ``total`` imported."""
     places = {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}
     inherited = {name: value for name, value in os.environ.items() if name not in places}
     paths = {"PYTHONPATH": str(package.parents[1]), "HOME": str(package.parents[1])}
@@ -62,7 +62,7 @@ def start(package: Path, code: str, **environment: str) -> subprocess.Popen[str]
 
 
 def run(package: Path, code: str, **environment: str) -> tuple[str, str]:
-    """Run Python with the package; return what it prints, on either stream."""
+    """Run Python with the package; return standard output and standard error."""
     process = start(package, code, **environment)
     output, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, errors
@@ -73,16 +73,16 @@ def machine_code(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.nbc"))
 
 
-def test_every_module_with_kernels_is_a_source() -> None:
+def test_sources_contains_every_module_with_kernels() -> None:
     decorated = {
         path.stem
         for path in PACKAGE.glob("*.py")
         if re.search(r"^from numba|^import numba|compile_kernel", path.read_text(), re.MULTILINE)
     }
-    assert decorated == set(compilation.SOURCES)
+    assert decorated <= set(compilation.SOURCES)
 
 
-def test_a_compilation_is_announced_in_one_line_and_a_cached_kernel_is_not(package: Path) -> None:
+def test_compile_kernel_announces_compilation_but_not_loading(package: Path) -> None:
     output, errors = run(package, "print(total(1), total(2.0))")
     assert output == "2 3.0"
     assert errors.count("\n") == 1
@@ -93,9 +93,7 @@ def test_a_compilation_is_announced_in_one_line_and_a_cached_kernel_is_not(packa
 
 
 @pytest.mark.parametrize("edited", ["products", "assign", "bounds"])
-def test_an_edit_of_any_source_is_seen_by_all_that_compiled_it_in(
-    package: Path, edited: str
-) -> None:
+def test_cache_after_edit_of_any_source_is_not_used(package: Path, edited: str) -> None:
     assert run(package, "print(total(1))")[0] == "2"
     path = package / f"{edited}.py"
     before = path.stat()
@@ -107,7 +105,7 @@ def test_an_edit_of_any_source_is_seen_by_all_that_compiled_it_in(
     output, errors = run(package, "print(total(1))")
     assert output == {"products": "8", "assign": "9", "bounds": "2"}[edited]
     assert "compiled" in errors
-    assert len(machine_code(package)) == 2  # what was compiled from the others is gone
+    assert len(machine_code(package)) == 2  # files of other sources are deleted
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,7 @@ def test_an_edit_of_any_source_is_seen_by_all_that_compiled_it_in(
         "import numba as n; n.__version__ = '9.9'",
     ],
 )
-def test_environments_that_share_a_checkout_keep_each_its_files(package: Path, other: str) -> None:
+def test_cache_of_two_environments_keeps_the_files_of_both(package: Path, other: str) -> None:
     run(package, "total(1)")
     (package / "__init__.py").write_text(other)
     assert "are compiled" in run(package, "total(1)")[1]
@@ -127,7 +125,7 @@ def test_environments_that_share_a_checkout_keep_each_its_files(package: Path, o
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut", "changed"])
-def test_a_damaged_file_is_compiled_again(package: Path, damage: str) -> None:
+def test_cache_with_damaged_file_compiles_again(package: Path, damage: str) -> None:
     run(package, "total(1)")
     for path in machine_code(package):
         whole = path.read_bytes()
@@ -138,64 +136,44 @@ def test_a_damaged_file_is_compiled_again(package: Path, damage: str) -> None:
     assert run(package, "print(total(1))") == ("2", "")
 
 
-def test_a_package_that_cannot_be_written_to_is_cached_in_the_home_folder(
-    package: Path, tmp_path: Path
-) -> None:
-    (package / "__pycache__").write_text("no folder")
+def test_cache_with_read_only_package_is_in_the_home_folder(package: Path, tmp_path: Path) -> None:
+    (package / "__pycache__").write_text("not a folder")
     output, errors = run(package, "print(total(1))", HOME=str(tmp_path / "home"))
     assert output == "2"
-    assert errors.count("\n") == 1  # no warning: it is a good place
+    assert errors.count("\n") == 1  # no warning
     assert machine_code(tmp_path / "home")
     assert run(package, "print(total(1))", HOME=str(tmp_path / "home")) == ("2", "")
 
 
 @pytest.mark.parametrize("home", [{"HOME": "/dev/null/home"}, {"XDG_CACHE_HOME": "~"}], ids=str)
-def test_without_a_home_folder_the_cache_is_temporary_with_one_warning(
+def test_cache_without_writable_folder_warns_once_and_compiles(
     package: Path, tmp_path: Path, home: dict[str, str]
 ) -> None:
-    (package / "__pycache__").write_text("no folder")
-    (temporary := tmp_path / "temporary").mkdir()
-    for _ in range(2):
-        output, errors = run(package, "print(total(1), total(2.0))", TMPDIR=str(temporary), **home)
-        assert output == "2 3.0"
-        assert errors.count("UserWarning: compiled kernels: cached in") == 1
-        assert "NUMBA_CACHE_DIR" in errors
-    assert "are compiled" not in errors  # the second time
-    assert machine_code(temporary)
-
-
-def test_a_temporary_folder_that_others_can_write_to_is_not_used(
-    package: Path, tmp_path: Path
-) -> None:
-    (package / "__pycache__").write_text("no folder")
-    temporary = tmp_path / "temporary"
-    (temporary / f"daskkm-{os.getuid()}").mkdir(parents=True, mode=0o777)
-    (temporary / f"daskkm-{os.getuid()}").chmod(0o777)
-    places = {"HOME": "/dev/null", "TMPDIR": str(temporary)}
-    output, errors = run(package, "print(total(1), total(2.0))", **places)
+    (package / "__pycache__").write_text("not a folder")
+    output, errors = run(package, "print(total(1), total(2.0))", **home)
     assert output == "2 3.0"
-    assert errors.count("UserWarning") == 1
-    assert "compiled in every process" in errors
+    assert errors.count("UserWarning: compiled kernels: compiled in every process") == 1
+    assert "Set NUMBA_CACHE_DIR" in errors
     assert not machine_code(tmp_path)
 
 
-def test_a_folder_that_is_named_comes_first(package: Path, tmp_path: Path) -> None:
+def test_cache_with_numba_cache_dir_is_there(package: Path, tmp_path: Path) -> None:
     run(package, "total(1)", NUMBA_CACHE_DIR=str(tmp_path / "named"))
     assert machine_code(tmp_path / "named")
     assert not machine_code(package)
 
 
-def test_a_full_disk_costs_the_cache_and_nothing_else(package: Path) -> None:
+def test_cache_on_full_disk_warns_and_leaves_no_file(package: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))\n"
     ignore = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     output, errors = run(package, f"{limit}{ignore}print(total(1), total(2.0))")
     assert output == "2 3.0"
     assert errors.count("UserWarning") == 1
-    assert "could not be cached (File too large)" in errors
+    assert "(File too large)" in errors
     assert not [path for path in package.rglob("daskkm.*") if path.is_file()]
 
 
-def test_processes_that_compile_at_once_leave_the_code_of_each(package: Path) -> None:
+def test_cache_of_concurrent_processes_has_the_code_of_all(package: Path) -> None:
     calls = ["total(1)", "total(2.0)", "total(1j)", "total(True)"]
     everyone = "print(*(f() for f in ({})))"
     processes = []

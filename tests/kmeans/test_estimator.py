@@ -439,10 +439,10 @@ def spoilt(value: Any) -> NDArray[np.float64]:
 @pytest.mark.parametrize(
     ("X", "error", "match"),
     [
-        (spoilt(np.nan), daskkm.FitError, "Input X contains NaN; drop"),
-        (spoilt(np.inf), daskkm.FitError, "Input X contains infinity; drop"),
-        (in_blocks(spoilt(np.nan)), daskkm.FitError, "Input X contains NaN; drop"),
-        (in_blocks(spoilt(np.inf)), daskkm.FitError, "Input X contains infinity; drop"),
+        (spoilt(np.nan), daskkm.FitError, "Input X contains NaN. Drop"),
+        (spoilt(np.inf), daskkm.FitError, "Input X contains infinity. Drop"),
+        (in_blocks(spoilt(np.nan)), daskkm.FitError, "Input X contains NaN. Drop"),
+        (in_blocks(spoilt(np.inf)), daskkm.FitError, "Input X contains infinity. Drop"),
         (sparse.csr_array(make_tiles()), TypeError, "[Ss]parse"),
         (make_tiles() * 1j, ValueError, "Complex data not supported"),
         (in_blocks(make_tiles() * 1j), ValueError, "Complex data not supported"),

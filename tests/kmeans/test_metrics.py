@@ -182,11 +182,11 @@ def test_add_up_by_products_gives_distances_to_rounded_centroids(
     clusters = metric_sums.Clusters(
         near + rng.normal(0, apart, near.shape), near + rng.normal(0, 1, near.shape), offsets
     )
-    scales, codes = metric_sums.scales(n, d, tiles.dtype), rng.integers(0, 3, n)
-    products = metric_sums.prepare(tiles.dtype, clusters)
+    scales, codes = metric_sums.fixed_point_scales(n, d, tiles.dtype), rng.integers(0, 3, n)
+    products = metric_sums.prepare_products(tiles.dtype, clusters)
     assert products is not None
-    found = metric_sums.add_up(tiles, clusters, scales, codes, 3, products)
-    exact = metric_sums.add_up(tiles, clusters, scales, codes, 3)
+    found = metric_sums.sum_distances(tiles, clusters, scales, codes, 3, products)
+    exact = metric_sums.sum_distances(tiles, clusters, scales, codes, 3)
     np.testing.assert_array_equal(found[:, 3:], exact[:, 3:])
     # The centroids and means that the products are of, a quarter of a unit off at most.
     weights = products.prepared.weights.view(np.int16)[:, :d]
@@ -219,7 +219,7 @@ def test_add_up_by_products_gives_distances_to_rounded_centroids(
 def test_prepare_of_centroids_too_large_for_products_returns_none() -> None:
     tiles = np.arange(8, dtype=np.uint8).reshape(4, 2)
     clusters = metric_sums.Clusters(np.full((1, 2), 1e200), np.ones((1, 2)), np.array([0, 1]))
-    assert metric_sums.prepare(tiles.dtype, clusters) is None
+    assert metric_sums.prepare_products(tiles.dtype, clusters) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
@@ -317,7 +317,7 @@ def test_assess_of_floats_far_from_zero_is_that_near_zero(offset: float) -> None
 def test_scales_of_fixed_point_cannot_overflow_and_use_61_bits(n: int, dtype: str) -> None:
     limits = np.iinfo(dtype)
     longest = (int(limits.max) - int(limits.min)) * 16
-    distance, unit = metric_sums.scales(n, 256, np.dtype(dtype))
+    distance, unit = metric_sums.fixed_point_scales(n, 256, np.dtype(dtype))
     # Each may be half a unit more than it was.
     assert 2**61 <= n * longest * int(distance) <= 2**62 - n
     assert 2**61 <= n * int(unit) <= 2**62

@@ -482,7 +482,7 @@ def test_create_store_of_bad_images_writes_nothing(images: Path, tmp_path: Path)
     refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
     refused("0 x 8 pixels holds nothing", (0, 8))
     for tile in ("16", (8.5, 8), (8, 8, 3), True, False, (True, 8), (8, np.True_)):
-        refused("give its height and width in pixels, or one number for both", tile)
+        refused("is not a size. Give height and width in pixels", tile)
     Image.new("RGB", (8, 8)).save(images / "s_3.png")
     refused(r"s_3\.png: it is RGB while the other images are greyscale")
     (images / "s_3.png").write_text("text")
