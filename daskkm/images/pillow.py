@@ -140,15 +140,14 @@ def _strict() -> Iterator[None]:
 @contextmanager
 def _errors_named(path: Path) -> Iterator[None]:
     """Turn errors of Pillow, which seldom name the file, into an ImageError that does."""
-    bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    many = f"it has more than {_MOST_PIXELS} pixels"
-    hint = "Replace or remove the file"
-    with (
-        # Broken files make Pillow's plugins raise errors of any type.
-        translate_errors(ImageError, path, "the image cannot be read", hint, catch=Exception),
-        translate_errors(ImageError, path, many, "Cut the image up", catch=bomb),
-    ):
-        yield
+    problem, hint = "the image cannot be read", "Replace or remove the file"
+    # Broken files make Pillow's plugins raise errors of any type.
+    with translate_errors(ImageError, path, problem, hint, catch=Exception):
+        try:
+            yield
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            msg = f"{path}: it has more than {_MOST_PIXELS} pixels; cut the image up"
+            raise ImageError(msg) from error
 
 
 def _checked_shape(path: Path, image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:

@@ -300,7 +300,7 @@ def test_one_that_cannot_be_removed_is_a_warning(tmp_path: Path) -> None:
     expected = daskkm.fit_sweep(X, KS, **SETTINGS)
     with held(folder) as kept:
         fitted = made_all(iter_passes(X, KS, checkpoint=kept, **SETTINGS))
-        (folder / "state.partial").mkdir()
+        (folder / ".state.partial").mkdir()
         with pytest.warns(UserWarning, match=r"c: the checkpoint cannot be removed \("):
             kept.clear()
     assert_same_bits(fitted, expected)
