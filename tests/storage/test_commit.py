@@ -11,6 +11,8 @@ import pytest
 from daskkm.storage import commit, nodes
 from tests.storage.test_nodes import KIND, OddError, read, write
 
+pytestmark = pytest.mark.faults
+
 
 def test_replace_node_puts_and_replaces_it(tmp_path: Path) -> None:
     for values in ([1, 3, 5], [7], []):
