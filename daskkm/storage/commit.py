@@ -68,7 +68,8 @@ def lock(location: Path, kind: Kind) -> Iterator[None]:
     msg = f"{location}: another run is writing this {kind.noun}. Wait until it ends"
     with ExitStack() as stack:
         with nodes.write_errors(location, kind):
-            location.parent.mkdir(parents=True, exist_ok=True)
+            if not kind.inner:  # else a store that is gone would be made again
+                location.parent.mkdir(parents=True, exist_ok=True)
             path = location.with_name(f"{location.name}.lock")
             stack.enter_context(locks.lock_file(path, kind.error(msg)))
             _recover(location, kind)
@@ -104,9 +105,9 @@ def _recover(location: Path, kind: Kind) -> None:
     if not old.exists():
         return
     check_replaceable(old, kind)
-    if location.exists() and not is_empty(location):
+    if (location / metadata.FILE).exists():
         remove(old)
-    else:
+    elif not location.exists() or is_empty(location):
         old.rename(location)
 
 

@@ -120,9 +120,7 @@ def _read_root(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _missing(path: Path, kind: Kind) -> str:
     if path.exists():
-        old = [name for name in (".zgroup", ".zarray") if (path / name).exists()]
-        reason = f" (it is of Zarr format 2, as its {old[0]} shows)" if old else ""
-        return f"{path}: not a {kind.noun}{reason}. {_capitalized(kind.create)}"
+        return f"{path}: not a {kind.noun}. {_capitalized(kind.create)}"
     near = similar_names(path)
     return f"{path}: the {kind.noun} does not exist{near}. {_capitalized(kind.create)}"
 
@@ -157,12 +155,6 @@ def _other_kind(attributes: Mapping[str, Any], kind: Kind) -> str | None:
         return "it is not of daskkm"
     found = attributes.get("kind")
     return None if found == kind.name else f"its kind is {found}, not {kind.name}"
-
-
-def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Return an array of a group that was opened."""
-    array: Any = group[name]
-    return array  # type: ignore[no-any-return]
 
 
 def create_group(path: Path, kind: Kind, attributes: Mapping[str, Any]) -> zarr.Group:

@@ -30,11 +30,10 @@ class File:
     size : int
         Bytes of the file.
     sha256 : str
-        Hexadecimal digest of the file, or "" if it could not be read, or was being written to.
+        Hexadecimal digest of the file; "" if it could not be read, or was being written to.
     mtime_ns, ctime_ns : int, optional
-        When the file, and its entry in the file system, were last modified, as the system has it;
-        None if the file was modified so shortly before it was read that a later change could have
-        the same time, or where that is not known.
+        When the file, and its entry in the file system, were last modified; None if this was so
+        shortly before the file was read that a later change could have the same time.
     """
 
     name: str
@@ -44,10 +43,10 @@ class File:
     ctime_ns: int | None = field(default=None, kw_only=True, compare=False)
 
     def is_file(self, path: Path) -> bool:
-        """Return True if a file is this one still, or as unreadable as it was.
+        """Return True if a file is still this one, or as unreadable as it was.
 
-        It is if size and both times are the same; else its bytes are compared. The time of
-        modification alone is not enough: archives and copies set it.
+        Size and both times decide if they are the same, else the bytes. The time of modification
+        alone is not enough: archives and copies set it.
         """
         if path.name != self.name:
             return False
@@ -61,7 +60,7 @@ class File:
 
     @property
     def content(self) -> dict[str, Any]:
-        """All that depends on what the file holds and is called, and not on when it was written."""
+        """All attributes but the times, which do not depend on the content."""
         times = {"mtime_ns", "ctime_ns"}
         return {name: value for name, value in asdict(self).items() if name not in times}
 
@@ -85,42 +84,32 @@ class ImageRecord(File):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ImageRecord:
-        """Return the image that `dataclasses.asdict` and JSON made this record of."""
+        """Return the image of which `dataclasses.asdict` and JSON made this record."""
         shape, cropped = tuple(record["shape"]), tuple(record["cropped"])
-        file = record["name"], record["size"], record["sha256"]
-        mtime_ns, ctime_ns = record.get("mtime_ns"), record.get("ctime_ns")
-        return cls(*file, shape, cropped, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+        return cls(**{**record, "shape": shape, "cropped": cropped})
 
 
 @dataclass(frozen=True)
 class Skipped(File):
-    """A file that was left out because it is no image, or none that fits.
+    """A file that was left out because it is not an image, or does not fit the others.
 
     Attributes
     ----------
     name, size, sha256, mtime_ns, ctime_ns
         As in `File`.
     reason : str
-        What is wrong with it, and what to do.
+        The problem and a hint.
     """
 
     reason: str
 
     @classmethod
     def of(cls, path: Path, error: ImageError, before: tuple[int, ...]) -> Skipped:
-        """Return what is to be remembered of a file with which something is wrong.
-
-        Parameters
-        ----------
-        path : Path
-        error : ImageError
-        before : tuple of int
-            What `state` said of it before it was looked at.
-        """
+        """Return the record of a bad file, which had the state `before` when it was looked at."""
         reason = str(error).removeprefix(f"{printable(str(path))}: ")
         began = time.time_ns()
         size, sha256 = identity(path)
-        # What may go better the next time is tried again, and what was still being written.
+        # A passing problem, or a file that was still being written, is looked at again next time.
         if _is_passing(error.__cause__) or state(path) != before:
             size, sha256 = _UNREAD
         times = settled_times(before[-2], before[-1], began) if sha256 else {}
@@ -130,19 +119,9 @@ class Skipped(File):
 def find_differences(
     images: Iterable[File], skipped: Iterable[File], paths: Iterable[Path]
 ) -> dict[str, list[str]]:
-    """Return the names of files that differ from those recorded, by what happened to them.
+    """Return names of files that differ from those recorded, each list in the order of the files.
 
-    Parameters
-    ----------
-    images, skipped : iterable of File
-        As they were recorded, each in the order of the files.
-    paths : iterable of Path
-        The files of today.
-
-    Returns
-    -------
-    dict of str to list of str
-        ``added``, ``removed``, ``changed`` and ``in another order``.
+    The keys are ``added``, ``removed``, ``changed`` and ``in another order``.
     """
     recorded = list(images), list(skipped)
     known = {file.name: file for files in recorded for file in files}
@@ -156,22 +135,20 @@ def find_differences(
         "in another order": [
             name
             for files in recorded
-            for name in _moved([file.name for file in files], list(today))
+            for name in _find_moved([file.name for file in files], list(today))
         ],
     }
 
 
-def _moved(names: list[str], today: list[str]) -> list[str]:
+def _find_moved(names: list[str], today: list[str]) -> list[str]:
     """Return the names, of those in both lists, that have another rank in the second."""
     common = set(names) & set(today)
-    ranks = zip(
-        *([name for name in each if name in common] for each in (names, today)), strict=True
-    )
-    return [name for name, other in ranks if name != other]
+    before, after = ([name for name in each if name in common] for each in (names, today))
+    return [name for name, other in zip(before, after, strict=True) if name != other]
 
 
 def describe_differences(found: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return what `differences` found as counts and first names: 1 image added (a.png)."""
+    """Return differences as counts and first names: 1 image added (a.png)."""
     texts = []
     for what, names in found.items():
         if names:
@@ -181,7 +158,7 @@ def describe_differences(found: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written to, or another takes its place."""
+    """Return device, inode, size and times of a file: one changes if the file does."""
     try:
         found = path.stat()
     except OSError:
@@ -191,16 +168,17 @@ def state(path: Path) -> tuple[int, ...]:
 
 
 def settled_times(mtime_ns: int, ctime_ns: int, began: int) -> dict[str, int]:
-    """Return what to record of times if no change since a file began to be read can have the same.
+    """Return the times to record of a file that began to be read at a time.
 
-    Clocks of file systems tick in up to two seconds.
+    There are none if a later change could have the same times: clocks of file systems tick in up to
+    two seconds.
     """
     settled = mtime_ns < began - _TICK_NS
     return {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns} if settled else {}
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is no file, as a pipe, which would be waited for, and what is far too big."""
+    """Raise ImageError for a path that is not a file, such as a pipe, or for one far too large."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         msg = f"{path}: this is not a file; remove it"
@@ -211,7 +189,7 @@ def check_regular(path: Path) -> None:
 
 
 def identity(path: Path) -> tuple[int, str]:
-    """Return how many bytes a file has, and their digest; 0 and "" if it cannot be read."""
+    """Return the size of a file in bytes, and its digest; 0 and "" if it cannot be read."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -222,7 +200,7 @@ def identity(path: Path) -> tuple[int, str]:
 
 
 def _is_passing(error: BaseException | None) -> bool:
-    """Tell whether an error may be of the moment, or the machine, and not of the file."""
+    """Return True if an error may be of the moment, or the machine, and not of the file."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and bool(error.errno))
 
 

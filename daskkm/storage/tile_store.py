@@ -76,12 +76,12 @@ class TileStore:
     """
 
     def __init__(
-        self, path: Path, group: zarr.Group, attributes: Mapping[str, Any], version: Version
+        self, path: Path, group: Any, attributes: Mapping[str, Any], version: Version
     ) -> None:
         self.path = path
         self._version = version
-        self.tiles = nodes.open_array(group, "tiles")
-        self._provenance = {name: nodes.open_array(group, name) for name in PROVENANCE}
+        self.tiles: zarr.Array[Any] = group["tiles"]
+        self._provenance = {name: group[name] for name in PROVENANCE}
         self.images = tuple(map(ImageRecord.from_json, attributes["images"]))
         self.skipped = tuple(Skipped(**record) for record in attributes["skipped"])
 
@@ -220,20 +220,6 @@ class TileStore:
             If the model is an estimator that is not fitted.
         StoreError
             If a tile cannot be read, labels cannot be written, or another run writes them.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
-        >>> import daskkm
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "image.png")
-        >>> store = daskkm.create_store(folder, folder / "tiles.zarr")
-        >>> model = daskkm.KMeans(n_clusters=3, random_state=0).fit(store)
-        >>> store.label(model)
-        >>> bool((store.labels(3) == model.labels_).all())
-        True
         """
         if hasattr(type(model), "fitted_model"):  # an estimator
             model = model.fitted_model

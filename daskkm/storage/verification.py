@@ -50,38 +50,10 @@ class _Content(NamedTuple):
 
 
 def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
-    """Check the metadata of a store, and presence, size and checksum of every chunk.
+    """Return all problems of a store, as `TileStore.verify`.
 
-    Provenance is compared with the images, and labels with the number of clusters.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    list of StoreError
-        One for each problem, a `CorruptChunkError` for each bad chunk; empty if there is none.
-
-    Raises
-    ------
-    StoreError
-        If the store cannot be opened, or was replaced meanwhile.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from PIL import Image
-    >>> import daskkm
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "image.png")
-    >>> store = daskkm.create_store(folder, folder / "tiles.zarr")
-    >>> verify_store(store.path)
-    []
-    >>> (store.path / "row" / "c" / "0").unlink()
-    >>> len(verify_store(store.path))
-    1
+    Provenance is compared with the images, and labels with the number of clusters. Raise StoreError
+    if the store cannot be opened, or was replaced meanwhile.
     """
     path = locations.local(path, StoreError)
     return [error for finding in iter_checked(path) for error in finding.errors]
@@ -124,12 +96,10 @@ def _check_copies(path: Path) -> list[StoreError]:
 _REPAIR = f"Restore the store, or remove it and {STORE.repair}"
 
 
-def _store_contents(store: TileStore, group: zarr.Group, version: Version) -> Iterator[_Content]:
+def _store_contents(store: TileStore, group: Any, version: Version) -> Iterator[_Content]:
     yield _Content(store.tiles, STORE, version, lambda _rows, _first: None)
     for name in PROVENANCE:
-        yield _Content(
-            nodes.open_array(group, name), STORE, version, partial(_unlike_images, store, name)
-        )
+        yield _Content(group[name], STORE, version, partial(_unlike_images, store, name))
 
 
 def _label_contents(

@@ -192,7 +192,7 @@ def _open_partial_store(partial: Path) -> PartialStore | None:
     group, attributes = nodes.open_node(partial, STORE, partial=True)
     if "tiles" not in group:
         return None
-    tiles = nodes.open_array(group, "tiles")
+    tiles = group["tiles"]
     images = [ImageRecord.from_json(record) for record in attributes["images"]]
     skipped = [Skipped(**record) for record in attributes["skipped"]]
     n_written = attributes.get("written", tiles.shape[0])  # or it is complete
@@ -223,22 +223,10 @@ def open_writer(
 ) -> Iterator[StoreWriter]:
     """Yield a writer of a store, new or resumed, and complete the store when the context ends.
 
-    After an error the partial store stays beside the location, for the next writer.
-
-    Parameters
-    ----------
-    path : path-like
-    n_tiles : int
-        Of all files, if none is left out.
-    tile : tuple of int
-        Height and width in pixels.
-    bands : tuple of int
-        () for greyscale, (3,) for RGB.
-    files : sequence of Path
-        In the order in which they will be appended or skipped. A partial store is resumed if its
-        records of the first of them are still true.
-    overwrite : bool, default False
-        Whether to replace a store, or a partial store of other files.
+    It is for `n_tiles` tiles of height and width `tile`, with bands () or (3,), if no file is left
+    out. `files` are in the order in which they will be appended or skipped: a partial store is
+    resumed if its records of the first of them are still true. `overwrite` says whether to replace
+    a store, or a partial store of other files. After an error the partial store stays.
 
     Raises
     ------
@@ -321,10 +309,7 @@ def describe_tiles(shape: Sequence[int], asked: Sequence[int]) -> list[str]:
 def partial_tile_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return height and width of the tiles of a partial store, or None if there is none.
 
-    Raises
-    ------
-    StoreError
-        If the partial store is damaged, or something else is at its path.
+    Raise StoreError if the partial store is damaged, or something else is at its path.
     """
     partial = commit.partial_path(path)
     if not partial.exists():

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import dask
@@ -397,9 +397,9 @@ def test_a_labelling_that_fails_ends_with_1_and_one_line(
         return run("label", model, "--scheduler", "threads", *flags, cwd=swept)
 
     model = Path("centroids") / "3" / "model.zarr"
-    assert_fails(label("none"), "none", "no saved model", "fit and save a model first")
+    assert_fails(label("none"), "none", "does not exist", "Fit and save a model first")
     done = label("store/tiles.zarr")
-    assert_fails(done, "tiles.zarr", "its kind is store", "name a saved model, or fit and save")
+    assert_fails(done, "tiles.zarr", "its kind is store", "Name a saved model, or fit and save")
     assert "remove" not in done.stderr
     assert_fails(label(model, "--store", "none"), "none", "no store", "ingest images first")
     assert_fails(label(model, "--store", digits.path), "(8, 8)", "(16, 16)", "fit a model")

@@ -333,7 +333,7 @@ def test_clear_of_a_state_that_cannot_be_removed_warns(tmp_path: Path) -> None:
     X, folder = make_tiles(), tmp_path / "c"
     with open_checkpoint(folder) as checkpoint:
         run_fit(X, FitOptions.validate(KS, **SETTINGS), checkpoint=checkpoint)
-        (folder / "state.partial").mkdir()
+        (folder / ".state.partial").mkdir()
         with pytest.warns(UserWarning, match=r"c: the checkpoint cannot be removed \("):
             checkpoint.clear()
 

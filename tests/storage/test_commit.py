@@ -11,6 +11,8 @@ import pytest
 from daskkm.storage import commit, nodes
 from tests.storage.test_nodes import KIND, OddError, read, write
 
+pytestmark = pytest.mark.faults
+
 
 def test_replace_node_puts_and_replaces_it(tmp_path: Path) -> None:
     for values in ([1, 3, 5], [7], []):
@@ -110,6 +112,21 @@ def test_replace_node_after_a_kill_in_the_exchange_restores_the_old_node(
     with commit.lock(path, KIND):
         assert read(path) == [int(has_new)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
+
+
+def test_replace_node_after_a_kill_in_the_exchange_keeps_the_old_node_beside_others(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "h"
+    write(path, [0])
+    path.rename(tmp_path / ".h.old")
+    (path / "odds").mkdir(parents=True)
+    with pytest.raises(OddError, match=r"h: not a heap of odds .*it has no zarr\.json"):
+        write(path, [1])
+    (path / "odds").rmdir()
+    path.rmdir()
+    with commit.lock(path, KIND):
+        assert read(path) == [0]
 
 
 def test_remove_leftovers_removes_those_of_killed_runs_only(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ Lock = Callable[[Path, Exception], AbstractContextManager[None]]
 BUSY = StoreError("busy")
 
 HOLDER = """if True:
-    import sys
+    import signal, sys
     from pathlib import Path
     from daskkm.errors import StoreError
     from daskkm.storage.locks import lock_file
     with lock_file(Path(sys.argv[1]), StoreError("busy")):
         print("locked", flush=True)
-        sys.stdin.read()
+        signal.pause()
 """
 
 
