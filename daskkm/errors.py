@@ -156,7 +156,7 @@ class ResultsError(DaskkmError):
     >>> save_json(Path("nowhere/sweep.json"), {})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.ResultsError: nowhere/sweep.json: results cannot be written (...); choose ...
+    daskkm.errors.ResultsError: nowhere/sweep.json: results cannot be written (...). Choose ...
     """
 
 
@@ -212,7 +212,7 @@ class ParameterError(DaskkmError, ValueError, TypeError):
     >>> daskkm.fit_sweep([[0.0], [1.0]], [1], coarse="no")
     Traceback (most recent call last):
         ...
-    daskkm.errors.ParameterError: coarse is 'no'; give True or False
+    daskkm.errors.ParameterError: coarse is 'no'. Give True or False
     """
 
 

@@ -192,7 +192,7 @@ class _Sums:
     ) -> Quality:
         """Return the figures, given what the second pass summed of each cluster that has tiles."""
         sizes, filled = self.sizes, self.filled
-        compared = metrics.comparable(sizes)
+        compared = metrics.are_comparable(sizes)
         spreads = sums[:, 0] / sizes[filled]
         classed = table.shape[1] > 0
         exact = self.statistics.dtype.kind == "i"
