@@ -213,7 +213,7 @@ class ParameterError(DaskkmError, ValueError, TypeError):
     >>> daskkm.fit_sweep([[0.0], [1.0]], [1], coarse="no")
     Traceback (most recent call last):
         ...
-    daskkm.errors.ParameterError: coarse is 'no'; give True or False
+    daskkm.errors.ParameterError: coarse is 'no'. Give True or False
     """
 
 

@@ -157,7 +157,7 @@ def command(
     for path in images:
         _check_apart({"--images": path, **given}, models)
     alone = _open_alone(images, store_path)
-    results.check_writable(out, ks)
+    results.check_writable(out)
     for k in ks:
         model.check_free(_place(out, k))
     # Each of these before an ingest, which may take hours.
@@ -165,7 +165,7 @@ def command(
     scheduler.check_reachable(scheduler_name, **tls)
     with (
         Progress(quiet=quiet) as progress,
-        results.held(out),
+        results.lock_folder(out),
         open_checkpoint(place, fresh=fresh) as saved,
     ):
         store = alone
@@ -299,7 +299,7 @@ def _save_models(
 
     # Those of an earlier sweep would not belong to these models, if this one were cut short.
     for name in ("sweep.json", "contact_sheet.png"):
-        results.remove(out / name)
+        results.remove_file(out / name)
     pictures = {k: results.to_pixels(m.cluster_centers_, tile) for k, m in models.items()}
     for k, model in models.items():
         results.save_centroids(out, pictures[k])
@@ -307,7 +307,9 @@ def _save_models(
         params["random_state"] = params.pop("seed")
         model.save(_place(out, k), settings={"params": params})
     counts = {k: m.counts_.tolist() for k, m in models.items()}
-    results.save_image(out / "contact_sheet.png", contact_sheet.contact_sheet(pictures, counts))
+    results.save_image(
+        out / "contact_sheet.png", contact_sheet.draw_contact_sheet(pictures, counts)
+    )
 
 
 def _save_figures(

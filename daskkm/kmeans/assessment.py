@@ -172,7 +172,7 @@ class _Clusters:
         table : ndarray of shape (m, n_classes), int64
         """
         counts, means = self.sizes[self.sizes > 0], self.statistics.means()
-        comparable = metrics.comparable(self.sizes)
+        comparable = metrics.are_comparable(self.sizes)
         classed = table.shape[1] > 0
         exact = self.statistics.exact
         within = float(sum(self.statistics.scatter(self.centroids) if exact else squares))

@@ -1,7 +1,4 @@
-"""Figures by which to choose k, from what passes over the tiles have summed.
-
-Everything here is a small sum over clusters and classes; nothing knows where tiles live.
-"""
+"""Figures for the choice of k, from sums over clusters and classes."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ from daskkm.errors import FitError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# A distance up to which scikit-learn takes a mean distance for zero.
+# scikit-learn treats mean distances up to this as zero.
 _ZERO = 1e-8
-_ROUNDING = 1e-15  # of a mean, relative
+_ROUNDING = 1e-15  # relative, of a mean
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one answer
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one bool
 class Quality:
-    """How well a model fits tiles, in figures that can be compared across k.
+    """Figures of a model's fit to tiles, comparable across k.
 
-    A figure is None where it is not defined: with fewer than two clusters that have tiles,
+    A figure is None if it is undefined: with fewer than two clusters that have tiles,
     or with a cluster for every tile.
 
     Attributes
@@ -35,20 +32,20 @@ class Quality:
     inertia : float
         Sum of squared distances of the tiles to their centroid.
     sizes : ndarray of shape (k,), int64
-        Tiles a cluster.
+        Number of tiles in each cluster.
     calinski_harabasz : float or None
-        Scatter between the clusters over scatter within, per degree of freedom; high is good.
+        Scatter between clusters over scatter within clusters, per degree of freedom; high is good.
     davies_bouldin : float or None
-        Mean over the clusters of the worst (spread + spread) / (distance of means); low is good.
+        Mean over clusters of the largest (spread + spread) / (distance of means); low is good.
     silhouette : float or None
         Simplified silhouette, 0 to 1: mean of (b - a) / max(a, b), where a is a tile's distance
-        to its own centroid and b that to the nearest centroid of another cluster that has
-        tiles; high is good.
+        to its own centroid and b its distance to the nearest other centroid with tiles; high is
+        good.
     purity : float or None
-        Share of the tiles that are of their cluster's commonest class; None without classes or
-        where no two tiles share one, as are the next two.
+        Fraction of tiles of the most frequent class of their cluster. None without classes or
+        if no two tiles share a class, as are the next two.
     adjusted_rand : float or None
-        Agreement of the pairs of tiles with the classes, 0 for chance and 1 for all.
+        Agreement of pairs of tiles in clusters and classes, 0 by chance and 1 if all agree.
     normalized_mutual_info : float or None
         Mutual information of clusters and classes over the mean of their entropies, 0 to 1.
 
@@ -72,39 +69,17 @@ class Quality:
     normalized_mutual_info: float | None
 
 
-def comparable(counts: NDArray[Any]) -> bool:
-    """Tell whether clusters can be compared: two have tiles, and not all of them just one.
-
-    Parameters
-    ----------
-    counts : ndarray of shape (k,)
-        Tiles a cluster.
-
-    Returns
-    -------
-    bool
-    """
+def are_comparable(counts: NDArray[Any]) -> bool:
+    """Return True if two clusters have tiles, and not every tile is a cluster of its own."""
     return bool(1 < np.count_nonzero(counts) < counts.sum())
 
 
 def calinski_harabasz(counts: NDArray[Any], means: NDArray[np.float64], within: float) -> float:
-    """Return the ratio of the scatter between clusters to that within them.
+    """Return (B / (m - 1)) / (W / (n - m)) for n tiles in m clusters, none of them empty.
 
-    It is (B / (m - 1)) / (W / (n - m)) for n tiles in m clusters; 1 where W = 0, as in
-    scikit-learn, or is no more than the rounding of the means could make it.
-
-    Parameters
-    ----------
-    counts : ndarray of shape (m,)
-        Tiles of each cluster that has any.
-    means : ndarray of shape (m, d), float64
-        The mean tile of each.
-    within : float
-        Sum of squared distances of the tiles to them.
-
-    Returns
-    -------
-    float
+    B is the scatter between clusters, W the scatter within them. The result is 1 if W = 0, as in
+    scikit-learn, or if W is within the rounding of the means. `counts` are numbers of tiles, (m,),
+    `means` the mean tiles, (m, d), and `within` is W: the sum of squared distances to these means.
 
     References
     ----------
@@ -119,21 +94,17 @@ def calinski_harabasz(counts: NDArray[Any], means: NDArray[np.float64], within: 
 
 
 def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> float:
-    """Return how alike each cluster is to the one most like it, on average.
+    """Return the mean over clusters of the similarity to the most similar other cluster.
 
-    Two clusters are as alike as the sum of their spreads is to the distance of their means.
-    It is 0 where all spreads or all distances are, as in scikit-learn.
+    The similarity of two clusters is the sum of their spreads over the distance of their means.
+    The result is 0 if all spreads or all distances are, as in scikit-learn. No cluster is empty.
 
     Parameters
     ----------
     means : ndarray of shape (m, d), float64
-        The mean tile of each cluster that has any.
+        Mean tile of each cluster.
     spreads : ndarray of shape (m,), float64
-        Mean distance of its tiles to it.
-
-    Returns
-    -------
-    float
+        Mean distance of its tiles to that mean.
 
     References
     ----------
@@ -141,7 +112,7 @@ def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> 
     and Machine Intelligence 1 (1979).
     """
     worst, farthest = np.empty(len(means)), 0.0
-    for i, mean in enumerate(means):  # so that memory is (m, d)
+    for i, mean in enumerate(means):  # one cluster at a time, for memory of (m, d)
         apart = np.sqrt(np.square(means - mean).sum(axis=1))
         farthest = max(farthest, float(apart.max()))
         apart[apart == 0] = np.inf
@@ -150,38 +121,23 @@ def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> 
 
 
 def purity(table: NDArray[np.int64]) -> float:
-    """Return the share of the tiles that are of their cluster's commonest class.
+    """Return the fraction of tiles of the most frequent class of their cluster.
 
-    Parameters
-    ----------
-    table : ndarray of shape (k, n_classes), int64
-        Tiles of each class in each cluster.
-
-    Returns
-    -------
-    float
+    `table` has the tiles of each class in each cluster, (k, n_classes), here and below.
     """
     return int(table.max(axis=1).sum()) / int(table.sum())
 
 
 def adjusted_rand(table: NDArray[np.int64]) -> float:
-    """Return the Rand index adjusted for chance, in exact integers but for one division.
+    """Return the adjusted Rand index: 1 for identical partitions, about 0 for independent ones.
 
-    Parameters
-    ----------
-    table : ndarray of shape (k, n_classes), int64
-        Tiles of each class in each cluster.
-
-    Returns
-    -------
-    float
-        1 for two identical partitions, about 0 for independent ones.
+    Computed in exact integers with one division.
 
     References
     ----------
     L. Hubert and P. Arabie, Comparing partitions, Journal of Classification 2 (1985).
     """
-    # Python's integers: the products below pass int64 from some 50,000 tiles on.
+    # Python's integers: the products below exceed int64 from about 50,000 tiles on.
     both, clusters, classes, pairs = (
         sum(count * (count - 1) for count in counts.ravel().tolist())
         for counts in (table, table.sum(axis=1), table.sum(axis=0), table.sum())
@@ -193,17 +149,9 @@ def adjusted_rand(table: NDArray[np.int64]) -> float:
 
 
 def normalized_mutual_info(table: NDArray[np.int64]) -> float:
-    """Return the mutual information over the arithmetic mean of the entropies.
+    """Return the mutual information over the arithmetic mean of the entropies, 0 to 1.
 
-    Parameters
-    ----------
-    table : ndarray of shape (k, n_classes), int64
-        Tiles of each class in each cluster.
-
-    Returns
-    -------
-    float
-        0 for independent partitions, 1 for identical ones; 1 too if both are a single part.
+    It is 1 for identical partitions, also if both have a single part.
 
     References
     ----------
@@ -223,18 +171,17 @@ def normalized_mutual_info(table: NDArray[np.int64]) -> float:
 
 
 def _entropy(counts: list[int], n: int) -> float:
+    """Return the entropy of a partition of n tiles."""
     return math.fsum(count / n * math.log(n / count) for count in counts if count)
 
 
 def knee(inertias: Mapping[int, float]) -> int | None:
     """Return the k at which inertia stops falling fast.
 
-    It is the k whose point lies farthest below the chord from the first point of the curve to
-    the last, the lowest of equals. Both axes are thought to be scaled to 0 to 1, as in the
-    source; the order of the points is the same without. Compared in exact fractions.
-
-    It depends on the range of k: the chord ends at the largest, and a longer curve tends to have
-    its knee farther right.
+    The knee is the point farthest below the chord between the ends of the curve, the lowest k of
+    equals, compared in exact fractions. The source scales both axes to 0 to 1, which does not
+    change the order of these distances. The knee depends on the range of k: a longer curve tends to
+    have its knee farther right.
 
     Parameters
     ----------
@@ -244,7 +191,7 @@ def knee(inertias: Mapping[int, float]) -> int | None:
     Returns
     -------
     int or None
-        None if there are fewer than three k, or no point lies below the chord.
+        None with fewer than three k, or if no point lies below the chord.
 
     Raises
     ------
@@ -263,7 +210,7 @@ def knee(inertias: Mapping[int, float]) -> int | None:
     """
     for k, value in inertias.items():
         if not math.isfinite(value):
-            msg = f"the inertia of k = {k} is {value}; give finite numbers"
+            msg = f"inertia of k = {k} is {value}. Give finite numbers"
             raise FitError(msg)
     points = sorted((int(k), Fraction(float(value))) for k, value in inertias.items())
     if len(points) < 3:

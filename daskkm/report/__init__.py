@@ -1,1 +1,1 @@
-"""Pictures and files that a sweep leaves for people."""
+"""Files and pictures of a sweep for people."""

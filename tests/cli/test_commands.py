@@ -248,14 +248,6 @@ def test_a_sweep_cut_short_leaves_no_figures_of_another(
     assert not (tmp_path / "sweep.json").exists()
 
 
-def test_folders_where_results_go_are_said_before_the_work(sweep: Run, home: Path) -> None:
-    for name in ("sweep.json", "contact_sheet.png", "5/centroid2.png"):
-        (home / "centroids" / name).mkdir(parents=True)
-        assert_fails(sweep(cwd=home), Path(name).name, "is a folder")
-        (home / "centroids" / name).rmdir()
-    assert not (home / "store").exists()
-
-
 def test_one_of_a_thing_is_not_many(run: Run, sweep: Run, images: Path, tmp_path: Path) -> None:
     for name in ("s_1.png", "s_2.png"):
         (images / name).unlink()

@@ -15,7 +15,7 @@ import pytest
 
 import daskkm
 from daskkm.kmeans.checkpoint import held
-from daskkm.report.results import held as holding_results
+from daskkm.report.results import lock_folder as holding_results
 from daskkm.sizes import override
 from tests.conftest import ROOT
 from tests.processes import Process, remote
@@ -158,7 +158,7 @@ def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_pa
         second = forked.run(*SWEEP, "--checkpoint", "other", cwd=place)
     assert second.status == 1
     assert re.fullmatch(
-        r"error: centroids: another sweep that is running has its results there; wait for it, or "
+        r"error: centroids: another sweep writes its results there\. Wait for it, or "
         r"choose another folder \(--out\)",
         second.lines[-1],
     )
@@ -173,7 +173,7 @@ def test_what_another_sweep_holds_is_said_before_images_are_ingested(
     with holding_results(tmp_path / "centroids"):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
-        assert "centroids: another sweep that is running" in done.lines[-1]
+        assert "centroids: another sweep writes its results there" in done.lines[-1]
     with held(tmp_path / "new" / "t.zarr.checkpoint"):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1

@@ -391,28 +391,28 @@ def test_predict_of_tiles_that_are_not_finite_is_refused() -> None:
     [
         ({"ks": []}, "ks: empty"),
         ({"ks": 3}, r"ks: 3 is not a sequence\. Give numbers of clusters, such as \[5\]"),
-        ({"ks": [3, 0]}, r"ks\[1\] is 0; give an integer of at least 1"),
-        ({"ks": [2.0]}, r"ks\[0\] is 2.0; give an integer"),
+        ({"ks": [3, 0]}, r"ks\[1\] is 0. Give an integer of at least 1"),
+        ({"ks": [2.0]}, r"ks\[0\] is 2.0. Give an integer"),
         ({"ks": [3, 11]}, "n_samples=10 should be >= n_clusters=11"),
-        ({"n_init": 0}, "n_init is 0; give an integer of at least 1"),
-        ({"n_init": "auto"}, "n_init is 'auto'; give an integer"),
+        ({"n_init": 0}, "n_init is 0. Give an integer of at least 1"),
+        ({"n_init": "auto"}, "n_init is 'auto'. Give an integer"),
         ({"max_iter": 0}, "max_iter is 0"),
-        ({"random_state": -1}, "random_state is -1; give an integer of at least 0"),
-        ({"random_state": "dice"}, "random_state is 'dice'; give an integer of at least 0, None"),
+        ({"random_state": -1}, "random_state is -1. Give an integer of at least 0"),
+        ({"random_state": "dice"}, "random_state is 'dice'. Give an integer of at least 0, None"),
         ({"random_state": 1.0}, "random_state is 1.0"),
         ({"random_state": True}, "random_state is True"),
-        ({"tol": True}, "tol is True; give a finite number"),
+        ({"tol": True}, "tol is True. Give a finite number"),
         ({"max_iter": True}, "max_iter is True"),
         ({"n_init": np.True_}, "n_init is np.True_"),
-        ({"coarse": "no"}, "coarse is 'no'; give True or False"),
+        ({"coarse": "no"}, "coarse is 'no'. Give True or False"),
         ({"coarse": 1}, "coarse is 1"),
-        ({"cache": "no"}, "cache is 'no'; use one of auto, always, never"),
+        ({"cache": "no"}, "cache is 'no'. Use one of auto, always, never"),
         ({"cache": True}, "cache is True"),
-        ({"fresh": "no"}, "fresh is 'no'; give True or False"),
+        ({"fresh": "no"}, "fresh is 'no'. Give True or False"),
         ({"init": None}, "init is None; give the name of a method"),
         ({"init": 3}, "init is 3; give"),
-        ({"ks": "37"}, r"ks\[0\] is '3'; give an integer"),
-        ({"tol": -1}, "tol is -1; give a finite number"),
+        ({"ks": "37"}, r"ks\[0\] is '3'. Give an integer"),
+        ({"tol": -1}, "tol is -1. Give a finite number"),
         ({"tol": np.nan}, "tol is nan"),
         ({"tol": np.inf}, "tol is inf"),
         ({"tol": "tight"}, "tol is 'tight'"),
@@ -457,7 +457,7 @@ def test_fit_sweep_on_an_unknown_scheduler_is_refused() -> None:
 def test_fit_sweep_of_unsupported_dtypes_and_sums_is_refused() -> None:
     with pytest.raises(TypeError, match="complex128 are not supported"):
         daskkm.fit_sweep(np.zeros((10, 4), complex), [3])
-    with pytest.raises(OverflowError, match="use at most"):
+    with pytest.raises(OverflowError, match="Use at most"):
         daskkm.fit_sweep(da.zeros((10**9, 256), dtype=np.uint16, chunks=(10**6, -1)), [3])
     model = daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [2], random_state=0).models[2]
     with pytest.raises(daskkm.FitError, match="X has 3 features but the model was fitted on 4"):
