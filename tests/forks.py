@@ -169,10 +169,10 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
         if "user" in order:
             os.setuid(order["user"])
         from daskkm.cli import main
-        from daskkm.kmeans import seeding
+        from daskkm.sizes import sizes
         from daskkm.storage import tile_store, writer
 
-        seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
+        sizes.sample_tiles = order.get("sample", sizes.sample_tiles)
         tile_store._CHUNK_BYTES = order.get("chunk", tile_store._CHUNK_BYTES)
         writer._PROVENANCE_CHUNK = 8 if "chunk" in order else writer._PROVENANCE_CHUNK
         sys.addaudithook(hook)
