@@ -169,10 +169,9 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
         if "user" in order:
             os.setuid(order["user"])
         from daskkm.cli import main
-        from daskkm.kmeans import seeding
         from daskkm.sizes import sizes
 
-        seeding._SAMPLE = order.get("sample", seeding._SAMPLE)
+        sizes.sample_tiles = order.get("sample", sizes.sample_tiles)
         sizes.chunk_bytes = order.get("chunk", sizes.chunk_bytes)
         sizes.provenance_rows = 8 if "chunk" in order else sizes.provenance_rows
         sys.addaudithook(hook)

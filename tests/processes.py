@@ -16,11 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from daskkm.passes.reader import Pass
-
-    from daskkm.kmeans.sweep import SweepResult
+    from daskkm import Pass
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
@@ -39,21 +37,16 @@ def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
-def made_all(
-    passes: Generator[Pass, None, SweepResult], after: Callable[[Pass], None]
-) -> SweepResult:
-    """Make all passes of a sweep, doing something after each."""
-    while True:
-        try:
-            after(next(passes))
-        except StopIteration as done:
-            result: SweepResult = done.value
-            return result
+def once_iterations_began(action: Callable[[], object]) -> Callable[[Pass], None]:
+    """Return an `on_pass` that acts once: after the first pass that moves models."""
+    acted: list[Pass] = []
 
+    def on_pass(done: Pass) -> None:
+        if done.steps and not acted:
+            acted.append(done)
+            action()
 
-def begin_iterations(passes: Generator[Pass, None, SweepResult]) -> None:
-    """Make the passes of a sweep up to the first that moves its models."""
-    next(done for done in passes if done.steps)
+    return on_pass
 
 
 class Process:

@@ -19,17 +19,15 @@ from bokeh.client import pull_session
 from distributed import Client, LocalCluster
 
 import daskkm
-from daskkm.kmeans.sweep import iter_passes
 from daskkm.passes import scheduler
 from daskkm.sizes import override
-from tests.processes import DEADLINE, ENDLESS, Process, made_all, remote
+from tests.processes import DEADLINE, ENDLESS, Process, remote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from daskkm.passes.reader import Pass
-
+    from daskkm import Pass
     from daskkm.kmeans.sweep import SweepResult
     from daskkm.storage.tile_store import TileStore
 
@@ -102,11 +100,14 @@ def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore)
     ],
 )
 def test_workers_fit_to_what_was_brought_together(
-    digits: TileStore, monkeypatch: pytest.MonkeyPatch, init: str, dtype: str, stages: set[str]
+    digits: TileStore,
+    override_sizes: Callable[..., None],
+    init: str,
+    dtype: str,
+    stages: set[str],
 ) -> None:
     """They hold it, all of them, and the bits are those of threads."""
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 500)
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE_BYTES", 1000 * 256)
+    override_sizes(sample_tiles=500, large_sample_bytes=1000 * 256)
     X = digits.features().astype(dtype)
     with dask.config.set(scheduler="threads"):
         expected = daskkm.fit_sweep(X, **SWEEP, init=init)
@@ -120,7 +121,7 @@ def test_workers_fit_to_what_was_brought_together(
             at_work[done.stage] = at_work.get(done.stage, set()) | summing
 
         seen = [0]
-        result = made_all(iter_passes(X, **SWEEP, init=init, tol=1e-4), watch)
+        result = daskkm.fit_sweep(X, **SWEEP, init=init, on_pass=watch)
         everyone = set(client.scheduler_info()["workers"])
         assert_same_bits(result, expected, X)
     assert {stage for stage, workers in at_work.items() if workers} == {"pass", *stages}

@@ -24,11 +24,11 @@ import daskkm
 from daskkm.cli import progress
 from daskkm.cli.progress import Progress
 from daskkm.kmeans.lloyd import Step
-from daskkm.kmeans.sweep import SweepResult
+from daskkm.kmeans.recorder import Pass
 from tests.processes import DEADLINE, ENDLESS, until
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from daskkm.storage.tile_store import TileStore
@@ -99,10 +99,14 @@ def a_pass(number: int, ks: Iterable[int] = (), stage: str = "pass") -> Pass:
         for k in ks
         for restart in range(2)
     }
-    return Pass(number, 0.1, steps, stage=stage)
+    return Pass(number, stage, 0.1, steps, 0)
 
 
-RESULT = SweepResult({}, {}, 0, 0, 0)
+def show(display: Progress, passes: Iterable[Pass]) -> None:
+    """Show a fit of these passes."""
+    with display.fit() as on_pass:
+        for done in passes:
+            on_pass(done)
 
 
 @pytest.mark.parametrize(
@@ -140,15 +144,14 @@ def test_terminal_shows_each_k_or_how_many_more(
         there, hidden = counted(screen)
         return screen if lines <= 3 or len(there) + hidden == len(ks) else None
 
-    def watched() -> Generator[Pass, None, SweepResult]:
+    def watched() -> Iterator[Pass]:
         for number in (1, 2):
             yield a_pass(number, ks)
             screens.append(until(lambda: whole(number)))  # noqa: B023
-        return RESULT
 
     with terminal(monkeypatch, columns, lines) as shown:
         with Progress() as display:
-            assert display.passes(watched()) is RESULT
+            show(display, watched())
         until(lambda: not shown.lines())
         assert shown.n_scrolled() == 0
     for screen in screens:
@@ -225,7 +228,7 @@ def test_lines_appear_at_intervals_and_say_the_stage(
 
         until(found)
 
-    def passes() -> Generator[Pass, None, SweepResult]:
+    def passes() -> Iterator[Pass]:
         until_said("fit, ")
         yield a_pass(1)
         until_said("pass 1: seeding, ")
@@ -235,7 +238,6 @@ def test_lines_appear_at_intervals_and_say_the_stage(
         until_said("after draw, ")
         yield a_pass(2, range(2, 41))
         until_said("pass 2: 38 of 78 models moving, ")
-        return RESULT
 
     with Progress() as display:
         with display.stage("ingest", "images") as advance:
@@ -244,7 +246,7 @@ def test_lines_appear_at_intervals_and_say_the_stage(
             until_said("ingest: 7 of 2,000 images, ")
         with display.stage("label", "chunks", total=3, poll=lambda: 2):
             until_said("label: 2 of 3 chunks, ")
-        display.passes(passes())
+        show(display, passes())
     assert max(map(len, said)) <= 80
 
 
@@ -261,16 +263,15 @@ def test_many_passes_are_few_lines(
 ) -> None:
     monkeypatch.setenv(progress.INTERVAL, interval)
 
-    def passes() -> Generator[Pass, None, SweepResult]:
+    def passes() -> Iterator[Pass]:
         yield a_pass(1, stage="sample")
         for stage in ("draw", "candidate fit", "sample fit"):
             yield a_pass(1, stage=stage)  # which read no tiles
         for number in range(2, 501):
             yield a_pass(number, (2, 4))
-        return RESULT
 
     with Progress() as display:
-        display.passes(passes())
+        show(display, passes())
     lines = capsys.readouterr().err.splitlines()
     assert interval != "0" or lines[0].startswith("pass 1: sample, ")
     assert len(lines) == n_lines

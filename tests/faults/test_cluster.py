@@ -18,7 +18,6 @@ from distributed.chaos import KillWorker
 
 import daskkm
 from daskkm.errors import SchedulerError, StoreError
-from daskkm.kmeans.sweep import iter_passes
 from daskkm.passes import addresses, scheduler
 from tests.processes import (
     DEADLINE,
@@ -26,8 +25,7 @@ from tests.processes import (
     QUIET,
     Process,
     Remote,
-    begin_iterations,
-    made_all,
+    once_iterations_began,
     remote,
     start_worker,
     until,
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from daskkm.passes.reader import Pass
     from numpy.typing import NDArray
 
+    from daskkm import Pass
     from daskkm.kmeans.sweep import SweepResult
     from daskkm.storage.tile_store import TileStore
 
@@ -110,7 +109,7 @@ def pids(client: Client) -> set[int]:
 
 def swept(X: Any, after: Callable[[Pass], None], **settings: Any) -> SweepResult:
     """Make all passes of a sweep, doing something after each."""
-    return made_all(iter_passes(X, **{**SWEEP, **settings}), after)
+    return daskkm.fit_sweep(X, **{**SWEEP, **settings}, on_pass=after)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -160,12 +159,12 @@ def test_tiles_that_stay_are_read_again_when_their_worker_dies(
 def test_what_workers_hold_for_starts_is_made_again_when_one_dies(
     machines: Remote,
     digits: TileStore,
-    monkeypatch: pytest.MonkeyPatch,
+    override_sizes: Callable[..., None],
     init: str,
     dtype: str,
     moments: set[tuple[str, int]],
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", 1000)
+    override_sizes(sample_tiles=1000)
     X = digits.features().rechunk((701, -1)).astype(dtype)
     with dask.config.set(scheduler="threads"):
         expected = daskkm.fit_sweep(X, **SWEEP | {"init": init})
@@ -272,13 +271,14 @@ def test_a_scheduler_that_is_gone_for_long_between_two_passes(
         made = scheduler.connect(address) if ours else Client(address, timeout=5)
         client = stack.enter_context(made)
         assert client is not None
-        passes = iter_passes(digits, **SWEEP)
-        begin_iterations(passes)
-        main.send(signal.SIGKILL)
-        until(lambda: client.status == "closed")
+
+        def kill() -> None:
+            main.send(signal.SIGKILL)
+            until(lambda: client.status == "closed")
+
         message = f"^{address}: the connection to the scheduler was lost; start it and run again"
         with pytest.raises(SchedulerError, match=message):
-            next(passes)
+            swept(digits, once_iterations_began(kill))
         if ours:
             with pytest.raises(SchedulerError, match=message):
                 daskkm.fit_sweep(digits, **SWEEP)

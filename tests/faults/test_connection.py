@@ -40,7 +40,6 @@ from distributed import LocalCluster
 import daskkm
 from daskkm.cli import interrupts
 from daskkm.errors import SchedulerError
-from daskkm.kmeans.sweep import iter_passes
 from daskkm.passes import addresses, scheduler
 from tests.processes import (
     DEADLINE,
@@ -49,7 +48,7 @@ from tests.processes import (
     ROOT,
     Process,
     Remote,
-    begin_iterations,
+    once_iterations_began,
     remote,
     start_worker,
     until,
@@ -476,13 +475,15 @@ def test_a_worker_with_another_daskkm_that_comes_in_the_middle_of_a_pass(
             (tmp_path / "go").touch()
 
         joining = Thread(target=join)
-        passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
-        begin_iterations(passes)
-        (tmp_path / "armed").touch()
-        joining.start()
+
+        def arm() -> None:
+            (tmp_path / "armed").touch()
+            joining.start()
+
         said = rf"daskkm is {daskkm.__version__} here, but 9\.9 at tcp://.*; install the same"
+        settings = {**SWEEP, "init": "random", "tol": 0, "cache": "never"}
         with pytest.raises(SchedulerError, match=said):
-            next(passes)
+            daskkm.fit_sweep(X, **settings, on_pass=once_iterations_began(arm))
         joining.join()
         assert client is not None
         assert len(client.scheduler_info(-1)["workers"]) == 2
@@ -523,14 +524,16 @@ def test_work_that_another_client_calls_off(digits: TileStore, tmp_path: Path) -
                 other.restart(timeout=DEADLINE)
 
         restarting = Thread(target=restart)
-        passes = iter_passes(X, **SWEEP, init="random", tol=0, cache="never")
-        begin_iterations(passes)
-        (tmp_path / "armed").touch()
-        restarting.start()
+
+        def arm() -> None:
+            (tmp_path / "armed").touch()
+            restarting.start()
+
+        settings = {**SWEEP, "init": "random", "tol": 0, "cache": "never"}
         with pytest.raises(
             SchedulerError, match=r"the scheduler has called the work off \(.*; see"
         ):
-            next(passes)
+            daskkm.fit_sweep(X, **settings, on_pass=once_iterations_began(arm))
         restarting.join()
         daskkm.fit_sweep(digits, **SWEEP)  # the connection is there
 

@@ -1,4 +1,4 @@
-"""Tiles that hold fewer clusters than are asked for: defined, finite, and soon at an end."""
+"""Fewer distinct tiles than clusters: results are defined and finite, and fits end soon."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import pytest
-from daskkm.passes.reader import Reader
 
 import daskkm
+from daskkm.passes.runner import PassRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,10 +35,10 @@ TILES: dict[str, NDArray[np.uint8]] = {
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
 @pytest.mark.parametrize("sample", [10, 100])  # fewer tiles than there are, and more
-def test_more_clusters_than_distinct_tiles(
-    name: str, dtype: str, init: str, sample: int, monkeypatch: pytest.MonkeyPatch
+def test_fit_sweep_of_fewer_distinct_tiles_than_clusters_ends_soon(
+    name: str, dtype: str, init: str, sample: int, override_sizes: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr("daskkm.kmeans.seeding._SAMPLE", sample)
+    override_sizes(sample_tiles=sample)
     tiles = TILES[name].astype(dtype)
     X = da.from_array(tiles, chunks=(7, -1))
     distinct = len(np.unique(tiles, axis=0))
@@ -64,10 +65,10 @@ def test_more_clusters_than_distinct_tiles(
 @pytest.mark.parametrize("weights", ["fractional", "whole", "huge", "few"])
 @pytest.mark.parametrize("name", TILES)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_more_clusters_than_distinct_tiles_with_weights(
+def test_fit_sweep_of_fewer_distinct_weighted_tiles_than_clusters_ends_soon(
     name: str, weights: str, dtype: str
 ) -> None:
-    """The weighted mean of identical tiles need not be that tile, to the last bit."""
+    # The weighted mean of identical tiles need not be that tile, to the last bit.
     tiles, rng = TILES[name].astype(dtype), np.random.default_rng(2)
     of_each = {
         "fractional": rng.random(len(tiles)),
@@ -89,15 +90,17 @@ def test_more_clusters_than_distinct_tiles_with_weights(
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
-def test_empty_clusters_in_every_model_at_once(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_sweep_with_empty_clusters_in_each_model_shares_their_passes(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[int, ...]] = []
-    farthest = Reader.farthest
+    farthest = PassRunner.farthest
 
-    def counted(self: Reader, stack: Any, offsets: Any, wanted: Any) -> Any:
+    def counting(self: PassRunner, stack: Any, offsets: Any, wanted: Any) -> Any:
         asked.append(tuple(wanted))
         return farthest(self, stack, offsets, wanted)
 
-    monkeypatch.setattr(Reader, "farthest", counted)
+    monkeypatch.setattr(PassRunner, "farthest", counting)
     tiles = np.random.default_rng(1).integers(0, 200, (300, 4)).astype(dtype)
     far = {k: np.vstack([tiles[:1], np.full((k - 1, 4), 1e5)]) for k in (2, 3, 9, 40)}
     X = da.from_array(tiles, chunks=(70, -1))
@@ -106,14 +109,16 @@ def test_empty_clusters_in_every_model_at_once(dtype: str, monkeypatch: pytest.M
         assert (model.counts_ > 0).all()
         assert model.converged_
         assert model.cluster_centers_.max() < 200
-    # All that are empty after one pass share one more.
+    # All clusters that are empty after one pass share one more pass.
     assert asked[0] == (1, 2, 8, 39)
     rounds = max(model.n_iter_ for model in result.models.values())
     assert result.passes <= rounds + len(asked) + 1
     assert len(asked) <= rounds
 
 
-def test_more_clusters_than_tiles_is_one_line(tmp_path: Path, images: Path, forked: Forks) -> None:
+def test_sweep_command_of_fewer_tiles_than_clusters_prints_one_line(
+    tmp_path: Path, images: Path, forked: Forks
+) -> None:
     args: Any = ("--scheduler", "threads", "--images", images, "--store", "t.zarr")
     assert (
         forked.run("ingest", images, "--store", "t.zarr", "--tile", "8", cwd=tmp_path).status == 0

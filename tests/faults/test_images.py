@@ -30,7 +30,6 @@ from daskkm.cli.ingest import command as ingest_command
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
 from daskkm.images import pillow
-from daskkm.sizes import override
 from tests.processes import Process
 
 if TYPE_CHECKING:

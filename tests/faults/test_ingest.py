@@ -19,16 +19,15 @@ from PIL import Image
 import daskkm
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import StoreError
-from daskkm.kmeans.sweep import iter_passes
 from daskkm.storage import commit
 from daskkm.storage.labels import LABELS
 from daskkm.storage.records import ImageRecord
 from daskkm.storage.verification import verify_store
 from daskkm.storage.writer import open_writer
-from tests.processes import Process, begin_iterations
+from tests.processes import Process, once_iterations_began
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from daskkm.kmeans.model import FittedModel
     from tests.forks import Done, Forks
@@ -457,26 +456,18 @@ def test_sweep_of_a_store_replaced_between_passes_is_refused(world: World, place
     settings: Any = {"n_init": 1, "random_state": 0, "cache": "never"}
     settings |= {"init": "random", "max_iter": 100, "tol": 0.0}
     undisturbed = daskkm.fit_sweep(store, [2], **settings)
-    passes = iter_passes(store, [2], **settings)
-    begin_iterations(passes)
-    assert world.ingest(place, world.images).status == 0  # of the same images: nothing to do
-    *_, result = collect(passes)
+
+    def ingest(images: Path) -> Callable[[daskkm.Pass], None]:
+        def run() -> None:
+            assert world.ingest(place, images).status == 0
+
+        return once_iterations_began(run)
+
+    # Of the same images there is nothing to do.
+    result = daskkm.fit_sweep(store, [2], **settings, on_pass=ingest(world.images))
     assert result.models[2].inertia_ == undisturbed.models[2].inertia_
-    passes = iter_passes(store, [2], **settings)
-    begin_iterations(passes)
-    assert world.ingest(place, world.others).status == 0
     with pytest.raises(StoreError, match="replaced while it was being read"):
-        collect(passes)
-
-
-def collect(passes: Any) -> list[Any]:
-    """What a generator yields, and at last returns."""
-    found = []
-    while True:
-        try:
-            found.append(next(passes))
-        except StopIteration as end:
-            return [*found, end.value]
+        daskkm.fit_sweep(store, [2], **settings, on_pass=ingest(world.others))
 
 
 def test_labels_of_a_store_that_was_replaced_are_not_written(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import daskkm
-from daskkm.kmeans.checkpoint import held
+from daskkm.kmeans.checkpoint import open_checkpoint
 from daskkm.report.results import lock_folder as holding_results
 from daskkm.sizes import override
 from tests.conftest import ROOT
@@ -90,10 +90,10 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(
     assert killed.status == -signal.SIGKILL
     # What was shown as done is not done again, but for a sample that is read anew.
     shown = [line for line in killed.lines if line.startswith("pass ")]
-    with held(place / "tiles.zarr.checkpoint") as found:
-        kept = found.said
-    assert len(shown) < 2 or kept is None or kept["number"] >= len(shown)
-    assert kept or len(shown) < 2 or (place / "centroids" / "sweep.json").exists()
+    with open_checkpoint(place / "tiles.zarr.checkpoint") as checkpoint:
+        number = checkpoint.number
+    assert len(shown) < 2 or not number or number >= len(shown)
+    assert number or len(shown) < 2 or (place / "centroids" / "sweep.json").exists()
     again = forked.run(
         *SWEEP, *args, cwd=place, at=moment.randrange(1, events), number=signal.SIGKILL, **said
     )
@@ -174,10 +174,10 @@ def test_what_another_sweep_holds_is_said_before_images_are_ingested(
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
         assert "centroids: another sweep writes its results there" in done.lines[-1]
-    with held(tmp_path / "new" / "t.zarr.checkpoint"):
+    with open_checkpoint(tmp_path / "new" / "t.zarr.checkpoint"):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
-        assert "t.zarr.checkpoint: another fit that is running" in done.lines[-1]
+        assert "t.zarr.checkpoint: locked by another fit" in done.lines[-1]
     # Nor is anything left of what was made to find out.
     assert [entry.name for entry in tmp_path.iterdir()] == ["centroids"]
 

@@ -1,4 +1,4 @@
-"""Rounds of k-means||: the same draws from notes of any blocks, or from none."""
+"""Draws in passes: those of the definition, in any blocks, with notes or without."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from daskkm.passes.reader import Reader, made_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskkm.kernels import assign
-from daskkm.kmeans import seeding
-from daskkm.kmeans.init import Settings, starts
 from daskkm.passes import draws
+from daskkm.passes.draws import Trial
+from daskkm.passes.seeds import exponentials
+from tests import reference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 def by_definition(
     tiles: NDArray[Any], weights: NDArray[Any] | None, candidates: NDArray[Any]
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[Any]]:
-    """Of each tile the first of the nearest candidates, its squared distance, and the weight."""
-    wide = candidates.astype(np.float64)
-    distances = np.square(tiles.astype(np.float64)[:, None] - wide).sum(axis=2)
+    """Return the nearest candidate of each tile (the first), its squared distance, the weight."""
+    distances = reference.distances(tiles, candidates.astype(np.float64))
     each = np.ones(len(tiles), int) if weights is None else weights
     return distances.argmin(axis=1), distances.min(axis=1), each
 
@@ -40,7 +39,7 @@ def by_definition(
     keep=st.booleans(),
     distinct=st.integers(1, 60),
 )
-def test_rounds_draw_and_weigh_by_definition(
+def test_rounds_in_any_blocks_draw_and_weigh_by_definition(
     seed: int, cuts: list[int], dtype: str, weighted: bool, keep: bool, distinct: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -56,23 +55,56 @@ def test_rounds_draw_and_weigh_by_definition(
             _, nearest, each = by_definition(tiles, weights, candidates)
             mass = nearest * each
             arrivals = np.full(60, np.inf)
-            np.divide(seeding.arrivals(seed, 0, step, 0, 60), mass, arrivals, where=mass > 0)
+            np.divide(exponentials(seed, 0, step, 0, 60), mass, arrivals, where=mass > 0)
             first = np.argsort(arrivals, kind="stable")[:4]
             drawn = rounds.draw(candidates, 4, seed, step)
-            # Once all tiles lie on a candidate, none are drawn, and a pass measures nothing new.
+            # No tile is drawn once all lie on a candidate, and then a pass measures nothing new.
             assert drawn.indices.tolist() == first[np.isfinite(arrivals[first])].tolist()
             np.testing.assert_array_equal(drawn.tiles, tiles[drawn.indices])
             candidates = np.concatenate([candidates, drawn.tiles])
-        found, left = rounds.weigh(candidates)
+        weight_of_each, potential = rounds.weigh(candidates)
     labels, nearest, each = by_definition(tiles, weights, candidates)
-    assert found.tolist() == np.bincount(labels, each, len(candidates)).tolist()
-    assert left == pytest.approx(nearest @ each)
+    assert weight_of_each.tolist() == np.bincount(labels, each, len(candidates)).tolist()
+    assert potential == pytest.approx(nearest @ each)
 
 
-@pytest.mark.parametrize("k", [2, 7])
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+    dtype=st.sampled_from(["uint8", "int16", "float32"]),
+    weighted=st.booleans(),
+    n_chosen=st.integers(0, 4),
+)
+def test_try_candidates_in_any_blocks_measures_and_draws_by_definition(
+    seed: int, cuts: list[int], dtype: str, weighted: bool, n_chosen: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = rng.integers(0, 100, (60, 3)).astype(dtype)
+    weights = rng.integers(0, 4, 60) if weighted else None
+    chunks = tuple(np.diff([0, *sorted(cuts), 60]).tolist())
+    X = da.from_array(tiles, chunks=(chunks, -1))
+    lazy = None if weights is None else da.from_array(weights, chunks=(chunks,))
+    picks = [rng.choice(60, n_chosen + 2, replace=False) for _ in range(2)]
+    wide = tiles.astype(np.float64)
+    trials = [Trial(wide[rows[:n_chosen]], wide[rows[n_chosen:]]) for rows in picks]
+    outcomes = draws.try_candidates(X, trials, 3, seed, 2, weights=lazy).compute(scheduler="sync")
+    for seeding, ((chosen, candidates), outcome) in enumerate(zip(trials, outcomes, strict=True)):
+        times = exponentials(seed, seeding, 2, 0, 60)
+        for candidate, potential, drawn in zip(candidates, *outcome, strict=True):
+            mass = by_definition(tiles, weights, np.vstack([chosen, candidate]))
+            mass = mass[1] * mass[2]
+            assert potential == pytest.approx(mass.sum())
+            arrivals = np.divide(times, mass, np.full(60, np.inf), where=mass > 0)
+            first = np.argsort(arrivals, kind="stable")[:3]
+            assert drawn.indices.tolist() == first[np.isfinite(arrivals[first])].tolist()
+            np.testing.assert_array_equal(drawn.tiles, tiles[drawn.indices])
+
+
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_each_candidate_is_measured_once(
-    monkeypatch: pytest.MonkeyPatch, k: int, dtype: str
+def test_rounds_with_notes_measure_each_candidate_once(
+    monkeypatch: pytest.MonkeyPatch, keep: bool, dtype: str
 ) -> None:
     measured = []
     label_block = assign.label_block
@@ -81,21 +113,23 @@ def test_each_candidate_is_measured_once(
         measured.append(len(tiles) * len(stack))
         return label_block(tiles, stack, *args)
 
-    monkeypatch.setattr("daskkm.passes.draws.assign.label_block", counting)
+    monkeypatch.setattr(assign, "label_block", counting)
     tiles = np.random.default_rng(0).integers(0, 256, (400, 3)).astype(dtype)
-    call = Settings.checked([k], 1, "k-means||", 5, 0, 0, coarse=False)
     with dask.config.set(scheduler="sync"):
-        reader = Reader(da.from_array(tiles, chunks=(100, -1)))
-        reader.prepare(*call.most(reader))
-        passes = starts(reader, call)
-        done = next(done for done in passes if getattr(done.seeding, "weights", None) is not None)
-        assert sum(measured) == 400 * seeding.pool_size(k)
-        assert len(made_all(passes)) == 1
-    assert done.number == 7
+        rounds = draws.Rounds(da.from_array(tiles, chunks=(100, -1)), None, None, keep=keep)
+        candidates, lengths = tiles[:1], []
+        for step in (1, 2, 3):
+            lengths.append(len(candidates))
+            candidates = np.concatenate([candidates, rounds.draw(candidates, 4, 0, step).tiles])
+        rounds.weigh(candidates)
+    assert sum(measured) == 400 * (13 if keep else sum([*lengths, 13]))
 
 
-def test_a_pool_costs_no_more_than_is_said() -> None:
-    sizes = [seeding.pool_size(k) for k in range(1, 10_000)]
-    assert sizes == sorted(sizes)
-    assert sizes[:400] == [1 + 10 * k for k in range(1, 401)]
-    assert all(2.5 * k - 5 < size <= max(4001, 2.5 * k + 1) for k, size in enumerate(sizes, 1))
+@pytest.mark.parametrize("chunk", [7, 500])
+def test_draw_by_weight_draws_in_proportion_whatever_the_blocks(chunk: int) -> None:
+    weights = da.from_array(np.array([0.0, 1, 4, 9, 0] * 100), chunks=chunk)
+    drawn = draws.draw_by_weight(weights, 2000, 0).compute(scheduler="sync")
+    counts = np.bincount([int(each.indices[0]) % 5 for each in drawn], minlength=5)
+    np.testing.assert_allclose(counts / 2000, np.array([0, 1, 4, 9, 0]) / 14, atol=0.05)
+    again = draws.draw_by_weight(weights.rechunk(33), 5, 0).compute(scheduler="sync")
+    assert [each.indices[0] for each in again] == [each.indices[0] for each in drawn[:5]]

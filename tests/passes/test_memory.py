@@ -1,4 +1,4 @@
-"""Lengths of blocks, and memory that is known before it is taken."""
+"""Lengths of blocks, and the memory of a pass, known before the pass."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import dask.array as da
 import numpy as np
 import pytest
-from daskkm.passes.reader import Reader
 from distributed import Client, LocalCluster
 from hypothesis import given
 from hypothesis import strategies as st
 
 import daskkm
 from daskkm.errors import FitError
-from daskkm.passes import memory, reductions
+from daskkm.passes import memory
+from daskkm.passes.memory import Work
+from daskkm.passes.runner import PassRunner
+from daskkm.passes.statistics import statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +26,7 @@ GB = 10**9
 
 
 @given(total=st.integers(0, 2**50), threads=st.integers(1, 10**4))
-def test_blocks_are_neither_too_short_nor_too_many(total: int, threads: int) -> None:
+def test_block_bytes_are_within_limits_and_balanced(total: int, threads: int) -> None:
     n_bytes = memory.block_bytes(total, threads)
     assert n_bytes >= 4 << 20
     assert -(-total // n_bytes) <= 4096
@@ -34,41 +36,43 @@ def test_blocks_are_neither_too_short_nor_too_many(total: int, threads: int) -> 
         assert total // n_bytes >= min(8 * threads, 4096) - 1
 
 
-def test_what_fits_and_what_does_not() -> None:
+def test_check_and_room_compare_a_pass_with_each_worker() -> None:
     workers = [memory.Worker("one", 2, 4 * GB, GB), memory.Worker("two", 2, 4 * GB, 3 * GB)]
-    small = {"rows": 25, "d": 256, "piece": 4 << 20}
-    memory.check(workers, **small)
+    small = Work(25, 256, 4 << 20)
+    memory.check(workers, small)
     # The second has more than half of its memory in use: nothing stays there.
-    assert memory.room(workers, **small) == 2 * GB - GB - memory.peak(**small, threads=2)
+    assert memory.room(workers, small) == 2 * GB - GB - memory.peak(small, threads=2)
     with pytest.raises(FitError, match=r"^two: a pass would take .* beside the 3\.0 GB in use"):
-        memory.check(workers, rows=8192, d=256, piece=4 << 20)
+        memory.check(workers, Work(8192, 256, 4 << 20))
     with pytest.raises(FitError, match=r"blocks of 1\.0 GB"):
-        memory.check(workers, rows=5, d=256, piece=GB)
+        memory.check(workers, Work(5, 256, GB))
     unlimited = [memory.Worker("one", 2, float("inf"), GB)]
-    memory.check(unlimited, rows=10**6, d=256, piece=GB)
-    assert memory.room(unlimited, **small) == 0
+    memory.check(unlimited, Work(10**6, 256, GB))
+    assert memory.room(unlimited, small) == 0
 
 
-def test_a_sample_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_sample_that_does_not_fit_is_refused_before_a_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one = memory.Worker("this process", 2, 10 * GB, 0)
     memory.check_sample(one, 1 << 15, 64 * 64, 1)
-    with pytest.raises(FitError, match=r"starts from 32768 tiles would take 64\.4 GB of the 10\.0"):
+    with pytest.raises(FitError, match=r"from 32768 tiles would take 64\.4 GB of the 10\.0"):
         memory.check_sample(one, 1 << 15, 256 * 256 * 3, 1)
-    # Before anything is read.
-    monkeypatch.setattr("daskkm.passes.memory._SAFE", 1e-9)
+    monkeypatch.setattr("daskkm.passes.memory._LIMIT", 1e-9)
     X = da.map_blocks(lambda: 1 / 0, chunks=((10, 10), (4,)), dtype="uint8", meta=np.empty((0, 0)))
     for init in ("k-means++", "random"):
-        with pytest.raises(FitError, match="to draw starts from 20 tiles would take"):
+        with pytest.raises(FitError, match="drawing initial centroids from 20 tiles would take"):
             daskkm.fit_sweep(X, [2], init=init)
 
 
 def memory_of_process(name: str) -> int:
-    """Bytes that the system says of this process."""
+    """Return a figure of this process, in bytes, as the system has it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
-def forget_the_peak() -> int:
+def reset_peak() -> int:
+    """Reset the peak of the memory of this process; return its memory."""
     Path("/proc/self/clear_refs").write_text("5")
     return memory_of_process("VmRSS")
 
@@ -90,27 +94,29 @@ def client() -> Iterator[Client]:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize(("rows", "tiles"), [(5, 40_000), (1500, 8000)])
-def test_the_peak_of_a_worker_is_what_the_plan_says(client: Client, rows: int, tiles: int) -> None:
-    """At most that, and not far below: else much would be refused that fits."""
+def test_peak_of_a_worker_is_at_most_the_plan_and_not_far_below(
+    client: Client, rows: int, tiles: int
+) -> None:
+    # Far below, much would be refused that fits.
     X = da.random.default_rng(0).integers(0, 256, (12 * tiles, 256), np.uint8, chunks=(tiles, -1))
     rng = np.random.default_rng(0)
 
     def one_pass(k: int) -> None:
         stack = rng.integers(0, 256, (k, 256)).astype(float)
-        reductions.statistics(X, stack, np.array([0, k])).compute()
+        statistics(X, stack, np.array([0, k])).compute()
 
-    one_pass(2)  # loads what is loaded once
-    (before,) = client.run(forget_the_peak).values()
+    one_pass(2)  # imports and compiles
+    (before,) = client.run(reset_peak).values()
     one_pass(rows)
     (peak,) = client.run(memory_of_process, "VmHWM").values()
-    planned = memory.peak(rows, 256, tiles * 256, threads=2)
+    planned = memory.peak(Work(rows, 256, tiles * 256), threads=2)
     assert 0.25 * planned < peak - before < planned
 
 
-def test_tiles_stay_only_where_there_is_room(client: Client) -> None:
+def test_prepare_caches_tiles_only_where_there_is_room(client: Client) -> None:
     n = 2_000_000  # half a gigabyte; the worker has two, of which some is in use
-    for size, kept in ((n // 5, True), (4 * n, False)):
+    for size, is_cached in ((n // 5, True), (4 * n, False)):
         X = da.zeros((size, 256), dtype=np.uint8, chunks=(n // 10, -1))
-        reader = Reader(X, cache="auto")
-        reader.prepare(1, 5)
-        assert (reader.bytes_read > 0) == kept
+        runner = PassRunner(X, cache="auto")
+        runner.prepare(1, 5)
+        assert (runner.bytes_read > 0) == is_cached

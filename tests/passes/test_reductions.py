@@ -1,4 +1,4 @@
-"""Blocks: lazy, and the same whatever the chunks."""
+"""Reductions over blocks: lazy, in the order of the tiles, one task a block and a tree."""
 
 from __future__ import annotations
 
@@ -8,84 +8,159 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daskkm.passes import reductions
-from tests import reference
+from daskkm.passes.arrays import in_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-CHUNKINGS = [300, 1, 7, 64, (100, 0, 150, 50), (0, 0, 299, 1)]
+TILES = np.random.default_rng(0).integers(0, 256, (60, 3), np.uint8)
+CUTS = st.lists(st.integers(0, 60), max_size=12)
 
 
-@pytest.fixture
-def tiles() -> NDArray[Any]:
-    rng = np.random.default_rng(0)
-    # Few distinct tiles: ties in abundance.
-    return rng.integers(0, 256, (40, 9), np.uint8)[rng.integers(0, 40, 300)]
+def chunked(cuts: list[int]) -> da.Array:
+    chunks = tuple(np.diff([0, *sorted(cuts), 60]).tolist())
+    return da.from_array(TILES, chunks=(chunks, -1))
 
 
-def chunked(tiles: NDArray[Any], chunks: Any) -> da.Array:
-    return da.from_array(tiles, chunks=(chunks, -1))
+def rows_and_first(
+    tiles: NDArray[Any], first: int, weights: NDArray[Any] | None = None
+) -> list[tuple[int, ...]]:
+    """Return the index, the values and the weight of each tile."""
+    own = np.zeros(len(tiles), int) if weights is None else weights
+    indices = range(first, first + len(tiles))
+    return [(i, *tile, w) for i, tile, w in zip(indices, tiles.tolist(), own.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("chunks", CHUNKINGS)
-def test_statistics_and_labels(tiles: NDArray[Any], chunks: Any) -> None:
-    stack, offsets = tiles[:11] * 0.75, np.array([0, 4, 11])
-    X = chunked(tiles, chunks)
-    statistics = reductions.statistics(X, stack, offsets)
-    expected = reference.statistics(tiles, stack, offsets)
-    assert (statistics.shape, statistics.dtype) == (expected.shape, expected.dtype)
-    np.testing.assert_array_equal(statistics.compute(scheduler="sync"), expected)
-    labels = reductions.labels(X, stack[:4])
-    assert (labels.shape, labels.dtype, labels.chunks) == ((300,), np.int32, X.chunks[:1])
-    np.testing.assert_array_equal(
-        labels.compute(scheduler="sync"), reference.labels(tiles, stack[:4], np.array([0, 4]))[:, 0]
-    )
+def join(parts: list[list[Any]]) -> list[Any]:
+    return [row for part in parts for row in part]
 
 
-@pytest.mark.parametrize("chunks", CHUNKINGS)
-def test_farthest_is_the_first_of_equals(tiles: NDArray[Any], chunks: Any) -> None:
-    stack, offsets = tiles[:11] * 0.75, np.array([0, 4, 6, 11])
-    wanted = [3, 0, 25]
-    found = reductions.farthest(chunked(tiles, chunks), stack, offsets, wanted)
-    for m, far in enumerate(found.compute(scheduler="sync")):
-        rows, labels = reference.farthest(tiles, stack[offsets[m] : offsets[m + 1]], wanted[m])
-        assert far.indices.tolist() == rows.tolist()
-        np.testing.assert_array_equal(far.labels, labels)
-        np.testing.assert_array_equal(far.tiles, tiles[rows])
+def table_of(tiles: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[np.int64]:
+    """Return the sum of tiles, and of their weights, as a table of one row."""
+    total = len(tiles) if weights is None else weights.sum()
+    return np.append(tiles.sum(axis=0, dtype=np.int64), total)[None]
 
 
-def test_a_tile_on_its_centroid_is_not_far() -> None:
-    tiles = np.array([[1], [5], [1]], np.uint8)
-    (far,) = reductions.farthest(
-        chunked(tiles, 2), np.array([[1.0]]), np.array([0, 1]), [3]
-    ).compute()
-    assert far.indices.tolist() == [1]
+def sum_of_block(block: Any, *columns: NDArray[Any]) -> NDArray[np.int64]:
+    return reductions.sum_over_pieces(table_of, block, columns)
 
 
-def test_nothing_is_computed_before_it_is_asked_for() -> None:
+@given(cuts=CUTS, weighted=st.booleans())
+def test_gather_in_any_blocks_merges_in_the_order_of_the_tiles(
+    cuts: list[int], weighted: bool
+) -> None:
+    X = chunked(cuts)
+    weights = da.arange(60, chunks=(X.chunks[0],)) if weighted else None
+    rows = reductions.gather(rows_and_first, X, weights, join).compute(scheduler="sync")
+    expected = rows_and_first(TILES, 0, np.arange(60) if weighted else None)
+    assert rows == expected
+
+
+@given(cuts=CUTS)
+def test_gather_with_notes_returns_the_note_of_each_tile_and_the_result(cuts: list[int]) -> None:
+    def notes_and_rows(
+        tiles: NDArray[Any], first: int, numbers: NDArray[Any]
+    ) -> tuple[NDArray[Any], list[tuple[int, ...]]]:
+        return numbers[:, None] * 2, rows_and_first(tiles, first, numbers)
+
+    X = chunked(cuts)
+    arrays = [X, da.arange(60, chunks=(X.chunks[0],))[:, None]]
+    notes, result = reductions.gather_with_notes(notes_and_rows, arrays, join, np.dtype(int))
+    notes, rows = dask.compute(notes, result.to_delayed().item(), scheduler="sync")
+    assert notes[:, 0].tolist() == list(range(0, 120, 2))
+    assert rows == rows_and_first(TILES, 0, np.arange(60))
+
+
+@given(cuts=CUTS, weighted=st.booleans())
+def test_sum_over_blocks_in_any_blocks_is_that_of_the_whole(
+    cuts: list[int], weighted: bool
+) -> None:
+    X = chunked(cuts)
+    weights = da.arange(60, chunks=(X.chunks[0],)) if weighted else None
+    arrays = reductions.with_column(X, weights)
+    total = reductions.sum_over_blocks(sum_of_block, arrays, (1, 4), np.dtype(np.int64))
+    assert (total.shape, total.dtype) == ((1, 4), np.int64)
+    expected = table_of(TILES, np.arange(60) if weighted else None)
+    np.testing.assert_array_equal(total.compute(scheduler="sync"), expected)
+
+
+def test_reductions_of_blocks_of_pieces_read_one_piece_at_a_time(
+    override_sizes: Callable[..., None],
+) -> None:
+    override_sizes(piece_bytes=21)  # seven tiles
+    X = in_blocks(TILES, 60, np.dtype(np.uint8))
+    weights = da.arange(60, chunks=(X.chunks[0],))
+    assert X.chunks[0] == (20, 20, 20)
+    with dask.config.set(scheduler="sync"):
+        rows = reductions.gather(rows_and_first, X, weights, join).compute()
+        assert rows == rows_and_first(TILES, 0, np.arange(60))
+        lengths = reductions.gather(lambda tiles, _: [len(tiles)], X, None, join).compute()
+        assert lengths == [7, 7, 6] * 3
+        arrays = reductions.with_column(X, weights)
+        total = reductions.sum_over_blocks(sum_of_block, arrays, (1, 4), np.dtype(np.int64))
+        np.testing.assert_array_equal(total.compute(), table_of(TILES, np.arange(60)))
+
+
+@given(cuts=CUTS, indices=st.sets(st.integers(0, 59), min_size=1))
+def test_take_tiles_of_any_blocks_reads_only_blocks_that_hold_them(
+    cuts: list[int], indices: set[int]
+) -> None:
+    X = chunked(cuts)
+    wanted = np.array(sorted(indices))
+    read: list[int] = []
+
+    def block(tiles: NDArray[Any]) -> NDArray[Any]:
+        read.append(len(tiles))
+        return tiles
+
+    watched = X.map_blocks(block, dtype=np.uint8, meta=X._meta)
+    taken = reductions.take_tiles(watched, wanted).compute(scheduler="sync")
+    np.testing.assert_array_equal(taken, TILES[wanted])
+    assert sum(read) == reductions.count_tiles_in_blocks(X, wanted)
+
+
+def test_reductions_compute_nothing_before_they_are_asked() -> None:
     def refuse(*_: Any, **__: Any) -> None:
         msg = "computed"
         raise AssertionError(msg)
 
-    X = da.zeros((100, 4), chunks=(10, -1), dtype=np.uint8)
+    X = chunked([20])
     with dask.config.set(scheduler=refuse):
-        reductions.statistics(X, np.zeros((2, 4)), np.array([0, 2]))
-        reductions.labels(X, np.zeros((2, 4)))
-        reductions.farthest(X, np.zeros((2, 4)), np.array([0, 2]), [1])
+        reductions.gather(rows_and_first, X, None, join)
+        reductions.take_tiles(X, np.array([3]))
+        reductions.sum_over_blocks(sum_of_block, [X], (1, 4), np.dtype(np.int64))
         with pytest.raises(AssertionError, match="computed"):
             X.sum().compute()
 
 
-def test_the_stack_is_one_task_and_not_a_part_of_every_block() -> None:
-    X = da.zeros((1000, 64), chunks=(10, -1), dtype=np.uint8)
-    stack = np.zeros((200, 64))
-    (optimized,) = dask.optimize(reductions.statistics(X, stack, np.array([0, 200])))
-    graph = dict(optimized.__dask_graph__())
-    holders = [
-        key for key, task in graph.items() if "200, 64" in repr(np.shape(getattr(task, "value", 0)))
-    ]
-    assert len(holders) == 1
-    # A task a block, a tree with eight branches a node, and the stack.
-    assert len(graph) < 100 + 13 + 2 + 4
+@pytest.mark.parametrize("fan_in", [2, 8])
+def test_gather_of_many_blocks_merges_in_a_tree(
+    override_sizes: Callable[..., None], fan_in: int
+) -> None:
+    override_sizes(fan_in=fan_in)
+    merged: list[int] = []
+
+    def count(parts: list[int]) -> int:
+        merged.append(len(parts))
+        return sum(parts)
+
+    X = da.zeros((64, 1), chunks=(1, 1), dtype=np.uint8)
+    total = reductions.gather(lambda tiles, _: len(tiles), X, None, count)
+    assert total.compute(scheduler="sync") == 64
+    assert set(merged) == {fan_in}
+
+
+def test_share_of_a_large_array_makes_one_task_of_it(override_sizes: Callable[..., None]) -> None:
+    override_sizes(shared_bytes=100 * 8 * 6)
+    X = da.zeros((100, 1), chunks=(1, 1))
+    small, large = np.zeros(6), np.zeros(7)
+    assert reductions.share(X, small) is small
+    shared = reductions.share(X, large)
+    assert dask.is_dask_collection(shared)
+    assert shared.key == reductions.share(X, large.copy()).key

@@ -1,179 +1,258 @@
-"""What a user gives becomes blocks that hold the same tiles, in fewer tasks."""
+"""`Tiles.of`: the tiles of any kind of X, looked at once."""
 
 from __future__ import annotations
 
-import threading
-import tracemalloc
-from collections import Counter
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
+import pandas
 import pytest
-from daskkm.passes.reader import Reader
-from distributed import Client, LocalCluster
+import xarray
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import daskkm
-from daskkm.passes import reductions, tiles
-from daskkm.passes.tiles import Recipe, as_tiles, in_blocks
+from daskkm.errors import FitError
+from daskkm.passes import inputs
+from daskkm.passes.reductions import take_tiles
+from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-    from daskkm.storage.tile_store import TileStore
-
-N = 1100  # blocks
-TILES = np.random.default_rng(0).integers(0, 256, (3 * N, 4), np.uint8)
-MADE: Counter[int] = Counter()
+DTYPES = ["uint8", "int8", "uint16", "int16", "float32", "float64", "int32", "bool", "float16"]
+NATIVE = DTYPES[:6]
 
 
-def block(block_id: tuple[int, int]) -> NDArray[np.uint8]:
-    MADE[block_id[0]] += 1
-    return TILES[3 * block_id[0] : 3 * block_id[0] + 3]
+def in_chunks(array: NDArray[Any], chunk: int) -> da.Array:
+    return da.from_array(array, chunks=(chunk, -1))
 
 
-def short_blocks() -> da.Array:
-    meta = np.empty((0, 0), np.uint8)
-    return da.map_blocks(block, chunks=((3,) * N, (4,)), dtype=np.uint8, meta=meta)
+def of_unknown_number(array: NDArray[Any], chunk: int) -> da.Array:
+    lazy = in_chunks(np.repeat(array, 2, axis=0), chunk)
+    return lazy[in_chunks(np.arange(2 * len(array))[:, None] % 2 == 0, chunk)[:, 0]]
+
+
+def in_zarr(array: NDArray[Any], chunk: int) -> zarr.Array[Any]:
+    stored = zarr.create_array(
+        {}, shape=array.shape, chunks=(chunk, array.shape[1]), dtype=array.dtype
+    )
+    stored[:] = array
+    return stored
+
+
+def mapped(array: NDArray[Any], folder: str) -> NDArray[Any]:
+    np.save(Path(folder, "x.npy"), array)
+    return np.asarray(np.load(Path(folder, "x.npy"), mmap_mode="r"))
+
+
+# Kinds of X by name: functions of an array, the length of a chunk, and a folder.
+IN_MEMORY: dict[str, Callable[[NDArray[Any], int, str], Any]] = {
+    "ndarray": lambda array, chunk, folder: array,
+    "view": lambda array, chunk, folder: np.repeat(array, 2, axis=0)[::2],
+    "Fortran order": lambda array, chunk, folder: np.asfortranarray(array),
+    "big endian": lambda array, chunk, folder: array.astype(array.dtype.newbyteorder(">")),
+    "pandas": lambda array, chunk, folder: pandas.DataFrame(array),
+    "xarray": lambda array, chunk, folder: xarray.DataArray(array),
+    "memory map": lambda array, chunk, folder: mapped(array, folder),
+}
+LAZY: dict[str, Callable[[NDArray[Any], int, str], Any]] = {
+    "dask": lambda array, chunk, folder: in_chunks(array, chunk),
+    "dask in columns": lambda array, chunk, folder: da.from_array(array, chunks=(chunk, 1)),
+    "dask of unknown number": lambda array, chunk, folder: of_unknown_number(array, chunk),
+    "Zarr": lambda array, chunk, folder: in_zarr(array, chunk),
+    "dask frame": lambda array, chunk, folder: dd.from_pandas(
+        pandas.DataFrame(array), npartitions=2
+    ),
+    "xarray over dask": lambda array, chunk, folder: xarray.DataArray(in_chunks(array, chunk)),
+}
+KINDS = IN_MEMORY | LAZY
+OF_UNKNOWN_NUMBER = {"dask of unknown number", "dask frame"}
 
 
 def read(X: da.Array) -> NDArray[Any]:
-    """All tiles, in the order in which passes come to them."""
-    return np.asarray(reductions.taken(X, np.arange(X.shape[0])).compute(scheduler="sync"))
+    """Return all tiles, in the order in which passes read them."""
+    return np.asarray(take_tiles(X, np.arange(X.shape[0])).compute(scheduler="sync"))
 
 
-def test_short_blocks_are_made_several_a_task() -> None:
-    X = in_blocks(short_blocks(), short_blocks(), 2)
-    assert tiles.has_recipes(X)
-    assert X.numblocks == (64, 1)
-    assert all(isinstance(X.dask[key], Recipe) for (key,) in X.__dask_keys__())
-    MADE.clear()
-    np.testing.assert_array_equal(read(X), TILES)
-    # Each once, and by itself.
-    assert dict.fromkeys(range(N), 1) == MADE
-    assert in_blocks(short_blocks(), short_blocks(), 1000).numblocks == (N // 4, 1)
+@settings(max_examples=120)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    dtype=st.sampled_from(DTYPES),
+    shape=st.tuples(st.integers(2, 40), st.integers(1, 5)),
+    chunk=st.integers(1, 40),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_tiles_of_any_kind_are_those_of_the_array(
+    kind: str, dtype: str, shape: tuple[int, int], chunk: int, threads: int, seed: int
+) -> None:
+    array = np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+    expected = array if dtype in NATIVE else array.astype(np.float64)
+    with tempfile.TemporaryDirectory() as folder, dask.config.set(scheduler="sync"):
+        tiles = Tiles.of(KINDS[kind](array, chunk, folder))
+        assert Tiles.of(tiles) is tiles
+        assert tiles.dtype.newbyteorder("=") == expected.dtype
+        assert tiles.array.numblocks[1] == 1
+        assert tiles.is_lazy == (kind in LAZY)
+        assert tiles.is_in_memory == (kind in IN_MEMORY and kind != "memory map")
+        assert tiles.is_exact == (expected.dtype.kind != "f")
+        assert not tiles.is_kernel_ready or tiles.is_in_memory
+        np.testing.assert_array_equal(tiles.array.compute(), expected)
+        sized = tiles.sized("sync")
+        assert (sized.shape, sized.nbytes) == (shape, expected.nbytes)
+        assert (sized.reads, sized.total_weight) == (kind in OF_UNKNOWN_NUMBER, shape[0])
+        np.testing.assert_array_equal(read(sized.in_blocks(threads)), expected)
 
 
-@pytest.mark.parametrize("cache", ["always", "never"])
-def test_a_fit_of_short_blocks_is_that_of_the_array(cache: str) -> None:
-    call: dict[str, Any] = {"n_init": 1, "max_iter": 1, "random_state": 0}
-    whole = daskkm.fit_sweep(TILES, [2, 5], **call)
-    X = short_blocks()[:, ::-1][:, ::-1]  # more than one task a block
-    weights = da.ones(len(TILES), dtype=np.int64, chunks=500)
-    for result in (
-        daskkm.fit_sweep(X, [2, 5], **call, cache=cache),
-        daskkm.fit_sweep(X, [2, 5], **call, cache=cache, sample_weight=weights),
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    dtype=st.sampled_from(["uint8", "int16", "float64"]),
+    chunk=st.integers(1, 40),
+    weighted=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_fit_predict_and_transform_look_at_x_once_and_give_the_same_for_any_kind(
+    kind: str, dtype: str, chunk: int, weighted: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 100, (40, 2)).astype(dtype)
+    options: dict[str, Any] = {"init": array[:3], "max_iter": 3, "tol": 0}
+    options["sample_weight"] = rng.integers(0, 3, 40) + 1 if weighted else None
+    looks: list[str] = []
+    resolve = inputs.resolve
+
+    def counting(X: Any) -> Any:
+        looks.append(type(X).__name__)
+        return resolve(X)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dask.config.set(scheduler="sync"),
+        pytest.MonkeyPatch.context() as patch,
     ):
-        for k, model in whole.models.items():
-            assert result.models[k].inertia_ == model.inertia_
-            assert result.models[k].cluster_centers_.tobytes() == model.cluster_centers_.tobytes()
+        expected = daskkm.fit_sweep(array, [3], **options).models[3]
+        X = KINDS[kind](array, chunk, folder)
+        patch.setattr(inputs, "resolve", counting)
+        model = daskkm.fit_sweep(X, [3], **options).models[3]
+        assert len(looks) == 1
+        labels, distances = model.predict(X), model.transform(X)
+        assert len(looks) == 3
+        estimator = daskkm.KMeans(3, init=array[:3], n_init=1).fit(X)
+        assert len(looks) == 4
+        estimator.predict(X)
+        assert len(looks) == 5
+        for result in (labels, distances, estimator.labels_):
+            assert isinstance(result, da.Array) == (kind in LAZY)
+        np.testing.assert_array_equal(model.cluster_centers_, expected.cluster_centers_)
+        np.testing.assert_array_equal(np.asarray(labels), expected.predict(array))
+        np.testing.assert_array_equal(np.asarray(distances), expected.transform(array))
 
 
-def shared() -> da.Array:
-    """Short blocks that are cut from long ones: each would be made many times."""
-    long = da.from_array(TILES, chunks=(len(TILES) // 2, -1)) + np.uint8(0)
-    return long.rechunk((3, -1))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"Zarr"}))
+def test_identity_of_equal_tiles_is_equal_and_of_others_is_not(kind: str, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 100, (40, 2), np.uint8)
+    (tmp_path / "a").mkdir()
+    given_kind = KINDS[kind]
+    first = Tiles.of(given_kind(array, 7, str(tmp_path / "a")))
+    assert first.identity() == Tiles.of(first).identity()
+    if kind != "memory map":  # of a file it is its path and time of modification
+        assert first.identity() == Tiles.of(given_kind(array, 7, str(tmp_path / "a"))).identity()
+    other = array.copy()
+    other[3, 1] ^= 1
+    assert first.identity() != Tiles.of(given_kind(other, 7, str(tmp_path / "a"))).identity()
 
 
-def persisted() -> da.Array:
-    return short_blocks().persist(scheduler="sync") + np.uint8(0)
+def test_tiles_of_a_store_are_read_its_own_way_while_they_are_whole(
+    digits: daskkm.TileStore,
+) -> None:
+    X = digits.features()
+    for whole in (digits, X):
+        tiles = Tiles.of(whole)
+        assert tiles.store is digits or tiles.store.digest == digits.digest
+        assert tiles.identity() == digits.digest
+        assert tiles.in_blocks(2).name.startswith("chunks-")
+    assert Tiles.of(digits).tile == (16, 16)
+    assert Tiles.of(X).tile is None
+    for other in (X[5:], X[:, :7], X.rechunk((100, -1)), X + np.uint8(0)):
+        tiles = Tiles.of(other)
+        assert tiles.store is None
+        assert tiles.in_blocks(2) is tiles.array
+    np.testing.assert_array_equal(read(Tiles.of(digits).in_blocks(2)), X.compute())
 
 
-def annotated() -> da.Array:
-    with dask.annotate(resources={"GPU": 1}):
-        return short_blocks()
+def test_fit_sweep_of_a_store_with_fractional_weights_ignores_the_cache(
+    digits: daskkm.TileStore,
+) -> None:
+    weights = np.random.default_rng(0).random(len(digits))
+    options: dict[str, Any] = {"n_init": 1, "max_iter": 3, "random_state": 0}
+    always, never = (
+        daskkm.fit_sweep(digits, [3], **options, sample_weight=weights, cache=cache).models[3]
+        for cache in ("always", "never")
+    )
+    assert always.inertia_ == never.inertia_
+    assert always.cluster_centers_.tobytes() == never.cluster_centers_.tobytes()
+
+
+WEIGHTS: dict[str, tuple[Any, type | None]] = {
+    "whole": (np.arange(40) % 3, np.int64),
+    "whole floats": (np.arange(40.0) % 3, np.int64),
+    "booleans": (np.arange(40) % 3 == 0, np.int64),
+    "one number": (2, np.int64),
+    "fractional": (np.arange(40) / 3, np.float64),
+    "beyond 2**53": (np.full(40, 2.0**60), np.float64),
+    "none": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weighted_has_integers_if_all_weights_are_whole(name: str) -> None:
+    weights, dtype = WEIGHTS[name]
+    array = np.zeros((40, 2), np.uint8)
+    tiles = Tiles.of(in_chunks(array, 7)).sized("sync").weighted(weights, "sync")
+    if dtype is None:
+        assert tiles.weights is None
+        assert (tiles.total_weight, tiles.is_exact) == (40, True)
+        return
+    assert tiles.weights is not None
+    assert (tiles.weights.dtype, tiles.is_exact) == (dtype, dtype is np.int64)
+    assert tiles.weights.chunks == (tiles.array.chunks[0],)
+    expected = np.broadcast_to(weights, 40)
+    np.testing.assert_array_equal(tiles.weights.compute(scheduler="sync"), expected)
+    assert tiles.total_weight == int(expected.sum())
 
 
 @pytest.mark.parametrize(
-    "make",
-    [shared, annotated, lambda: short_blocks()[: 3 * 1000], lambda: da.zeros((5, 3), chunks=2)],
+    ("weights", "message"),
+    [
+        (np.full(40, -1.0), r"sample_weight: negative \(-1\.0\)\. Give weights"),
+        (np.zeros(40), "sample_weight: zero everywhere"),
+        (np.full(40, np.nan), "Input sample_weight contains NaN"),
+        (np.full(40, np.inf), "Input sample_weight contains infinity"),
+        (np.full(40, 1e308), "too large to square"),
+        (np.ones(39), r"shape \(39,\) .* each of the 40 tiles"),
+        (np.ones((40, 1)), r"shape \(40, 1\)"),
+        (["heavy"] * 40, "give one number for each"),
+        (np.ma.masked_less(np.arange(40), 2), "sample_weight: masked arrays"),
+    ],
 )
-def test_other_blocks_stay_as_they_are(make: Any) -> None:
-    X = make()
-    assert in_blocks(X, X, 2) is X
+def test_weighted_with_weights_that_do_not_fit_is_refused(weights: Any, message: str) -> None:
+    tiles = Tiles.of(np.zeros((40, 2), np.uint8)).sized("sync")
+    with pytest.raises(FitError, match=message):
+        tiles.weighted(weights, "sync")
 
 
-class Locked:
-    """An array that cannot be sent, as one of an open HDF5 file."""
-
-    shape, dtype, ndim, chunks = TILES.shape, TILES.dtype, 2, (3, 4)
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-    def __getitem__(self, key: Any) -> Any:
-        with self.lock:
-            return TILES[key]
-
-
-def test_what_cannot_be_sent_or_is_large_is_read_where_it_is(tmp_path: Any) -> None:
-    lazy = da.from_array(Locked(), chunks=(3, -1))
-    assert in_blocks(lazy, lazy, 2) is lazy
-    found = daskkm.fit_sweep(Locked(), [2], n_init=1, max_iter=1, random_state=0)
-    whole = daskkm.fit_sweep(TILES, [2], n_init=1, max_iter=1, random_state=0)
-    assert found.models[2].inertia_ == whole.models[2].inertia_
-    np.save(tmp_path / "x.npy", np.zeros((1 << 20, 64), np.uint8))
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    X = da.from_array(mapped, chunks=(500, -1), name="mapped")
-    tracemalloc.start()
-    assert in_blocks(X, X, 2) is X
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < mapped.nbytes / 2
-
-
-def test_weights_are_sent_once() -> None:
-    X, weights = short_blocks(), np.ones(len(TILES), np.int64)
-    reader = Reader(X, weights)
-    graph = reductions.statistics(
-        reader.blocks, np.zeros((2, 4)), np.array([0, 2]), weights=reader.weights
-    ).__dask_graph__()
-    assert len(graph) < N  # not a task for each short block
-
-
-def test_short_chunks_of_an_open_array_are_grouped(tmp_path: Any) -> None:
-    import zarr
-
-    array = zarr.create_array(tmp_path / "x.zarr", shape=TILES.shape, chunks=(3, 4), dtype="uint8")
-    array[:] = TILES
-    X = in_blocks(array, as_tiles(array), 2)
-    assert tiles.has_recipes(X)
-    np.testing.assert_array_equal(read(X), TILES)
-
-
-def test_a_store_is_read_its_own_way_as_long_as_it_is_whole(digits: TileStore) -> None:
-    X = digits.features()
-    for given in (digits, X):
-        assert in_blocks(given, as_tiles(given), 2).name.startswith("chunks-")
-    for other in (X[5:], X[:, :7], X.rechunk((100, -1)), X + np.uint8(0)):
-        assert in_blocks(other, other, 2) is other
-    np.testing.assert_array_equal(read(in_blocks(digits, X, 2)), X.compute())
-
-
-def test_what_workers_hold_is_no_recipe() -> None:
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        held = short_blocks().persist()
-        scattered = client.scatter(TILES)
-        cut = dask.delayed(lambda tiles, i: tiles[3 * i : 3 * i + 3])
-        parts = [da.from_delayed(cut(scattered, i), (3, 4), np.uint8) for i in range(N)]
-        for X in (held, held + np.uint8(0), da.concatenate(parts)):
-            assert in_blocks(X, X, 2) is X
-        np.testing.assert_array_equal(reductions.taken(held, np.arange(9)).compute(), TILES[:9])
-
-
-def test_fractional_weights_do_not_see_the_cache(digits: TileStore) -> None:
-    weights = np.random.default_rng(0).random(len(digits))
-    call: dict[str, Any] = {"n_init": 1, "max_iter": 3, "random_state": 0}
-    for X, w in ((digits, weights), (short_blocks(), weights[: len(TILES)])):
-        found = [
-            daskkm.fit_sweep(X, [3], **call, sample_weight=w, cache=cache).models[3]
-            for cache in ("always", "never")
-        ]
-        assert found[0].inertia_ == found[1].inertia_
-        assert found[0].cluster_centers_.tobytes() == found[1].cluster_centers_.tobytes()
+def test_check_sums_that_may_overflow_int64_are_refused() -> None:
+    large = da.zeros((10**9, 256), dtype=np.uint16, chunks=(10**6, -1))
+    with pytest.raises(daskkm.SumOverflowError, match="use at most"):
+        Tiles.of(large).sized("sync").check_sums()
+    Tiles.of(large.astype(np.float32)).sized("sync").check_sums()

@@ -1,0 +1,18 @@
+"""The scheduler that is chosen for a pass."""
+
+from __future__ import annotations
+
+import dask
+import pytest
+
+from daskkm.passes import scheduler
+
+
+def test_chosen_scheduler_of_processes_is_advised_against_once() -> None:
+    scheduler._warn_of_processes.cache_clear()
+    with dask.config.set(scheduler="processes"):
+        with pytest.warns(UserWarning, match=r"scheduler='threads'.*LocalCluster"):
+            scheduler.chosen()
+        scheduler.chosen()
+        scheduler.threads()
+    assert scheduler.chosen("threads") == "threads"
