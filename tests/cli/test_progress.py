@@ -18,7 +18,6 @@ import numpy as np
 import pyte
 import pytest
 from click.testing import CliRunner
-from daskkm.passes.reader import Pass
 
 import daskkm
 from daskkm.cli import progress

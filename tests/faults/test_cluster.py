@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from daskkm.passes.reader import Pass
     from numpy.typing import NDArray
 
     from daskkm import Pass

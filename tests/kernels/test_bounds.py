@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from daskkm.kernels import assign
 from daskkm.kernels.bounds import CachedBlock
+from daskkm.kernels.statistics import Statistics
 from daskkm.kmeans import lloyd
 from tests import reference
 from tests.kernels.test_assign import INTEGERS, make_stack, make_tiles
@@ -85,16 +86,25 @@ def test_cached_block_in_a_fit_gives_the_same_steps(digits: TileStore, k: int) -
     tiles = digits.features().compute()[:1500]
     block = CachedBlock(tiles)
 
-    def plain(stack: NDArray[Any], offsets: NDArray[Any], models: Any) -> NDArray[Any]:
-        return assign.block_statistics(tiles, stack, offsets)
+    def plain(stack: NDArray[Any], offsets: NDArray[Any], models: Any) -> Statistics:
+        return Statistics(assign.block_statistics(tiles, stack, offsets))
 
-    fits = [
-        list(lloyd.iterate([tiles[:k] * 1.0], measure, lambda *_: [], max_iter=60, tol=0))
-        for measure in (plain, block.statistics)
-    ]
+    def bounded(stack: NDArray[Any], offsets: NDArray[Any], models: Any) -> Statistics:
+        return Statistics(block.statistics(stack, offsets, models))
+
+    fits: list[list[Statistics]] = [[], []]
+    for measure, fit in zip((plain, bounded), fits, strict=True):
+        lloyd.iterate(
+            [tiles[:k] * 1.0],
+            measure,
+            lambda *_: [],
+            max_iter=60,
+            tol=0,
+            on_steps=lambda steps, fit=fit: fit.append(steps[0].statistics),  # type: ignore[misc]
+        )
     assert len(fits[0]) == len(fits[1]) > 3
-    for plain_step, bounded in zip(*fits, strict=True):
-        np.testing.assert_array_equal(plain_step[0].statistics, bounded[0].statistics)
+    for one, other in zip(*fits, strict=True):
+        np.testing.assert_array_equal(one.table, other.table)
 
 
 def test_cached_block_with_large_gaps_does_not_read_tiles_again(digits: TileStore) -> None:

@@ -9,7 +9,7 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from daskkm.passes.statistics import Farthest, farthest, resident, statistics
+from daskkm.passes.statistics import Farthest, cached, farthest, statistics
 from tests import reference
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_statistics_of_resident_blocks_are_the_same_from_pass_to_pass(
 ) -> None:
     offsets = np.array([0, 4, 11])
     with dask.config.set(scheduler="sync"):
-        X = resident(chunked(tiles, chunks)).persist()
+        X = cached(chunked(tiles, chunks)).persist()
         for step in range(3):
             stack = tiles[:11] * 0.75 + step
             table = statistics(X, stack, offsets, models=[0, 1]).compute()
