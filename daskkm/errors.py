@@ -86,6 +86,11 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number of things in words, as in "1 image" and "2,000 images"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 class ImageError(DaskkmError):
     """An image that cannot be read, or does not fit with the others.
 
@@ -138,11 +143,11 @@ class SchedulerError(DaskkmError):
 
     Examples
     --------
-    >>> from daskkm.passes.addresses import check_name
+    >>> from daskkm.passes.connection import check_name
     >>> check_name("nowhere.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.SchedulerError: nowhere.json: there is no such scheduler file; start one with: ...
+    daskkm.errors.SchedulerError: 'nowhere.json': not a scheduler. Give local, threads, an ...
     """
 
 

@@ -353,16 +353,6 @@ def test_sizes_are_found_by_the_scheduler_that_was_chosen() -> None:
     assert np.isnan(some.shape[0])  # what was given stays as it was
 
 
-def test_the_scheduler_of_processes_is_advised_against_once() -> None:
-    scheduler._warn_of_processes.cache_clear()
-    with dask.config.set(scheduler="processes"):
-        with pytest.warns(UserWarning, match="scheduler='threads'.*LocalCluster"):
-            scheduler.chosen()
-        scheduler.chosen()
-        scheduler.threads()
-    assert scheduler.chosen("threads") == "threads"
-
-
 def test_workers_too_small_for_the_tiles_are_named_before_a_pass() -> None:
     given = np.zeros((1 << 20, 300), np.uint8)
     options: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": "300MB"}
