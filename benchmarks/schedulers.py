@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from daskkm.passes import scheduler
+from daskkm.passes import connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def threads(n: int) -> Iterator[str]:
 @contextmanager
 def processes(n: int) -> Iterator[tuple[str, Any]]:
     """Run dask on n worker processes of one thread each; yields what to call it, and the client."""
-    local = scheduler.connect(
+    local = connection.connect(
         "local", workers=n, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     )
     with local as client:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from daskkm.cli import interrupts
+from daskkm.cli.interrupts import unwind_on_signals
 
 
 def main() -> NoReturn:
-    """Run the command that the process was given."""
-    interrupts.end_at_once()
-    from daskkm.cli import main
+    """Run the command in the arguments of the process."""
+    with unwind_on_signals():
+        from daskkm.cli.main import run
 
-    main.run(main.group)
+        run()
 
 
 if __name__ == "__main__":

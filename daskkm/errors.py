@@ -22,6 +22,11 @@ def on_worker() -> str:
     return "" if address.startswith("inproc://") else f" on worker {address}"
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number of things in words, as in "1 image" and "2,000 images"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 class DaskkmError(Exception):
     """Any error that daskkm raises on purpose.
 
@@ -139,11 +144,11 @@ class SchedulerError(DaskkmError):
 
     Examples
     --------
-    >>> from daskkm.passes.addresses import check_name
+    >>> from daskkm.passes.connection import check_name
     >>> check_name("nowhere.json")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.SchedulerError: nowhere.json: there is no such scheduler file; start one with: ...
+    daskkm.errors.SchedulerError: 'nowhere.json': not a scheduler. Give local, threads, an ...
     """
 
 

@@ -1,9 +1,9 @@
 """Entry of ``python -m daskkm.label``."""
 
 if __name__ == "__main__":
-    from daskkm.cli import interrupts
+    from daskkm.cli.interrupts import unwind_on_signals
 
-    interrupts.end_at_once()
-    from daskkm.cli import main
+    with unwind_on_signals():
+        from daskkm.cli.main import run_module
 
-    main.run_module("label")
+        run_module("label")

@@ -1,7 +1,7 @@
-"""Commands in forks of a process that has imported all of daskkm: what a start costs is spared.
+"""Commands in forks of a process that has imported all of daskkm, which spares their start-up.
 
-Each can be ended by a signal to itself at the n-th time that it opens, makes, moves or removes
-something in its folder: moments that a seed can choose, and that lie where files are half done.
+Each can end itself by a signal at the n-th time that it opens, makes, moves or removes something in
+its folder: moments that a seed can choose, and at which files are half done.
 """
 
 from __future__ import annotations
@@ -34,33 +34,32 @@ class Done(NamedTuple):
     """How a command ended."""
 
     status: int  # negative: killed by that signal
-    events: int  # in its folder, if it was not killed
+    events: int  # number of those in its folder, if it was not killed
     stdout: str
     stderr: str
 
     @property
     def lines(self) -> list[str]:
-        """Those on standard error."""
+        """Lines on standard error."""
         return self.stderr.splitlines()
 
 
 class Forks:
-    """The process that forks."""
+    """The process that forks commands."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, *args: str | Path, cwd: Path, **said: Any) -> Done:
+    def run(self, *args: str | Path, cwd: Path, **order: Any) -> Done:
         """Run ``daskkm ARGS`` in a folder.
 
-        With ``at`` and ``number`` it is sent that signal at that event, or with ``full`` there is
-        no space from then on; with ``sample`` seedings sample so many tiles, with ``chunk`` chunks
-        of a store have so many bytes, with ``most`` no file can have more, and with ``user`` it has
-        the rights of that one.
+        At event ``at`` the command gets the signal ``number``, or with ``full`` the disk is full
+        from then on. ``sample`` is the size of a sample in tiles, ``chunk`` that of a chunk in
+        bytes, ``most`` the largest size of a file, ``user`` the user id of the command.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"args": list(map(str, args)), "cwd": str(cwd), **said}
+        order |= {"args": list(map(str, args)), "cwd": str(cwd)}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return Done(*json.loads(self._process.stdout.readline()))
@@ -68,7 +67,7 @@ class Forks:
 
 @contextmanager
 def forks() -> Iterator[Forks]:
-    """Start the process that forks."""
+    """Start the process that forks commands."""
     command = [sys.executable, "-m", "tests.forks"]
     root = Path(__file__).parent.parent
     with subprocess.Popen(
@@ -80,7 +79,7 @@ def forks() -> Iterator[Forks]:
 
 
 def compile_kernels() -> None:
-    """Compile what commands need of uint8 tiles, or read it from the cache, without a thread."""
+    """Compile the kernels that commands use for uint8 tiles, or read them from the cache."""
     import dask
 
     import daskkm
@@ -102,15 +101,15 @@ def compile_kernels() -> None:
 
 def _serve() -> None:
     for name in (
-        *("cli.sweep", "cli.ingest", "cli.label", "kmeans.assessment", "kmeans.checkpoint"),
-        *("kmeans.sweep", "report.contact_sheet"),
+        *("cli.main", "cli.table", "images.ingest", "kmeans.assessment", "kmeans.checkpoint"),
+        *("kmeans.labelling", "kmeans.sweep", "report.contact_sheet", "storage.verification"),
     ):
         import_module(f"daskkm.{name}")
     import_module("distributed.dashboard.scheduler")
     from PIL import Image
 
     compile_kernels()
-    Image.init()  # what is imported later may not be there for other users
+    Image.init()  # other users may not read modules that are imported later
     for line in sys.stdin:
         order = json.loads(line)
         pipes = [os.pipe() for _ in range(3)]
@@ -128,17 +127,17 @@ def _serve() -> None:
 
 
 def _read(pipes: list[int]) -> list[str]:
-    """Return what comes through each pipe until all are closed, and close them here too."""
-    found = dict.fromkeys(pipes, b"")
-    left = set(pipes)
-    while left:
-        for pipe in select.select(left, [], [])[0]:
+    """Return the text of each pipe, read until all are closed; close them here too."""
+    text = dict.fromkeys(pipes, b"")
+    open_pipes = set(pipes)
+    while open_pipes:
+        for pipe in select.select(open_pipes, [], [])[0]:
             data = os.read(pipe, 1 << 16)
-            found[pipe] += data
+            text[pipe] += data
             if not data:
-                left.remove(pipe)
+                open_pipes.remove(pipe)
                 os.close(pipe)
-    return [data.decode() for data in found.values()]
+    return [data.decode() for data in text.values()]
 
 
 def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoReturn:
@@ -168,14 +167,13 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["most"], order["most"]))
         if "user" in order:
             os.setuid(order["user"])
-        from daskkm.cli import main
-        from daskkm.sizes import sizes
+        from daskkm.cli.interrupts import unwind_on_signals
+        from daskkm.cli.main import run
 
-        sizes.sample_tiles = order.get("sample", sizes.sample_tiles)
-        sizes.chunk_bytes = order.get("chunk", sizes.chunk_bytes)
-        sizes.provenance_rows = 8 if "chunk" in order else sizes.provenance_rows
+        _set_sizes(order)
         sys.addaudithook(hook)
-        main.run(main.group, order["args"], "python -m daskkm")
+        with unwind_on_signals():
+            run(order["args"], "python -m daskkm")
     except SystemExit as end:
         status = end.code
     finally:
@@ -185,8 +183,18 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
         os._exit(status if isinstance(status, int) else 1)
 
 
+def _set_sizes(order: dict[str, Any]) -> None:
+    from daskkm.sizes import sizes
+
+    if "sample" in order:
+        sizes.sample_tiles = order["sample"]
+    if "chunk" in order:
+        sizes.chunk_bytes = order["chunk"]
+        sizes.provenance_rows = 8
+
+
 def _needs_space(event: str, args: tuple[Any, ...]) -> bool:
-    """Tell whether this makes something in a folder, or gives it a name there."""
+    """Return True if an event creates a file or folder, or renames one."""
     if event == "open":
         return bool(args[2] & os.O_CREAT)
     return event in {"os.mkdir", "os.rename"}

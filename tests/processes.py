@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
-# Of a sweep that goes on until it is stopped.
+# Flags of a sweep that goes on until it is stopped.
 ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
-# Of a LocalCluster.
+# Settings of a LocalCluster.
 QUIET: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """Wait for a condition, but not for ever; return what it is then."""
+    """Wait until a condition is true, but not for ever; return its value."""
     end = time.monotonic() + DEADLINE
-    while not (found := condition()):
-        assert time.monotonic() < end, "it never was"
+    while not (value := condition()):
+        assert time.monotonic() < end, "condition was never true"
         time.sleep(0.01)
-    return found
+    return value
 
 
 def once_iterations_began(action: Callable[[], object]) -> Callable[[Pass], None]:
@@ -50,7 +50,7 @@ def once_iterations_began(action: Callable[[], object]) -> Callable[[Pass], None
 
 
 class Process:
-    """A command of the machine, ended with the test, whose output can be awaited."""
+    """A process of Python whose output can be awaited; it ends with the context."""
 
     def __init__(
         self, *args: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
@@ -81,18 +81,18 @@ class Process:
         self._queue.put(None)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Return the first match in what the process prints from now on."""
+        """Return the first match in the lines that the process prints from now on."""
         while (line := self._queue.get(timeout=DEADLINE)) is not None:
             if found := re.search(pattern, line):
                 return found
         raise AssertionError(f"{pattern!r} was not printed: {self.lines} {self.output}")
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal as a terminal does: to the process and all that it started."""
+        """Send a signal to the process and all that it started, as a terminal does."""
         os.killpg(self.pid, number)
 
     def status(self) -> int:
-        """Wait for its end alone: others may hold on to where it prints."""
+        """Wait for the end of the process alone: others may keep its streams open."""
         return self._popen.wait(DEADLINE)
 
     def wait(self) -> int:
@@ -124,7 +124,7 @@ def start_worker(
     python: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Process:
-    """A worker as users start it, with one thread, that imports functions of tests."""
+    """Start a worker as users do, with one thread; it can import functions of tests."""
     command = (*python, "-m", "dask", "worker", address, "--no-dashboard", "--nthreads", "1")
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return Process(*command, *flags, cwd=folder, env={"PYTHONPATH": path, **(env or {})})
@@ -139,7 +139,7 @@ def remote(
     worker_flags: tuple[str | Path, ...] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Remote]:
-    """A scheduler and workers as users start them: processes of their own.
+    """Start a scheduler and workers as users do: as processes of their own.
 
     The flags are for both, the environment is the scheduler's.
     """

@@ -19,7 +19,7 @@ from bokeh.client import pull_session
 from distributed import Client, LocalCluster
 
 import daskkm
-from daskkm.passes import scheduler
+from daskkm.passes import connection
 from daskkm.sizes import override
 from tests.processes import DEADLINE, ENDLESS, Process, remote
 
@@ -67,7 +67,7 @@ def local_cluster(workers: int) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("name", ["threads", "sync", "1 process", "3 processes"])
-def test_the_same_bits_on_every_scheduler_and_chunking(
+def test_fit_on_any_scheduler_and_chunking_gives_the_same_bits(
     digits: TileStore, expected: SweepResult, name: str
 ) -> None:
     with ExitStack() as stack:
@@ -80,7 +80,7 @@ def test_the_same_bits_on_every_scheduler_and_chunking(
             assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
 
 
-def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore) -> None:
+def test_fit_uses_an_existing_client_and_leaves_it_open(digits: TileStore) -> None:
     with (
         LocalCluster(1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
@@ -99,14 +99,14 @@ def test_a_client_that_was_there_before_is_used_and_left_open(digits: TileStore)
         ("k-means||", "float32", {"candidate fit", "sample fit"}),
     ],
 )
-def test_workers_fit_to_what_was_brought_together(
+def test_workers_fit_to_samples_to_the_same_bits(
     digits: TileStore,
     override_sizes: Callable[..., None],
     init: str,
     dtype: str,
     stages: set[str],
 ) -> None:
-    """They hold it, all of them, and the bits are those of threads."""
+    """All workers take part, and the bits are those of threads."""
     override_sizes(sample_tiles=500, large_sample_bytes=1000 * 256)
     X = digits.features().astype(dtype)
     with dask.config.set(scheduler="threads"):
@@ -129,7 +129,7 @@ def test_workers_fit_to_what_was_brought_together(
 
 
 @override(chunk_bytes=7 * 64)
-def test_labels_by_worker_processes(images: Path, tmp_path: Path) -> None:
+def test_label_by_worker_processes_gives_the_same_labels(images: Path, tmp_path: Path) -> None:
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
     models = daskkm.fit_sweep(store, [1, 3], n_init=1, random_state=0).models
     with local_cluster(2):
@@ -150,9 +150,9 @@ def test_labels_by_worker_processes(images: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "t.zarr" / "labels" / "1" / "c").iterdir())) == 5
 
 
-def test_connecting_leaves_distributeds_settings_as_they_are() -> None:
+def test_connect_keeps_the_settings_of_distributed() -> None:
     code = (
-        "import dask; from daskkm.passes.scheduler import connect\n"
+        "import dask; from daskkm.passes.connection import connect\n"
         "for _ in range(2):\n"
         "    with connect('local', dashboard_address='127.0.0.1:0'): pass\n"
         "assert dask.config.get('distributed.comm')"
@@ -164,7 +164,7 @@ def sweep(*args: str | Path, cwd: Path) -> Process:
     return Process("-m", "daskkm.sweep", *args, cwd=cwd)
 
 
-def test_a_remote_scheduler_by_address_and_by_file(
+def test_sweep_on_a_remote_scheduler_gives_the_same_bits(
     digits: TileStore, expected: SweepResult, tmp_path: Path
 ) -> None:
     settings = ("--k", "3,5", "--n-init", "3", "--max-iter", "12")
@@ -185,21 +185,19 @@ def test_a_remote_scheduler_by_address_and_by_file(
                 assert run.wait() == 0, run.lines
         for chunks, name in zip(CHUNKINGS, cycle((address, str(file)))):
             X = digits.features().rechunk((chunks, -1))
-            with scheduler.connect(name):
+            with connection.connect(name):
                 assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
     for i in range(2):
-        said = json.loads((tmp_path / f"out{i}" / "sweep.json").read_text())
-        assert said["passes"] == expected.passes + 1  # the assessment's
-        for model in said["models"]:
+        summary = json.loads((tmp_path / f"out{i}" / "sweep.json").read_text())
+        assert summary["passes"] == expected.passes + 1  # the assessment's
+        for model in summary["models"]:
             same = expected.models[model["k"]]
             assert (model["inertia"], model["n_iter"]) == (same.inertia_, same.n_iter_)
             assert model["sizes"] == same.counts_.tolist()
 
 
 @pytest.mark.faults
-def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
-    digits: TileStore, tmp_path: Path
-) -> None:
+def test_sweep_whose_scheduler_dies_ends_with_one_line(digits: TileStore, tmp_path: Path) -> None:
     with remote(tmp_path, workers=1) as (address, _, main, _):
         flags = ("--scheduler", address, "--store", digits.path, "--checkpoint", "checkpoint")
         with sweep(*flags, *ENDLESS, cwd=tmp_path) as run:
@@ -215,18 +213,18 @@ def test_a_scheduler_that_dies_ends_the_sweep_with_one_line(
 # Python 3.12 and 3.13 say so of how bokeh's client makes its loop.
 @pytest.mark.filterwarnings("ignore:There is no current event loop:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("workers", "ending", "said", "status"),
+    ("workers", "ending", "word", "status"),
     [
         ((), signal.SIGTERM, "terminated", 143),
         (("--workers", "2"), signal.SIGINT, "interrupted", 130),
     ],
 )
-def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
+def test_sweep_serves_its_dashboard_on_loopback(
     digits: TileStore,
     tmp_path: Path,
     workers: tuple[str, ...],
     ending: signal.Signals,
-    said: str,
+    word: str,
     status: int,
 ) -> None:
     # Port 0: whichever is free.
@@ -260,4 +258,4 @@ def test_the_dashboard_works_on_loopback_while_a_sweep_runs(
         assert not psutil.wait_procs(family, DEADLINE)[1]
         # Nothing but its own lines: no traceback, no log of tasks cut short.
         others = [line for line in run.lines if not line.startswith("pass ")]
-        assert others[2:] == [said]
+        assert others[2:] == [word]

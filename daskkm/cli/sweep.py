@@ -1,24 +1,23 @@
-"""Sweep: images to store to centroids for many k. ``python -m daskkm.sweep --help``."""
+"""``daskkm sweep``: images to a store to centroids for many k."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from daskkm.cli import main
-from daskkm.errors import StoreError, printable
-from daskkm.passes import scheduler
+from daskkm.cli import options
+from daskkm.cli.ingest import print_skipped
+from daskkm.cli.progress import Progress
+from daskkm.errors import StoreError, count, printable
+from daskkm.passes import connection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from daskkm.cli.progress import Progress
     from daskkm.kmeans.assessment import Assessment
     from daskkm.kmeans.metrics import Quality
     from daskkm.kmeans.model import FittedModel
@@ -26,38 +25,32 @@ if TYPE_CHECKING:
     from daskkm.storage.tile_store import TileStore
 
 
-@click.command("sweep", cls=main.Command, context_settings=main.SETTINGS)
+@click.command("sweep", context_settings=options.SETTINGS)
 @click.option(
     "--images",
-    type=main.LocalPath(),
+    type=options.LocalPath(),
     multiple=True,
     default=(Path("images"),),
     help="Folder of images, a file, or a quoted pattern; may be given several times. Ingested "
     "first where the store is missing. With --store alone, the store must exist and is used as "
     "it is.",
 )
-@click.option(
-    "--store",
-    "store_path",
-    type=main.LocalPath(),
-    default=Path("store/tiles.zarr"),
-    help="The Zarr store of tiles.",
-)
-@click.option(
-    "--on-bad",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    help="What to do, where images are ingested, with a file that is none, or none that fits.",
-)
-@main.overwrite_option
+@options.store
+@options.on_bad
+@options.overwrite
 @click.option(
     "--out",
-    type=main.LocalPath(),
+    type=options.LocalPath(),
     default=Path("centroids"),
     help="Folder for the results.",
 )
 @click.option(
-    "--k", "ks", type=main.KList(), default="3-7", help="Numbers of clusters: 3-7 or 2,4,8-12."
+    "--k",
+    "ks",
+    type=options.k_list,
+    metavar="LIST",
+    default="3-7",
+    help="Numbers of clusters: 3-7 or 2,4,8-12.",
 )
 @click.option(
     "--init",
@@ -71,7 +64,7 @@ if TYPE_CHECKING:
 @click.option("--max-iter", type=click.IntRange(1), default=300, help="Most iterations of a model.")
 @click.option(
     "--tol",
-    type=main.Number(),
+    type=click.FloatRange(0),
     default=1e-4,
     help="Stop when centroids move by less than this, relative to the variance of the tiles.",
 )
@@ -83,7 +76,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--checkpoint",
-    type=main.LocalPath(),
+    type=options.LocalPath(),
     help="Folder that holds where the sweep stands, to go on from.  [default: STORE.checkpoint]",
 )
 @click.option("--fresh", is_flag=True, help="Start over, whatever the checkpoint holds.")
@@ -99,8 +92,8 @@ if TYPE_CHECKING:
     help="Leave out the figures for choosing k, which take about as long as two iterations of "
     "all k.",
 )
-@main.quiet_option
-@main.scheduler_options
+@options.quiet
+@options.scheduler
 def command(
     images: tuple[Path, ...],
     store_path: Path,
@@ -108,10 +101,6 @@ def command(
     overwrite: bool,
     out: Path,
     ks: tuple[int, ...],
-    init: str,
-    n_init: int,
-    max_iter: int,
-    tol: float,
     cache: str,
     checkpoint: Path | None,
     fresh: bool,
@@ -120,130 +109,88 @@ def command(
     quiet: bool,
     no_quality: bool,
     scheduler_name: str,
-    **local: Any,
+    **others: Any,
 ) -> None:
     """Fit k-means for many k at once to the tiles of a folder of images.
 
     Writes OUT/K/centroidI.png and OUT/K/model.zarr for every k, OUT/contact_sheet.png and
     OUT/sweep.json. A sweep that was cut short goes on from its last pass when it is run again.
     """
-    from daskkm.cli.ingest import say_skipped
-    from daskkm.cli.progress import Progress, closing_table, size
-    from daskkm.kmeans import model
-    from daskkm.kmeans.assessment import Assessment, assess_counted
+    from daskkm.cli.table import closing_table
     from daskkm.kmeans.checkpoint import open_checkpoint
     from daskkm.kmeans.options import FitOptions
     from daskkm.kmeans.sweep import run_fit
     from daskkm.report import results
 
-    if no_quality:
-        _refuse("sheet_classes", "--no-quality")
-    if main.given("store_path") and not main.given("images"):
-        for name in ("on_bad", "overwrite"):
-            _refuse(name, "--store alone, which ingests nothing; name --images too")
     started = time.perf_counter()
-    options = FitOptions.validate(
-        ks,
-        n_init=n_init,
-        init=init,
-        max_iter=max_iter,
-        tol=tol,
-        random_state=seed,
-        cache=cache,
-    )
+    settings = {name: others.pop(name) for name in ("init", "n_init", "max_iter", "tol")}
     place = checkpoint or Path(f"{store_path}.checkpoint")
-    given = {"--store": store_path, "--out": out, "--checkpoint": place}
-    models = {f"the model of k = {k}": _place(out, k) for k in ks}
-    for path in images:
-        _check_apart({"--images": path, **given}, models)
-    alone = _open_alone(images, store_path)
+    _check_usage([*images, store_path, out, place])
+    fit_options = FitOptions.validate(ks, **settings, random_state=seed, cache=cache)
+    # Before an ingest and a fit, which may take hours.
+    store = None if options.is_given("images") else _open_store(images, store_path)
     results.check_writable(out)
-    for k in ks:
-        model.check_free(_place(out, k))
-    # Each of these before an ingest, which may take hours.
-    tls = {name: file for name, file in local.items() if name.startswith("tls_")}
-    scheduler.check_reachable(scheduler_name, **tls)
+    connection.check_reachable(scheduler_name, **others)
     with (
         Progress(quiet=quiet) as progress,
         results.lock_folder(out),
         open_checkpoint(place, fresh=fresh) as saved,
     ):
-        store = alone
         if store is None:
-            store = _ingest(images, store_path, on_bad, progress, overwrite=overwrite)
-        tiles, files = main.count(len(store), "tile"), main.count(len(store.images), "image")
-        progress.say(f"{printable(str(store_path))}: {tiles} from {files}")
+            with progress.stage("ingest", "images") as advance:
+                store = _ingest(images, store_path, advance, on_bad, overwrite=overwrite)
+        progress.say(f"{printable(str(store_path))}: {_describe(store)}")
         if saved.number:
-            resumed = f"resuming a sweep that was cut short after pass {saved.number}"
-            progress.say(f"{printable(str(place))}: {resumed}")
-        with scheduler.connect(scheduler_name, **local) as client:
-            if client is not None:
-                progress.say(f"dashboard: {client.dashboard_link}")
+            where = printable(str(place))
+            progress.say(f"{where}: resuming the sweep cut short after pass {saved.number}")
+        with connection.connect(scheduler_name, **others) as client:
+            progress.say_dashboard(client)
             with progress.fit() as on_pass:
-                result = run_fit(store, options, checkpoint=saved, on_pass=on_pass)
-            settings = {"init": init, "n_init": n_init, "max_iter": max_iter, "tol": tol}
-            settings["seed"] = seed
-            _save_models(out, result.models, store.tile, settings)
-            found = Assessment({}, 0, 0)
-            if not no_quality:
-                with progress.stage("figures"):
-                    classes = store.provenance_of("image") if sheet_classes else None
-                    found = assess_counted(store, result.models, classes, result)
-        source = {"store": store_path.as_posix(), "settings": settings}
-        _save_figures(out, result, found, store, source)
+                result = run_fit(store, fit_options, checkpoint=saved, on_pass=on_pass)
+            _save_models(out, result.models, store.tile, {**settings, "random_state": seed})
+            with progress.stage("figures"):
+                figures = _assess(store, result, classes=sheet_classes, skip=no_quality)
+        source = {"store": store_path.as_posix(), "settings": {**settings, "seed": seed}}
+        results.save_json(out / "sweep.json", source | _summarize(result, figures, store))
         saved.clear()
-    table = closing_table(result.models, found.qualities, classes=sheet_classes, quiet=quiet)
-    click.echo(table)
+    click.echo(closing_table(result.models, figures.qualities, classes=sheet_classes, quiet=quiet))
     click.echo(
-        f"{result.passes + found.passes} passes, "
-        f"{size(result.bytes_read + found.bytes_read)} read, "
-        f"{time.perf_counter() - started:.1f} s; "
+        f"{_describe_work(result, figures)}, {time.perf_counter() - started:.1f} s; "
         f"look at {printable(str(out / 'contact_sheet.png'))}"
     )
-    say_skipped(store)
+    print_skipped(store)
 
 
-def _refuse(name: str, other: str) -> None:
-    """Refuse an option, by the name of its parameter, that another leaves without a use."""
-    if main.given(name):
-        msg = f"--{name.replace('_', '-')} has no use with {other}"
+def _check_usage(paths: list[Path]) -> None:
+    """Refuse options that have no use with others, and paths that name the same folder."""
+    if options.is_given("no_quality") and options.is_given("sheet_classes"):
+        msg = "--sheet-classes has no use with --no-quality"
         raise click.UsageError(msg)
-
-
-def _check_apart(given: Mapping[str, Path], models: Mapping[str, Path]) -> None:
-    """Refuse options that name one place, or one where nothing else may be written."""
-    for (name, path), (other, its) in itertools.combinations(given.items(), 2):
-        if os.path.realpath(path) == os.path.realpath(its):
-            msg = f"{name} and {other} are the same place, {path}; choose one for each"
-            raise click.UsageError(msg)
-    written = {name: path for name, path in given.items() if name != "--images"}
-    closed = {name: given[name] for name in ("--store", "--checkpoint")} | dict(models)
-    for (name, path), (other, its) in itertools.product(written.items(), closed.items()):
-        if name != other and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(its)):
-            msg = f"{name}, {path}, is in {other}, {its}; choose another place for it"
+    if options.is_given("store_path") and not options.is_given("images"):
+        for name, flag in (("on_bad", "--on-bad"), ("overwrite", "--overwrite")):
+            if options.is_given(name):
+                msg = f"{flag} has no use with --store alone, which ingests nothing; name --images"
+                raise click.UsageError(msg)
+    real = [path.resolve() for path in paths]
+    for path in paths:
+        if real.count(path.resolve()) > 1:
+            msg = f"images, store, results and checkpoint cannot share {path}; choose another"
             raise click.UsageError(msg)
 
 
-def _open_alone(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
-    """Return the store if it is to be used as it is; None if it is to be of the images.
+def _open_store(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
+    """Return the store if it is to be used as it is; None if it is to be made of the images.
 
-    Raises
-    ------
-    StoreError
-        If it was named alone, so that it is not to be made of whatever lies in ./images, and is
-        missing or not complete.
+    Named alone, it must be there: it is never made of the images that happen to lie in ./images.
     """
     from daskkm.storage.nodes import similar_names
     from daskkm.storage.tile_store import is_partial, is_present, open_store
 
-    if main.given("images"):
-        return None
-    if main.given("store_path") and not is_present(store_path) and not is_partial(store_path):
+    exists = is_present(store_path) or is_partial(store_path)
+    if options.is_given("store_path") and not exists:
         msg = f"{store_path}: there is no store{similar_names(store_path)}. Name one, or its images"
         raise StoreError(msg, options=("images",))
-    if main.given("store_path") or (
-        not images[0].exists() and (is_present(store_path) or is_partial(store_path))
-    ):
+    if options.is_given("store_path") or (exists and not images[0].exists()):
         return open_store(store_path)
     return None
 
@@ -251,8 +198,8 @@ def _open_alone(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
 def _ingest(
     images: tuple[Path, ...],
     store_path: Path,
+    on_image: Callable[[int, int], None],
     on_bad: str,
-    progress: Progress,
     *,
     overwrite: bool,
 ) -> TileStore:
@@ -260,39 +207,37 @@ def _ingest(
     from daskkm.images.ingest import create_store
     from daskkm.storage.writer import partial_tile_size
 
-    partial_tile_size(store_path)  # what was begun is not cut anew in tiles of another size
-    with progress.stage("ingest", "images") as advance:
-        try:
-            return create_store(
-                images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=advance
-            )
-        except StoreError as error:
-            if not error.options or not _is_usable(store_path):
-                raise
-            msg = f"{error.with_options(())}; or use the store as it is, with --store alone"
-            raise StoreError(msg, options=error.options) from error
+    partial_tile_size(store_path)  # a partial store is not cut anew in tiles of another size
+    return create_store(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=on_image)
 
 
-def _is_usable(store_path: Path) -> bool:
-    """Return True if there is a store that can be opened, with all of its chunks."""
-    from daskkm.storage.tile_store import open_store
-
-    try:
-        open_store(store_path).check()
-    except StoreError:
-        return False
-    return True
+def _describe(store: TileStore) -> str:
+    return f"{count(len(store), 'tile')} from {count(len(store.images), 'image')}"
 
 
-def _place(out: Path, k: int) -> Path:
-    return out / str(k) / "model.zarr"
+def _assess(store: TileStore, result: SweepResult, *, classes: bool, skip: bool) -> Assessment:
+    """Return the figures for choosing k, against images as classes if asked to."""
+    from daskkm.kmeans.assessment import Assessment, assess_counted
+
+    if skip:
+        return Assessment({}, 0, 0)
+    of_tiles = store.provenance_of("image") if classes else None
+    return assess_counted(store, result.models, of_tiles, result)
+
+
+def _describe_work(result: SweepResult, figures: Assessment) -> str:
+    """Return the passes and bytes read of a sweep, in words."""
+    from rich.filesize import decimal
+
+    n_bytes = decimal(result.bytes_read + figures.bytes_read)
+    return f"{result.passes + figures.passes} passes, {n_bytes} read"
 
 
 def _save_models(
     out: Path,
     models: Mapping[int, FittedModel],
     tile: tuple[int, ...],
-    settings: Mapping[str, Any],
+    params: Mapping[str, Any],
 ) -> None:
     """Write the models, their centroids as pictures, and the contact sheet."""
     from daskkm.report import contact_sheet, results
@@ -303,30 +248,25 @@ def _save_models(
     pictures = {k: results.to_pixels(m.cluster_centers_, tile) for k, m in models.items()}
     for k, model in models.items():
         results.save_centroids(out, pictures[k])
-        params = {"n_clusters": k, **settings}
-        params["random_state"] = params.pop("seed")
-        model.save(_place(out, k), settings={"params": params})
+        settings = {"params": {"n_clusters": k, **params}}
+        model.save(out / str(k) / "model.zarr", settings=settings)
     counts = {k: m.counts_.tolist() for k, m in models.items()}
     results.save_image(
         out / "contact_sheet.png", contact_sheet.draw_contact_sheet(pictures, counts)
     )
 
 
-def _save_figures(
-    out: Path, result: SweepResult, found: Assessment, store: TileStore, said: Mapping[str, Any]
-) -> None:
-    """Write sweep.json."""
+def _summarize(result: SweepResult, figures: Assessment, store: TileStore) -> dict[str, Any]:
+    """Return the content of sweep.json that the fit and the figures give."""
     from daskkm.kmeans import metrics
-    from daskkm.report import results
 
     models = result.models
-    content = {
-        **said,
+    return {
         "n_tiles": len(store),
         "n_features": math.prod(store.tile),
         "tile": list(store.tile),
-        "passes": result.passes + found.passes,
-        "bytes_read": result.bytes_read + found.bytes_read,
+        "passes": result.passes + figures.passes,
+        "bytes_read": result.bytes_read + figures.bytes_read,
         "knee": metrics.knee({k: model.inertia_ for k, model in models.items()}),
         "models": [
             {
@@ -336,12 +276,11 @@ def _save_figures(
                 "converged": model.converged_,
                 "restart": model.restart_,
                 "sizes": model.counts_.tolist(),
-                **_figures(found.qualities.get(k)),
+                **_figures(figures.qualities.get(k)),
             }
             for k, model in models.items()
         ],
     }
-    results.save_json(out / "sweep.json", content)
 
 
 def _figures(quality: Quality | None) -> dict[str, float | None]:

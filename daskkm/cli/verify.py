@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
 import click
 
-from daskkm.cli import main
-from daskkm.cli.progress import Progress, size
-from daskkm.errors import StoreError, printable
-from daskkm.storage.verification import iter_checked
+from daskkm.cli import options
+from daskkm.cli.progress import Progress
+from daskkm.errors import StoreError, count, printable
 
 
-@click.command("verify", cls=main.Command, context_settings=main.SETTINGS)
-@click.argument("store", type=main.LocalPath(), default=Path("store/tiles.zarr"))
-@main.quiet_option
+@click.command("verify", context_settings=options.SETTINGS)
+@click.argument("store", type=options.LocalPath(), default=Path("store/tiles.zarr"))
+@options.quiet
 def command(store: Path, quiet: bool) -> None:
     """Check all of a STORE: its metadata, and every chunk of tiles, provenance and labels.
 
     Prints what is wrong, a line each.
     """
+    from rich.filesize import decimal
+
+    from daskkm.storage.verification import iter_checked
+
     started = time.perf_counter()
     n_errors, n_chunks, n_bytes, total = 0, 0, 0, 0
     with Progress(quiet=quiet) as progress, progress.stage("verify", "chunks") as advance:
-        for found in iter_checked(store):
-            for error in found.errors:
-                click.echo(error)
-            n_errors += len(found.errors)
-            n_chunks += found.chunks
-            n_bytes += found.bytes
-            total += found.total
+        for checked in iter_checked(store):
+            for error in checked.errors:
+                click.echo(error, file=sys.stdout)  # by name: above the display
+            n_errors += len(checked.errors)
+            n_chunks += checked.chunks
+            n_bytes += checked.bytes
+            total += checked.total
             advance(n_chunks, total)
-    read = (
-        f"{main.count(n_chunks, 'chunk')}, {size(n_bytes)} read, "
-        f"{time.perf_counter() - started:.1f} s"
-    )
+    seconds = time.perf_counter() - started
+    work = f"{count(n_chunks, 'chunk')}, {decimal(n_bytes)} read, {seconds:.1f} s"
     if n_errors:
-        msg = f"{store}: {main.count(n_errors, 'error')} in {read}; do what is said above"
+        msg = f"{store}: {count(n_errors, 'error')} in {work} (listed above)"
         raise StoreError(msg)
-    click.echo(f"{printable(str(store))}: {read}; all of it is as it was written")
+    click.echo(f"{printable(str(store))}: {work}; no errors")

@@ -1,4 +1,4 @@
-"""A sweep that is cut short, wherever, and run again ends in the same bits."""
+"""Sweeps that are cut short at any moment and run again give the same bits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import daskkm
+from daskkm import sizes
 from daskkm.kmeans.checkpoint import open_checkpoint
-from daskkm.report.results import lock_folder as holding_results
-from daskkm.sizes import override
+from daskkm.report import results
 from tests.conftest import ROOT
 from tests.processes import Process, remote
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.faults
 
 COMMON = ("--store", "tiles.zarr", "--k", "3,5", "--n-init", "3", "--max-iter", "12")
 SWEEP = ("sweep", "--scheduler", "threads", "--cache", "never", *COMMON)
-# Draws from all tiles, in passes; from all tiles in memory; from coarse to fine.
+# Initial centroids from all tiles, in passes; from all tiles in memory; from coarse to fine.
 INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "k-means||": (("--init", "k-means||"), {"sample": 3}),
     "k-means++": ((), {}),
@@ -39,13 +39,13 @@ INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store in six chunks, so that passes open files."""
     folder = tmp_path_factory.mktemp("home")
-    with override(chunk_bytes=1000 * 256):
+    with sizes.override(chunk_bytes=1000 * 256):
         daskkm.create_store(ROOT / "images", folder / "tiles.zarr")
     return folder
 
 
-def results(home: Path) -> dict[str, bytes]:
-    """Every file that a sweep leaves in a folder, and nothing else may be there."""
+def read_results(home: Path) -> dict[str, bytes]:
+    """Return each file of results of a sweep; nothing else may be there."""
     assert {path.name for path in home.iterdir()} == {"tiles.zarr", "centroids"}
     out = home / "centroids"
     return {
@@ -60,19 +60,19 @@ def expected(
     forked: Forks,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, int, dict[str, bytes]]:
-    """A way to begin, the events of a sweep that was not cut short, and its results."""
-    args, said = INITS[request.param]
+    """An init, and events and results of a sweep that was not cut short."""
+    args, order = INITS[request.param]
     place = tmp_path_factory.mktemp("whole") / "home"
     shutil.copytree(home, place)
-    done = forked.run(*SWEEP, *args, cwd=place, **said)
+    done = forked.run(*SWEEP, *args, cwd=place, **order)
     assert done.status == 0, done.lines
-    found = results(place)
-    assert len(found) > 10
-    return request.param, done.events, found
+    files = read_results(place)
+    assert len(files) > 10
+    return request.param, done.events, files
 
 
 @pytest.mark.parametrize("part", range(7))
-def test_a_killed_sweep_goes_on_to_the_same_bits(
+def test_killed_sweep_resumes_to_the_same_bits(
     expected: tuple[str, int, dict[str, bytes]],
     part: int,
     home: Path,
@@ -80,32 +80,32 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(
     tmp_path: Path,
 ) -> None:
     init, events, whole = expected
-    args, said = INITS[init]
+    args, order = INITS[init]
     # In each seventh of the sweep, at a moment that a seed chooses; then once more on the way.
     moment = random.Random(f"{init} {part}")
     last = events - 3  # threads may have made fewer
     at = moment.randrange(last * part // 7, last * (part + 1) // 7) + 1
     shutil.copytree(home, place := tmp_path / "home")
-    killed = forked.run(*SWEEP, *args, cwd=place, at=at, number=signal.SIGKILL, **said)
+    killed = forked.run(*SWEEP, *args, cwd=place, at=at, number=signal.SIGKILL, **order)
     assert killed.status == -signal.SIGKILL
-    # What was shown as done is not done again, but for a sample that is read anew.
+    # Passes that were shown are not made again, but for a sample that is read anew.
     shown = [line for line in killed.lines if line.startswith("pass ")]
     with open_checkpoint(place / "tiles.zarr.checkpoint") as checkpoint:
         number = checkpoint.number
     assert len(shown) < 2 or not number or number >= len(shown)
     assert number or len(shown) < 2 or (place / "centroids" / "sweep.json").exists()
     again = forked.run(
-        *SWEEP, *args, cwd=place, at=moment.randrange(1, events), number=signal.SIGKILL, **said
+        *SWEEP, *args, cwd=place, at=moment.randrange(1, events), number=signal.SIGKILL, **order
     )
     assert again.status in (0, -signal.SIGKILL), again.lines
-    done = forked.run(*SWEEP, *args, cwd=place, **said)
+    done = forked.run(*SWEEP, *args, cwd=place, **order)
     assert done.status == 0, done.lines
-    assert results(place) == whole
+    assert read_results(place) == whole
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("part", range(3))
-def test_an_interrupted_sweep_says_so_and_goes_on(
+def test_interrupted_sweep_resumes_to_the_same_bits(
     number: signal.Signals,
     part: int,
     expected: tuple[str, int, dict[str, bytes]],
@@ -114,22 +114,22 @@ def test_an_interrupted_sweep_says_so_and_goes_on(
     tmp_path: Path,
 ) -> None:
     init, events, whole = expected
-    args, said = INITS[init]
+    args, order = INITS[init]
     at = random.Random(f"{number} {part}").randrange(events * part // 3, events * (part + 1) // 3)
     shutil.copytree(home, place := tmp_path / "home")
-    ended = forked.run(*SWEEP, *args, cwd=place, at=at + 1, number=number, **said)
+    ended = forked.run(*SWEEP, *args, cwd=place, at=at + 1, number=number, **order)
     assert ended.status == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], ended.lines
     last = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
     assert ended.lines[-1] == last
     usual = ("pass ", "tiles.zarr: ")
     assert all(line.startswith(usual) for line in ended.lines[:-1]), ended.lines
-    done = forked.run(*SWEEP, *args, cwd=place, **said)
+    done = forked.run(*SWEEP, *args, cwd=place, **order)
     assert done.status == 0, done.lines
-    assert results(place) == whole
+    assert read_results(place) == whole
 
 
 @pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
-def test_a_sweep_goes_on_when_its_scheduler_was_killed(
+def test_sweep_resumes_after_its_scheduler_was_killed(
     expected: tuple[str, int, dict[str, bytes]], home: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(home, place := tmp_path / "home")
@@ -147,14 +147,16 @@ def test_a_sweep_goes_on_when_its_scheduler_was_killed(
                 main.send(signal.SIGKILL)
                 assert run.wait() == 1
                 assert run.lines[-1].startswith(f"error: {address}: the connection")
-    assert any("a sweep was cut short after pass" in line for line in run.lines)
-    assert results(place) == expected[2]
+    assert any("cut short after pass" in line for line in run.lines)
+    assert read_results(place) == expected[2]
 
 
-def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_path: Path) -> None:
+def test_second_sweep_into_results_in_use_is_refused(
+    home: Path, forked: Forks, tmp_path: Path
+) -> None:
     shutil.copytree(home, place := tmp_path / "home")
     (place / "centroids").mkdir()
-    with holding_results(place / "centroids"):
+    with results.lock_folder(place / "centroids"):
         second = forked.run(*SWEEP, "--checkpoint", "other", cwd=place)
     assert second.status == 1
     assert re.fullmatch(
@@ -165,12 +167,10 @@ def test_two_sweeps_with_one_place_for_results(home: Path, forked: Forks, tmp_pa
     assert forked.run(*SWEEP, cwd=place).status == 0
 
 
-def test_what_another_sweep_holds_is_said_before_images_are_ingested(
-    forked: Forks, tmp_path: Path
-) -> None:
+def test_second_sweep_is_refused_before_it_ingests(forked: Forks, tmp_path: Path) -> None:
     (tmp_path / "centroids").mkdir()
     args = ("sweep", "--images", ROOT / "images", "--store", "new/t.zarr")
-    with holding_results(tmp_path / "centroids"):
+    with results.lock_folder(tmp_path / "centroids"):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
         assert "centroids: another sweep writes its results there" in done.lines[-1]
@@ -178,28 +178,28 @@ def test_what_another_sweep_holds_is_said_before_images_are_ingested(
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
         assert "t.zarr.checkpoint: locked by another fit" in done.lines[-1]
-    # Nor is anything left of what was made to find out.
+    # Nothing is left by the checks.
     assert [entry.name for entry in tmp_path.iterdir()] == ["centroids"]
 
 
 @pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
-def test_no_room_for_results(
+def test_sweep_without_room_ends_with_one_line_and_resumes(
     expected: tuple[str, int, dict[str, bytes]], home: Path, forked: Forks, tmp_path: Path
 ) -> None:
-    sizes = sorted({len(data) for data in expected[2].values()})
-    # Models' centroids, then the largest pictures: the checkpoint has to be written before.
+    lengths = sorted({len(data) for data in expected[2].values()})
+    # No room for centroids of models, then for the largest picture.
     shutil.copytree(home, place := tmp_path / "home")
-    for most in (1000, sizes[-1] - 1):
+    for most in (1000, lengths[-1] - 1):
         done = forked.run(*SWEEP, cwd=place, most=most)
         assert done.status == 1
         assert done.lines[-1].startswith("error: ")
         assert "cannot be written" in done.lines[-1]
         assert "Traceback" not in "".join(done.lines)
     assert forked.run(*SWEEP, cwd=place).status == 0
-    assert results(place) == expected[2]
+    assert read_results(place) == expected[2]
 
 
-def test_a_folder_that_may_not_be_entered(forked: Forks) -> None:
+def test_commands_on_a_closed_folder_end_with_one_line(forked: Forks) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         Path(folder, "shut").mkdir(mode=0o700)
@@ -222,7 +222,9 @@ def test_a_folder_that_may_not_be_entered(forked: Forks) -> None:
 
 
 @pytest.mark.parametrize("closed", [".", "centroids"])
-def test_a_place_that_cannot_be_written(closed: str, home: Path, forked: Forks) -> None:
+def test_sweep_into_a_closed_folder_ends_with_one_line(
+    closed: str, home: Path, forked: Forks
+) -> None:
     with tempfile.TemporaryDirectory() as folder:  # which anyone may enter, unlike pytest's
         Path(folder).chmod(0o755)
         shutil.copytree(home, place := Path(folder, "home"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import daskkm
-from daskkm.cli import main
+from daskkm.cli import main, options
 from daskkm.errors import CheckpointError, ImageError, ModelError, StoreError
 from daskkm.storage.locations import url_problem
 
@@ -119,7 +119,7 @@ def path_parameters() -> list[tuple[click.Command, click.Parameter]]:
 
 def test_path_parameters_of_commands_are_all_local_paths() -> None:
     """A scheduler's name is an address or a file, and none is made of it."""
-    assert {type(param.type) for _, param in path_parameters()} == {main.LocalPath}
+    assert {type(param.type) for _, param in path_parameters()} == {options.LocalPath}
     names = {param.name for _, param in path_parameters()}
     assert names >= {"images", "store", "store_path", "out", "checkpoint", "model_path"}
 
