@@ -398,7 +398,7 @@ def test_label_that_fails_ends_with_one_line(run: Run, swept: Path, digits: Tile
     done = label("store/tiles.zarr")
     assert_fails(done, "tiles.zarr", "its kind is store", "Name a saved model, or fit and save")
     assert "remove" not in done.stderr
-    assert_fails(label(model, "--store", "none"), "none", "no store", "ingest images first")
+    assert_fails(label(model, "--store", "none"), "none", "does not exist", "Ingest images first")
     assert_fails(label(model, "--store", digits.path), "(8, 8)", "(16, 16)", "fit a model")
     (swept / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").unlink()
     assert_fails(label(model), "tiles 0 to 29 cannot be read")
