@@ -102,7 +102,7 @@ def compile_kernels() -> None:
 def _serve() -> None:
     for name in (
         *("cli.main", "cli.table", "images.ingest", "kmeans.assessment", "kmeans.checkpoint"),
-        *("kmeans.labelling", "kmeans.sweep", "report.contact_sheet", "storage.verification"),
+        *("kmeans.estimator", "kmeans.sweep", "report.contact_sheet", "storage.verification"),
     ):
         import_module(f"daskkm.{name}")
     import_module("distributed.dashboard.scheduler")
