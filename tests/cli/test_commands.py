@@ -520,7 +520,7 @@ def test_what_fails_ends_with_1_and_one_line(
     done = run("ingest", images, "--store", "new.zarr", cwd=home)
     assert_fails(done, "s_3.png", "not an image")
     (home / "file").touch()
-    assert_fails(sweep("--out", "file/out", cwd=home), "file", "choose another place")
+    assert_fails(sweep("--out", "file/out", cwd=home), "file", "Choose another folder")
     assert_fails(sweep("--store", "file", cwd=home), "file")
     assert_fails(sweep("--images", "images", "--store", "file/s.zarr", cwd=home), "file")
 

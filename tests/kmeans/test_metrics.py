@@ -355,7 +355,7 @@ def test_knee(inertias: dict[int, float], expected: int | None) -> None:
 
 
 def test_knee_of_what_is_not_finite() -> None:
-    with pytest.raises(daskkm.FitError, match="inertia of k = 2 is nan. Give finite"):
+    with pytest.raises(daskkm.FitError, match=r"inertia of k = 2 is nan\. Give finite"):
         daskkm.knee({1: 1.0, 2: float("nan"), 3: 0.0})
 
 
