@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from daskkm.kernels.assign import allocate_workspace, label_panel
+from daskkm.kernels.assign import Workspace, allocate_workspace, label_panel
 from daskkm.kernels.compilation import compile_kernel
 from daskkm.kernels.distances import distances_to_all
 from daskkm.kernels.dtypes import check_shapes, max_magnitude, read_only
@@ -159,22 +159,32 @@ class _LastPass:
         statistics: NDArray[np.int64] = self.statistics[rows]
         prepared = prepare_stack(tiles.dtype, stack, offsets)
         panel = np.empty((PANEL, tiles.shape[1]), tiles.dtype)
-        _advance(
-            tiles,
-            panel,
-            read_only(panel),  # as tiles are: else the kernel is compiled for both
-            prepared,
-            *allocate_workspace(tiles, prepared),
-            places,
-            *decreases,
-            _margins(stack, offsets, tiles.dtype),
-            self.radii,
-            self.gaps,
-            self.labels,
-            statistics,
-        )
+        # The view is read-only as tiles are: else the kernel is compiled for both.
+        buffers = _Buffers(panel, read_only(panel), *allocate_workspace(tiles, prepared))
+        bounds = _Bounds(self.gaps, self.labels, self.radii, *decreases)
+        margins = _margins(stack, offsets, tiles.dtype)
+        _advance(tiles, prepared, places, margins, bounds, buffers, statistics)
         self.stack[rows], self.statistics[rows] = stack, statistics
         return statistics
+
+
+class _Buffers(NamedTuple):
+    """Arrays for the work on a panel of tiles that are measured again."""
+
+    panel: NDArray[Any]
+    view: NDArray[Any]  # of the panel
+    work: Workspace
+    transposed: NDArray[np.int32]
+
+
+class _Bounds(NamedTuple):
+    """Bounds of the last pass, and A and B of each centroid since."""
+
+    gaps: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    radii: NDArray[np.float32]
+    constants: NDArray[np.float64]
+    slopes: NDArray[np.float64]
 
 
 def _bound_decreases(
@@ -241,28 +251,16 @@ def _margins(
 
 @compile_kernel
 def _advance(
-    tiles: Any,
-    panel: Any,
-    view: Any,
-    prepared: Any,
-    work: Any,
-    transposed: Any,
-    places: Any,
-    constants: Any,
-    slopes: Any,
-    margins: Any,
-    radii: Any,
-    gaps: Any,
-    labels: Any,
-    statistics: Any,
+    tiles: Any, prepared: Any, places: Any, margins: Any, bounds: Any, buffers: Any, statistics: Any
 ) -> None:
     """Lower all bounds, and measure the tiles whose bounds are too low, model by model."""
     n, d = tiles.shape
     step = LINE // tiles.itemsize
     rows = np.empty(PANEL, np.intp)
+    radii, constants, slopes = bounds.radii, bounds.constants, bounds.slopes
     for m in range(len(places)):
         own = _one_model(prepared, m)
-        first, gap, label = prepared.offsets[m], gaps[places[m]], labels[places[m]]
+        first, gap, label = prepared.offsets[m], bounds.gaps[places[m]], bounds.labels[places[m]]
         count = 0
         for i in range(n):
             a = label[i]
@@ -279,13 +277,10 @@ def _advance(
             rows[count] = i
             count += 1
             if count == PANEL:
-                _measure(
-                    tiles, rows, panel, view, own, work, transposed, gap, label, first, statistics
-                )
+                _measure(tiles, rows, own, buffers, gap, label, first, statistics)
                 count = 0
         if count:
-            rest = rows[:count]
-            _measure(tiles, rest, panel, view, own, work, transposed, gap, label, first, statistics)
+            _measure(tiles, rows[:count], own, buffers, gap, label, first, statistics)
 
 
 @compile_kernel
@@ -308,19 +303,10 @@ def _one_model(prepared: Any, m: int) -> Any:
 
 @compile_kernel
 def _measure(
-    tiles: Any,
-    rows: Any,
-    panel: Any,
-    view: Any,
-    own: Any,
-    work: Any,
-    transposed: Any,
-    gap: Any,
-    label: Any,
-    first: int,
-    statistics: Any,
+    tiles: Any, rows: Any, own: Any, buffers: Any, gap: Any, label: Any, first: int, statistics: Any
 ) -> None:
     """Write labels and bounds of some tiles, and move those that leave their cluster."""
+    panel, view, work, transposed = buffers
     for r in range(len(rows)):
         i = rows[r]  # read once: numba cannot tell that the panel's memory is not the rows'
         for p in range(tiles.shape[1]):

@@ -5,12 +5,11 @@ that multiplies pairs of 16-bit numbers and adds each pair up; newer CPUs have o
 pair to a sum as well (AVX-512 VNNI). LLVM emits them for one pattern, to which no loop in Python
 compiles. So the innermost functions are written in LLVM's portable vectors: `_transpose`
 widens tiles and lays pairs of features of neighbouring tiles side by side, and `_dot` then has a
-tile in each lane and needs no sum across lanes. Measured (256 features, one core with AVX-512
-VNNI): 230 billion multiply-adds a second, close to the core's limit; float32 reaches 66.
+tile in each lane and needs no sum across lanes. One core with AVX-512 VNNI makes 230 billion
+multiply-adds a second of 256 features, close to its limit; float32 reaches 66.
 
-Other tiles are multiplied in float32 or float64 by loops that the compiler vectorises.
-
-A function that takes arrays costs a call and numba's reference counting, tens of cycles each;
+Other tiles are multiplied in float32 or float64 by loops that the compiler vectorises. A
+function that takes arrays costs a call and numba's reference counting, tens of cycles each;
 functions written as vectors are inlined.
 """
 
@@ -39,8 +38,7 @@ LINE = 64  # bytes of a cache line
 # centroids sixteen sums of AVX-512's 32 registers, else eight of 16.
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512bw") else (8, 2)
 
-# Pairs of features that are transposed at once: a panel of them is 32 KiB and stays in L1 while it
-# is multiplied with all centroids.
+# Pairs of features that are transposed at once: a panel of them, 32 KiB, stays in L1.
 _PAIRS = 128
 
 # Any order of summation, any FMA: the bound in `daskkm.kernels.stack` covers both.
@@ -156,11 +154,6 @@ def _score_floats(tiles: Any, weights: Any, bias: Any, scores: Any) -> None:
             scores[j, i], scores[j, i1] = bias[j] + a0, bias[j] + b0
 
 
-def _vector(of: ir.Type, lanes: int) -> ir.VectorType:
-    """Return the type of a vector."""
-    return ir.VectorType(of, lanes)
-
-
 def _index(value: int) -> ir.Constant:
     """Return an index or a count of elements as a constant."""
     return ir.Constant(_INDEX, value)
@@ -168,7 +161,7 @@ def _index(value: int) -> ir.Constant:
 
 def _lanes(indices: Sequence[int]) -> ir.Constant:
     """Return the indices of a shuffle into two vectors, one after the other, as a constant."""
-    return ir.Constant(_vector(_INT, len(indices)), [ir.Constant(_INT, i) for i in indices])
+    return ir.Constant(ir.VectorType(_INT, len(indices)), [ir.Constant(_INT, i) for i in indices])
 
 
 def _loop(
@@ -231,8 +224,8 @@ def _transpose(typing_context: Any, tiles: Any, i: Any, p: Any, transposed: Any)
         tiles, i, p, transposed = arguments
         source = _Rows(context, builder, signature.args[0], tiles)
         target = _Rows(context, builder, signature.args[3], transposed)
-        narrow, wide = _vector(_BYTE, 2 * LANES), _vector(_SHORT, 2 * LANES)
-        pair = _vector(_INT, LANES)
+        narrow, wide = ir.VectorType(_BYTE, 2 * LANES), ir.VectorType(_SHORT, 2 * LANES)
+        pair = ir.VectorType(_INT, LANES)
         extend = builder.sext if signature.args[0].dtype.signed else builder.zext
         rows = []
         for r in range(LANES):
@@ -267,8 +260,8 @@ def add_vectors(typing_context: Any, tiles: Any, i: Any, sums: Any, j: Any, d: A
         target = _Rows(context, builder, signature.args[2], sums)
         size, signed = signature.args[0].dtype.bitwidth // 8, signature.args[0].dtype.signed
         lanes = LANES * 2 // size
-        narrow = _vector(ir.IntType(8 * size), lanes)
-        wide = _vector(ir.IntType(16 * size), lanes)
+        narrow = ir.VectorType(ir.IntType(8 * size), lanes)
+        wide = ir.VectorType(ir.IntType(16 * size), lanes)
 
         def add(p: ir.Value, _: Any) -> list[ir.Value]:
             tile = builder.load(source.at(i, p, narrow), align=size)
@@ -295,10 +288,14 @@ def dot_vectors(typing_context: Any, tiles: Any, i: Any, weights: Any, j: Any, d
         w = _Rows(context, builder, signature.args[2], weights)
         extend = builder.sext if signature.args[0].dtype.signed else builder.zext
         lanes = 2 * LANES
-        short, wide, total = _vector(_SHORT, lanes), _vector(_INT, lanes), _vector(_INT, LANES)
+        short, wide, total = (
+            ir.VectorType(_SHORT, lanes),
+            ir.VectorType(_INT, lanes),
+            ir.VectorType(_INT, LANES),
+        )
 
         def multiply(p: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
-            tile = builder.load(x.at(i, p, _vector(_BYTE, lanes)), align=1)
+            tile = builder.load(x.at(i, p, ir.VectorType(_BYTE, lanes)), align=1)
             weight = builder.load(w.at(j, p, short), align=2)
             product = builder.mul(extend(tile, wide), builder.sext(weight, wide))
             return [_add_pairs(builder, sums[0], product)]
@@ -356,8 +353,8 @@ def _dot(centroids: int) -> Callable[..., Any]:
             w = _Rows(context, builder, signature.args[2], weights)
             y = _Rows(context, builder, signature.args[7], scores)
             bias = context.make_array(signature.args[6])(context, builder, biases).data
-            short, wide = _vector(_SHORT, 2 * LANES), _vector(_INT, 2 * LANES)
-            total = _vector(_INT, LANES)
+            short, wide = ir.VectorType(_SHORT, 2 * LANES), ir.VectorType(_INT, 2 * LANES)
+            total = ir.VectorType(_INT, LANES)
             zero = ir.Constant(total, None)
             cells = [(c, v) for c in range(centroids) for v in range(VECTORS)]
             columns = [builder.add(i, _index(v * LANES)) for v in range(VECTORS)]

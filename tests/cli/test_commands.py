@@ -399,7 +399,7 @@ def test_label_that_fails_ends_with_one_line(run: Run, swept: Path, digits: Tile
     assert_fails(done, "tiles.zarr", "its kind is store", "Name a saved model, or fit and save")
     assert "remove" not in done.stderr
     assert_fails(label(model, "--store", "none"), "none", "does not exist", "Ingest images first")
-    assert_fails(label(model, "--store", digits.path), "(8, 8)", "(16, 16)", "fit a model")
+    assert_fails(label(model, "--store", digits.path), "(8, 8)", "(16, 16)", "Fit a model")
     (swept / "store" / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").unlink()
     assert_fails(label(model), "tiles 0 to 29 cannot be read")
     (swept / model / "counts" / "c" / "0").unlink()
@@ -515,7 +515,7 @@ def test_sweep_that_fails_ends_with_one_line(
     done = run("ingest", images, "--store", "new.zarr", cwd=home)
     assert_fails(done, "s_3.png", "not an image")
     (home / "file").touch()
-    assert_fails(sweep("--out", "file/out", cwd=home), "file", "Choose another place")
+    assert_fails(sweep("--out", "file/out", cwd=home), "file", "Choose another folder")
     assert_fails(sweep("--store", "file", cwd=home), "file")
     assert_fails(sweep("--images", "images", "--store", "file/s.zarr", cwd=home), "file")
 

@@ -280,17 +280,14 @@ def test_read_image_of_animated_png_with_picture_raises_image_error(tmp_path: Pa
     assert refusal(path).startswith("2 frames;")
 
 
-@pytest.mark.parametrize("bits", [b"\x0c", b"\x10"])
-def test_read_image_of_unsupported_jpeg_names_the_reason(tmp_path: Path, bits: bytes) -> None:
+def test_read_image_of_unsupported_jpeg_names_the_format(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.fromarray(RGB).save(stream, "JPEG")
     data = stream.getvalue()
     at = data.index(b"\xff\xc0")
-    deep = write(tmp_path / "a.jpg", data[: at + 4] + bits + data[at + 5 :])
-    message = f"JPEG image that Pillow does not read (cannot handle {bits[0]}-bit layers). Replace"
-    assert message.lower() in refusal(deep).lower()
-    cut = write(tmp_path / "a.jpg", data[:5])
-    assert refusal(cut).startswith("JPEG image that Pillow does not read (damaged header).")
+    message = "JPEG image that Pillow cannot read. Replace or remove the file"
+    assert refusal(write(tmp_path / "a.jpg", data[: at + 4] + b"\x0c" + data[at + 5 :])) == message
+    assert refusal(write(tmp_path / "a.jpg", data[:5])) == message
 
 
 @pytest.mark.parametrize(
