@@ -449,7 +449,7 @@ def test_fit_sweep_of_arguments_that_do_not_fit_is_refused(
 def test_fit_sweep_on_an_unknown_scheduler_is_refused() -> None:
     with (
         dask.config.set(scheduler="thread"),
-        pytest.raises(daskkm.SchedulerError, match=r"dask's scheduler is not known \(Expected one"),
+        pytest.raises(daskkm.SchedulerError, match=r"dask has no usable scheduler \(Expected one"),
     ):
         daskkm.fit_sweep(np.eye(4), [2])
 
@@ -478,7 +478,7 @@ def test_fit_sweep_of_weights_at_the_limit_of_exact_sums_is_exact(
     parts = daskkm.fit_sweep(da.from_array(tiles, chunks=chunk), [3], **call).models[3]
     assert parts.inertia_ == whole.inertia_
     np.testing.assert_array_equal(parts.cluster_centers_, whole.cluster_centers_)
-    with pytest.raises(OverflowError, match=r"weights added up.*use at most 1073"):
+    with pytest.raises(OverflowError, match=r"weights added up.*Use at most 1073"):
         daskkm.fit_sweep(tiles, [3], **call | {"sample_weight": weights * 2})
 
 
@@ -544,7 +544,7 @@ def test_fit_sweep_of_many_equal_floats_settles(distinct: int, k: int, tol: floa
 def test_fit_sweep_of_16_bits_with_fractional_weights_cannot_overflow() -> None:
     tiles = da.zeros((10**7, 256), dtype=np.uint16, chunks=(10**6, -1))
     weights = da.full(10**7, 0.5, chunks=10**6)
-    with pytest.raises(OverflowError, match="10000000 tiles"):
+    with pytest.raises(OverflowError, match="tiles: 10000000 "):
         daskkm.fit_sweep(tiles, [2], sample_weight=weights)
 
 
