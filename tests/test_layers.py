@@ -21,7 +21,7 @@ ENTRIES = {"__init__", "__main__", "sweep", "ingest", "label", "verify"}
 BASE = {"errors", "files", "parameters", "sizes"}
 
 # Modules that are being sorted.
-UNSORTED = {"passes.scheduler", "storage.tile_store"}
+UNSORTED = {"storage.tile_store"}
 
 # Packages that only some rooms import, beside the standard library and NumPy.
 ONLY = {

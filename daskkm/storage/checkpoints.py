@@ -80,10 +80,10 @@ def open_checkpoint_file(
         If it is damaged, locked by another fit, holds other files, or cannot be read or written.
     """
     folder = locations.local(folder, partial(CheckpointError, options=_ANOTHER))
-    missing = [path for path in folder.absolute().parents if not path.exists()]
     msg = f"{folder}: locked by another fit. Wait for it, or choose another folder"
     with ExitStack() as stack:
         with _translate_errors(folder, "written"):
+            missing = [path for path in folder.absolute().parents if not path.exists()]
             busy = CheckpointError(msg, options=_ANOTHER)
             stack.enter_context(locks.lock_folder(folder, busy))
             _check_content(folder)

@@ -658,8 +658,8 @@ def test_load_model_returns_the_model_that_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "match"),
     [
-        ({"init": lambda X, k, random_state: X[:k]}, r"init is <function.*set_params\(init="),
-        ({"random_state": np.random.RandomState(0)}, r"random_state is RandomState"),
+        ({"init": lambda X, k, random_state: X[:k]}, r"hold init \(<function.*set_params\(init="),
+        ({"random_state": np.random.RandomState(0)}, r"hold random_state \(RandomState"),
     ],
 )
 def test_save_of_parameters_that_need_a_pickle_is_refused(
@@ -686,7 +686,7 @@ def test_load_model_with_unknown_parameters_is_refused(
 ) -> None:
     model = KMeans(2, random_state=0).fit(make_tiles())
     model.fitted_model.save(tmp_path / "model.zarr", settings=settings)
-    with pytest.raises(daskkm.ModelError, match=r"model\.zarr: the saved model's"):
+    with pytest.raises(daskkm.ModelError, match=r"model\.zarr: .* Fit the model again"):
         daskkm.load_model(tmp_path / "model.zarr")
     model.fitted_model.save(tmp_path / "model.zarr")
     assert daskkm.load_model(tmp_path / "model.zarr").n_clusters == 2

@@ -231,7 +231,7 @@ def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> No
     model = fit(store, 2)
     with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         store.label(daskkm.KMeans(5))
-    with pytest.raises(ParameterError, match=r"distances is 'no'. Give True or False"):
+    with pytest.raises(ParameterError, match=r"distances is 'no'\. Give True or False"):
         store.label(model, distances="no")  # type: ignore[arg-type]
     for no_model in ("m.zarr", None, model.cluster_centers_):
         with pytest.raises(ParameterError, match=r"is not a model; .*daskkm\.load_model"):
@@ -241,7 +241,7 @@ def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> No
         for read in (store.labels, store.distances):
             with pytest.raises(ParameterError, match=r"k is .*. Give an integer"):
                 read(k)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match=r"name is 'page'. Use one of image, row, col"):
+    with pytest.raises(ParameterError, match=r"name is 'page'\. Use one of image, row, col"):
         store.provenance_of("page")
 
 

@@ -129,5 +129,5 @@ def test_rounds_with_room_measure_each_candidate_once(
 
 
 def test_pass_runner_with_an_unknown_cache_is_refused() -> None:
-    with pytest.raises(daskkm.ParameterError, match="cache is 'no'; use one of auto, always"):
+    with pytest.raises(daskkm.ParameterError, match=r"cache is 'no'\. Use one of auto, always"):
         PassRunner(PIXELS, cache="no")

@@ -54,7 +54,7 @@ def test_statistics_with_weights_are_those_of_repeated_tiles(
 
 
 @pytest.mark.parametrize("chunks", CHUNKINGS)
-def test_statistics_of_resident_blocks_are_the_same_from_pass_to_pass(
+def test_statistics_of_cached_blocks_are_the_same_from_pass_to_pass(
     tiles: NDArray[Any], chunks: Any
 ) -> None:
     offsets = np.array([0, 4, 11])
