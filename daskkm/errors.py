@@ -119,7 +119,7 @@ class StoreError(DaskkmError):
 
 
 class CorruptChunkError(StoreError):
-    """A chunk of a store that is missing, cut short, or not what was written.
+    """A chunk of a store that is missing, cut short or changed.
 
     Examples
     --------

@@ -188,7 +188,7 @@ def _open_store(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
 
     exists = is_present(store_path) or is_partial(store_path)
     if options.is_given("store_path") and not exists:
-        msg = f"{store_path}: there is no store{similar_names(store_path)}. Name one, or its images"
+        msg = f"{store_path}: not a store{similar_names(store_path)}. Name a store, or its images"
         raise StoreError(msg, options=("images",))
     if options.is_given("store_path") or (exists and not images[0].exists()):
         return open_store(store_path)

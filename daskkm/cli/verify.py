@@ -19,7 +19,7 @@ from daskkm.errors import StoreError, count, printable
 def command(store: Path, quiet: bool) -> None:
     """Check all of a STORE: its metadata, and every chunk of tiles, provenance and labels.
 
-    Prints what is wrong, a line each.
+    Prints a line for each error.
     """
     from rich.filesize import decimal
 

@@ -199,7 +199,7 @@ class _Ingest:
             raise self._error(next(iter(self.skipped.values())))
 
     def _skip(self, path: Path, error: ImageError, before: tuple[int, ...]) -> None:
-        """Record a bad file, whose state was taken before it was read, or raise the error."""
+        """Record a bad file, with its state before the read, or raise the error."""
         if self.on_bad == "fail":
             raise error
         # Not the error itself: its traceback would keep the pixels in memory.

@@ -32,7 +32,7 @@ def check_finite(tiles: NDArray[Any]) -> None:
     pieces = (tiles[first : first + rows] for first in range(0, len(tiles), rows))
     if tiles.dtype.kind == "f" and not all(np.isfinite(piece).all() for piece in pieces):
         value = "NaN" if np.isnan(tiles).any() else "infinity"
-        msg = f"Input X contains {value}. Drop these tiles or replace the values."
+        msg = f"Input X contains {value}. Drop these tiles or replace the values"
         raise FitError(msg)
 
 
@@ -40,7 +40,7 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
     """Raise DtypeError, a TypeError, if tiles of this dtype are not supported."""
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
         names = ", ".join(map(str, SUPPORTED_DTYPES))
-        msg = f"tiles: values of dtype {dtype} are not supported. Convert them to one of {names}."
+        msg = f"tiles: values of dtype {dtype} are not supported. Convert them to one of {names}"
         raise DtypeError(msg)
 
 
@@ -56,7 +56,7 @@ def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
     limit = (2**63 - 1) // (d * max_difference(dtype) ** 2)
     msg = (
         f"tiles: {n} (weights added up) of {d} {dtype} features could overflow the exact 64-bit "
-        f"sums of squares. Use at most {limit} tiles, or scale them to 8 bits."
+        f"sums of squares. Use at most {limit} tiles, or scale them to 8 bits"
     )
     raise SumOverflowError(msg)
 
@@ -91,10 +91,10 @@ def check_shapes(
     """Check shapes, dtype and offsets; return tiles and stack as compiled functions take them."""
     check_dtype(tiles.dtype)
     if tiles.ndim != 2 or stack.ndim != 2 or tiles.shape[1] != stack.shape[1]:
-        msg = f"tiles: shape {tiles.shape} does not match centroids of shape {stack.shape}."
+        msg = f"tiles: shape {tiles.shape} does not match centroids of shape {stack.shape}"
         raise ValueError(msg)
     if offsets[0] != 0 or offsets[-1] != len(stack) or np.any(np.diff(offsets) < 1):
-        msg = f"offsets: {offsets.tolist()} do not divide {len(stack)} centroids into models."
+        msg = f"offsets: {offsets.tolist()} do not divide {len(stack)} centroids into models"
         raise ValueError(msg)
     return read_only(tiles), read_only(stack)
 

@@ -51,7 +51,7 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     within 2**-21, and a mean silhouette to within 2**-33; fewer tiles are finer.
 
     Of more than 8,192 8-bit tiles, distances are to rounded centroids and means, of 16 bits a
-    feature: with 256 features, within 1/128 of a grey level. The rounding changes a silhouette or
+    feature. With 256 features that is within 1/128 of a grey level, and changes a silhouette or
     a Davies-Bouldin index of the sample images by less than 1e-6. Inertia, sizes,
     Calinski-Harabasz and the metrics of classes are exact.
 
@@ -118,7 +118,7 @@ def assess_counted(
     runner = PassRunner(X)
     models = _check_models(models, runner.shape[1])
     if not runner.shape[0]:
-        msg = "X: no tiles. Give at least one."
+        msg = "X: no tiles. Give at least one"
         raise FitError(msg)
     names, classes = _as_classes(classes, runner.blocks)
     stack = np.concatenate([model.cluster_centers_ for model in models.values()])
@@ -195,15 +195,15 @@ class _Clusters:
 def _check_models(models: Any, d: int) -> dict[int, FittedModel]:
     """Return the models, or those of estimators, if they have d features."""
     if not isinstance(models, Mapping) or not models:
-        msg = f"models: {models!r} is not a mapping of each k to its model, at least one"
+        msg = f"models: {models!r} is not a mapping. Give at least one model by its k"
         raise ParameterError(msg)
     fitted = {k: fitted_model(model) for k, model in models.items()}
     for k, model in fitted.items():
         n_features = model.cluster_centers_.shape[1]
         if d != n_features:
             msg = (
-                f"X has {d} features but the model of k = {k} was fitted on {n_features}; "
-                "give it tiles of the same shape"
+                f"X has {d} features but the model of k = {k} was fitted on {n_features}. "
+                "Give it tiles of the same shape"
             )
             raise FitError(msg)
     return fitted
@@ -226,14 +226,14 @@ def _as_classes(values: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | 
     if classes.shape != (n,) or classes.dtype.kind not in "iu":
         msg = (
             f"classes: {classes.dtype} of shape {classes.shape} for {n} tiles. "
-            "Give each tile one integer."
+            "Give each tile one integer"
         )
         raise FitError(msg)
     with sending(values):
         (classes,) = scheduler.persist(classes)  # sent once
     names = np.asarray(*scheduler.compute(da.unique(classes)))
     if names[0] < 0:
-        msg = f"classes: {names[0]} is negative. Number classes from 0."
+        msg = f"classes: {names[0]} is negative. Number classes from 0"
         raise FitError(msg)
     if len(names) == n > 1:
         _log.warning("classes: each of %d tiles has its own. Purity, ARI and NMI are left out.", n)

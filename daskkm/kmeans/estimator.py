@@ -51,7 +51,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     active `distributed.Client` does the work if there is one, else dask's default scheduler.
 
     For tiles of 8-bit and 16-bit integers, a `random_state` gives one result, to the last bit,
-    whatever the chunks, workers and kind of array; with weights, if these are whole numbers. Other
+    whatever the chunks, workers and kind of array. Weights must be whole numbers for that. Other
     integers, booleans and float16 become float64, a block at a time.
 
     Parameters
@@ -439,7 +439,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if not isinstance(self.verbose, bool):
             as_integer("verbose", self.verbose, 0)
         if isinstance(self.init, Mapping):
-            msg = "init is a mapping, which only fit_sweep takes; give an array"
+            msg = "init is a mapping, for fit_sweep only. Give an array"
             raise ParameterError(msg)
         if self.algorithm == "elkan" and k == 1:
             msg = (

@@ -131,9 +131,8 @@ def _plusplus_or_random(
         enough = part.n_weighted >= options.k_max
         if not enough and options.init == "random":
             msg = (
-                f"only {part.n_weighted} of the {len(part.tiles)} tiles that initial centroids are "
-                f"drawn from have weight, too few for k = {options.k_max}; use k-means++ or "
-                "k-means||"
+                f"sample_weight: only {part.n_weighted} of the {len(part.tiles)} tiles of the "
+                f"sample have weight, too few for k = {options.k_max}. Use k-means++ or k-means||"
             )
             raise FitError(msg)
         if enough or is_in_memory(n):

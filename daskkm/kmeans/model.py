@@ -93,7 +93,7 @@ class FittedModel:
         """
         found = as_array("cluster_centers_", centroids)
         if found.ndim != 2 or not found.size or not np.isfinite(found).all():
-            msg = f"cluster_centers_ has shape {found.shape}; give k rows of d finite numbers"
+            msg = f"cluster_centers_ has shape {found.shape}. Give k rows of d finite numbers"
             raise ParameterError(msg)
         return cls(
             cluster_centers_=found,
@@ -243,7 +243,7 @@ class FittedModel:
         if n_features != self.cluster_centers_.shape[1]:
             msg = (
                 f"X has {n_features} features but the model was fitted on "
-                f"{self.cluster_centers_.shape[1]}; give it tiles of the same shape"
+                f"{self.cluster_centers_.shape[1]}. Give it tiles of the same shape"
             )
             raise FitError(msg)
         return tiles
@@ -258,7 +258,7 @@ class Saved(NamedTuple):
 
 
 def load_saved(path: str | os.PathLike[str]) -> Saved:
-    """Read what `FittedModel.save` wrote, the same to the last bit.
+    """Read a model and the data saved with it, to the last bit.
 
     Raises
     ------
@@ -305,7 +305,7 @@ def fitted_model(model: Any) -> FittedModel:
     if isinstance(found, FittedModel):
         return found
     msg = (
-        f"{type(model).__name__} is not a model; fit a daskkm.KMeans, or read a saved model by "
+        f"{type(model).__name__} is not a model. Fit a daskkm.KMeans, or read a saved model by "
         "daskkm.load_model"
     )
     raise ParameterError(msg)

@@ -97,17 +97,17 @@ class FitOptions:
         if not self.is_drawn and not callable(self.init):
             self.given_centroids(d)
         if n < self.k_max:
-            msg = f"n_samples={n} should be >= n_clusters={self.k_max}; lower k"
+            msg = f"n_samples={n} should be >= n_clusters={self.k_max}. Lower k"
             raise FitError(msg)
 
 
 def _as_ks(ks: Iterable[int]) -> list[int]:
     if not np.iterable(ks):
-        msg = f"ks: {ks!r} is not a sequence. Give numbers of clusters, such as [5]."
+        msg = f"ks: {ks!r} is not a sequence. Give numbers of clusters, such as [5]"
         raise ParameterError(msg)
     unique = sorted({as_integer(f"ks[{i}]", k, 1) for i, k in enumerate(ks)})
     if not unique:
-        msg = "ks: empty. Give at least one number of clusters."
+        msg = "ks: empty. Give at least one number of clusters"
         raise ParameterError(msg)
     return unique
 
@@ -115,10 +115,10 @@ def _as_ks(ks: Iterable[int]) -> list[int]:
 def _as_init(init: Any) -> Any:
     """Return `init` if it is a method, function, mapping or array of numbers."""
     if isinstance(init, str) and init not in METHODS:
-        msg = f"init is {init!r}; use one of {', '.join(METHODS)}, an array or a function"
+        msg = f"init is {init!r}. Use one of {', '.join(METHODS)}, an array or a function"
         raise ParameterError(msg)
     if not (isinstance(init, str | Mapping) or callable(init) or np.iterable(init)):
-        msg = f"init is {init!r}; give the name of a method, an array or a function"
+        msg = f"init is {init!r}. Give the name of a method, an array or a function"
         raise ParameterError(msg)
     return init
 
@@ -138,13 +138,13 @@ def as_centroids(values: Any, k: int, d: int) -> NDArray[np.float64]:
     if centroids.ndim != 2 or len(centroids) != k:
         msg = (
             f"The shape of the initial centers {centroids.shape} does not match the number of "
-            f"clusters {k}; give them as {(k, d)}"
+            f"clusters {k}. Give them as {(k, d)}"
         )
         raise FitError(msg)
     if centroids.shape[1] != d:
         msg = (
             f"The shape of the initial centers {centroids.shape} does not match the number of "
-            f"features of the data {d}; give them as {(k, d)}"
+            f"features of the data {d}. Give them as {(k, d)}"
         )
         raise FitError(msg)
     if not np.isfinite(centroids).all():

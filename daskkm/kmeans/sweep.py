@@ -117,8 +117,8 @@ def fit_sweep(
         Seed of all draws, or a generator that draws one. By default the system draws one.
     sample_weight : array of shape (n,), optional
         Weights of the tiles, at least 0; 1 each by default. Whole numbers, of any dtype, with a sum
-        below 2**53 are exact: a tile of weight w adds to sums as w tiles do, and initial centroids
-        drawn in memory are the same.
+        below 2**53 are exact: a tile of weight w adds to sums as w tiles do. Initial centroids that
+        are drawn in memory are the same, too.
     coarse : bool, default True
         Fit from coarse to fine. All restarts are fitted to 32,768 tiles, the best of each k to a
         larger sample (64 MiB, if there are at least four times as many tiles), and then to all
@@ -126,9 +126,9 @@ def fit_sweep(
         for k above 4,096. `n_iter_` counts iterations over all tiles.
     cache : {"auto", "always", "never"}
         Whether tiles stay in the workers' memory from their first read on. "auto" keeps tiles that
-        fit in half of the memory, less the memory in use and that of a pass. It keeps tiles of a
-        memory-mapped file up to 64 MiB. Other tiles are read again in each pass. The result is the
-        same to the bit.
+        fit in half of the memory, less the memory in use and that of a pass. Tiles of a
+        memory-mapped file stay up to 64 MiB. Other tiles are read again in each pass. The result is
+        the same to the bit.
     checkpoint : path-like, optional
         Folder in which the state of the fit is saved after each pass. A fit that was killed and is
         run again resumes there, to the same bits; with the seed that was drawn, if `random_state`
@@ -166,8 +166,8 @@ def fit_sweep(
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
       Up to 32,768 tiles, or from coarse to fine, a sample is brought together in one read. Else
-      k-means++ draws in passes, shared by all k and restarts: one read of the blocks that hold the
-      first centroids, then as many passes as the largest k (none if that is 1).
+      k-means++ draws in passes that all k and restarts share. It reads the blocks of the first
+      centroids, then makes as many passes as the largest k (none if that is 1).
     * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw
       candidates shared by all k and restarts, and one that weights them. There are 10 k candidates
       for the largest k, up to 4,000, but at least 2.5 k. Each candidate is measured against all
@@ -185,7 +185,7 @@ def fit_sweep(
     (4.0, [1.0, 101.0])
     """
     if as_flag("fresh", fresh) and checkpoint is None:
-        msg = "fresh=True is about a checkpoint, and there is none; give its folder"
+        msg = "fresh is True without a checkpoint. Give the folder of the checkpoint"
         raise ParameterError(msg)
     if random_state is not None and not isinstance(random_state, Integral):
         # A generator draws a seed whether or not the checkpoint has one: later draws do not differ.

@@ -125,7 +125,7 @@ def column(values: Any, name: str) -> NDArray[Any] | da.Array:
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:
-        msg = f"{name}: not an array ({error}). Give one number for each tile."
+        msg = f"{name}: not an array ({error}). Give one number for each tile"
         raise FitError(msg) from error
 
 
@@ -134,7 +134,7 @@ def check_unmasked(values: Any, name: str) -> None:
     several = values if isinstance(values, (list, tuple)) else [values]
     for value in several:
         if np.ma.isMaskedArray(getattr(value, "_meta", value)):
-            msg = f"{name}: masked arrays are not supported. Fill the mask or drop the tiles."
+            msg = f"{name}: masked arrays are not supported. Fill the mask or drop the tiles"
             raise FitError(msg)
         if isinstance(value, (list, tuple)) and value is not values:
             check_unmasked(value, name)
@@ -197,7 +197,7 @@ def _dtype_of_frame(frame: Any) -> np.dtype[Any]:
         if not getattr(dtype, "_is_numeric", False) and getattr(dtype, "kind", "O") not in "biuf"
     ]
     if not_numbers:
-        msg = f"X: columns that do not hold numbers: {', '.join(not_numbers)}. Drop or encode them."
+        msg = f"X: columns that do not hold numbers: {', '.join(not_numbers)}. Drop or encode them"
         raise TypeError(msg)
     dtypes: Sequence[Any] = list(frame.dtypes)
     if dtypes and all(isinstance(dtype, np.dtype) for dtype in dtypes):

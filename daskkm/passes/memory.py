@@ -85,7 +85,7 @@ def check_sent(workers: Sequence[Worker], n_bytes: int) -> None:
         msg = (
             f"X: {_size(n_bytes)} in memory here, but the workers ({len(workers)}) can take "
             f"{_size(free)} more, of {_size(total)}. Start more workers, or give X as a Zarr "
-            "array, a memory-mapped file or a dask array, which they read in parts."
+            "array, a memory-mapped file or a dask array, which they read in parts"
         )
         raise FitError(msg)
 

@@ -328,7 +328,7 @@ def _lost(client: Client) -> SchedulerError:
 def _idle(client: Client) -> SchedulerError:
     return SchedulerError(
         f"{_name(client)}: no worker has taken tasks for {_workers_timeout():g} s. Start workers "
-        f"with: dask worker {client.scheduler.address}; give them more memory if theirs is full"
+        f"with: dask worker {client.scheduler.address}. Give them more memory if theirs is full"
     )
 
 

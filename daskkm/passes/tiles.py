@@ -178,7 +178,7 @@ class Tiles:
 def _check_shape(X: Any) -> None:
     """Raise FitError unless X is of shape (n, d) with d > 0."""
     if np.isnan(X.shape[1:]).any():
-        msg = f"X has shape {X.shape}; compute_chunk_sizes() tells how many features there are"
+        msg = f"X has shape {X.shape}, of unknown size. Use X.compute_chunk_sizes() first"
         raise FitError(msg)
     if X.ndim != 2:
         msg = (
@@ -222,8 +222,8 @@ def _as_weights(values: Any, tiles: da.Array, scheduler: Any) -> da.Array:
         weights = np.full(n, weights)
     if weights.shape != (n,) or weights.dtype.kind not in "biuf":
         msg = (
-            f"sample_weight has shape {weights.shape} and dtype {weights.dtype}; "
-            f"give one number for each of the {n} tiles"
+            f"sample_weight has shape {weights.shape} and dtype {weights.dtype}. "
+            f"Give one number for each of the {n} tiles"
         )
         raise FitError(msg)
     (persisted,) = persist(da.asarray(weights).rechunk((tiles.chunks[0],)), scheduler=scheduler)
@@ -235,9 +235,9 @@ def _weights_problem(least: float, scaled: float) -> str:
     if np.isnan(scaled) or np.isinf(scaled):
         return f"Input sample_weight contains {'NaN' if np.isnan(scaled) else 'infinity'}"
     if least < 0:
-        return f"sample_weight: negative ({least}). Give weights of at least 0."
+        return f"sample_weight: negative ({least}). Give weights of at least 0"
     if scaled == 0:
-        return "sample_weight: zero everywhere. Give some tiles a weight."
+        return "sample_weight: zero everywhere. Give some tiles a weight"
     return TOO_LARGE
 
 

@@ -30,7 +30,7 @@ _OF_THREAD = threading.local()
 
 
 class ChunkError(Exception):
-    """A chunk that is missing or not what was written: its index, and a reason."""
+    """A chunk that is missing or changed: its index, and a reason."""
 
 
 def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
@@ -126,7 +126,7 @@ def _read_into(file: BinaryIO, place: memoryview) -> bool:
 
 
 def _announce(array: zarr.Array[Any], i: int) -> None:
-    """Ask the system to read a chunk ahead; reading it finds what is wrong with it."""
+    """Ask the system to read a chunk ahead. A later read finds its errors."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     with suppress(OSError):

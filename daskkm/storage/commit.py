@@ -112,7 +112,7 @@ def _recover(location: Path, kind: Kind) -> None:
 
 
 def remove_leftovers(path: str | os.PathLike[str], kind: Kind) -> None:
-    """Remove what killed runs left beside a location, unless a run writes there now."""
+    """Remove the leftovers of killed runs beside a location, unless a run writes there now."""
     location = Path(os.path.realpath(path))
     partial = partial_path(location)
     leftovers = partial, _old_path(location), location.with_name(f"{location.name}.lock")
@@ -177,7 +177,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a node, its root metadata last: a later run recognizes what is left by it."""
+    """Remove a node, its root metadata last: by it a later run recognizes leftovers."""
     if not folder.exists():
         return
     for entry in folder.iterdir():

@@ -143,7 +143,7 @@ def writing_labels(
 ) -> Iterator[tuple[Target, Target | None]]:
     """Yield targets for labels, (n,) int32, and distances, (n, k) float64, or None.
 
-    They replace labels and distances of the same k when the context ends. The attributes name
+    Both replace labels and distances of the same k when the context ends. The attributes name
     the model, with its ``k``. Distances that were there are removed in any case: they may be of
     another model.
     """

@@ -45,7 +45,7 @@ class Kind:
     noun : str
         In messages.
     items : str
-        What the first axis of its arrays counts.
+        Name of the items along the first axis of its arrays.
     members : frozenset of str
         Names that its folder may hold: one that holds others is never replaced.
     error : type of DaskkmError
@@ -199,7 +199,7 @@ def write_attributes(
 ) -> None:
     """Replace the root metadata of a node in one step: its attributes, and copies of its arrays'.
 
-    This is the last step of each write: a reader sees nothing of what was written before it.
+    This is the last step of each write. Before it a reader sees nothing of the write.
     """
     document = json.loads((path / metadata.FILE).read_bytes())
     document.pop(metadata.CONSOLIDATED, None)
@@ -248,7 +248,7 @@ def describe_rows(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> 
 
 
 def write_errors(path: Path, kind: Kind) -> AbstractContextManager[None]:
-    """Turn an OSError into the kind's error: what could not be written, and why."""
+    """Turn an OSError into the kind's error, with the reason."""
     hint = "check that the folder can be written" if kind.inner else "choose another location"
     problem = f"the {kind.noun} cannot be written"
     return translate_errors(kind.error, path, problem, f"Make room, or {hint}")

@@ -181,10 +181,10 @@ def check_regular(path: Path) -> None:
     """Raise ImageError for a path that is not a file, such as a pipe, or for one far too large."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        msg = f"{path}: this is not a file; remove it"
+        msg = f"{path}: not a file. Remove it"
         raise ImageError(msg)
     if found.st_size > _MOST_BYTES:
-        msg = f"{path}: it has {found.st_size} bytes, more than {_MOST_BYTES}; cut the image up"
+        msg = f"{path}: {found.st_size} bytes, more than {_MOST_BYTES}. Cut it into smaller images"
         raise ImageError(msg)
 
 

@@ -225,7 +225,7 @@ class TileStore:
             model = model.fitted_model
         if not hasattr(model, "write_labels"):
             msg = (
-                f"{type(model).__name__} is not a model; fit a daskkm.KMeans, or read a saved "
+                f"{type(model).__name__} is not a model. Fit a daskkm.KMeans, or read a saved "
                 "model by daskkm.load_model"
             )
             raise ParameterError(msg)
@@ -344,7 +344,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed ingests left beside a store."""
+    """Remove the leftovers of killed ingests beside a store."""
     commit.remove_leftovers(path, STORE)
 
 

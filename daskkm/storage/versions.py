@@ -48,7 +48,7 @@ class Version:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Raise StoreError at the end if what was read may be of other nodes."""
+        """Raise StoreError at the end if the data may be of other nodes."""
         try:
             yield
         except StoreError:

@@ -328,8 +328,8 @@ def test_sweep_with_a_mistyped_store_is_refused(
     if empty:
         (tmp_path / "photoz.zarr").mkdir()
     done = sweep("--store", "photoz.zarr", cwd=tmp_path)
-    assert_fails(done, "photoz.zarr: there is no store (did you mean photos.zarr?). ", "(--images)")
-    assert_fails(sweep("--store", "none/t.zarr", cwd=tmp_path), "none/t.zarr: there is no store. ")
+    assert_fails(done, "photoz.zarr: not a store (did you mean photos.zarr?). ", "(--images)")
+    assert_fails(sweep("--store", "none/t.zarr", cwd=tmp_path), "none/t.zarr: not a store. ")
     if not empty:
         near = "photoz.zarr: the store does not exist (did you mean "
         assert_fails(run("verify", "photoz.zarr", cwd=tmp_path), near)

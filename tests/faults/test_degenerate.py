@@ -125,6 +125,6 @@ def test_sweep_command_of_fewer_tiles_than_clusters_prints_one_line(
     )
     done = forked.run("sweep", *args, "--k", "2,31", cwd=tmp_path)
     assert done.status == 1
-    assert done.lines[-1] == "error: n_samples=30 should be >= n_clusters=31; lower k"
+    assert done.lines[-1] == "error: n_samples=30 should be >= n_clusters=31. Lower k"
     assert not (tmp_path / "centroids" / "2").exists()
     assert forked.run("sweep", *args, "--k", "1,30", cwd=tmp_path).status == 0

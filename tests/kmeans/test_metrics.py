@@ -365,7 +365,7 @@ def test_knee_of_inertia_that_is_not_finite_is_refused() -> None:
     [
         ({"models": {}}, "models: {} is not a mapping of each k to its model, at least one"),
         ({"models": [1]}, r"models: \[1\] is not a mapping"),
-        ({"models": {2: "m.zarr"}}, "str is not a model; fit a daskkm.KMeans"),
+        ({"models": {2: "m.zarr"}}, "str is not a model. Fit a daskkm.KMeans"),
         ({"classes": [[1], [2, 3]]}, "classes: not an array"),
         ({"X": np.zeros((10, 3), np.uint8)}, "X has 3 features but the model of k = 2 .* on 4"),
         ({"X": np.zeros((0, 4), np.uint8)}, "X: no tiles"),
