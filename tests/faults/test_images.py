@@ -222,8 +222,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),
         "EPS image; dask",
     ),
-    "folder.png": (Path.mkdir, "this is not a file; remove it"),
-    "pipe.png": (os.mkfifo, "this is not a file; remove it"),
+    "folder.png": (Path.mkdir, "not a file. Remove it"),
+    "pipe.png": (os.mkfifo, "not a file. Remove it"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
     "bomb.png": (
@@ -551,7 +551,7 @@ def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
     assert "3 files skipped:" in capsys.readouterr().out
     # With on_bad="fail" the first skipped file is an error.
-    with pytest.raises(ImageError, match=r"pictures/folder\.png: this is not a file; remove it"):
+    with pytest.raises(ImageError, match=r"pictures/folder\.png: not a file. Remove it"):
         daskkm.create_store(images, path, tile=8)
     out = tmp_path / "out"
     settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]
