@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.kmeans.recorder import Pass
+    from daskkm.kmeans.pass_record import Pass
 
 ROWS_A_BLOCK = 1000
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from daskkm.kmeans.metrics import Quality as Quality
     from daskkm.kmeans.metrics import knee as knee
     from daskkm.kmeans.model import FittedModel as FittedModel
-    from daskkm.kmeans.recorder import Pass as Pass
+    from daskkm.kmeans.pass_record import Pass as Pass
     from daskkm.kmeans.sweep import SweepResult as SweepResult
     from daskkm.kmeans.sweep import fit_sweep as fit_sweep
     from daskkm.storage.tile_store import TileStore as TileStore
@@ -69,7 +69,7 @@ _NAMES = {
     "kmeans.estimator": ("KMeans", "load_model"),
     "kmeans.metrics": ("Quality", "knee"),
     "kmeans.model": ("FittedModel",),
-    "kmeans.recorder": ("Pass",),
+    "kmeans.pass_record": ("Pass",),
     "kmeans.sweep": ("SweepResult", "fit_sweep"),
     "storage.tile_store": ("TileStore", "open_store"),
 }

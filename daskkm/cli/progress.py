@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from daskkm.kmeans.recorder import Pass
+    from daskkm.kmeans.pass_record import Pass
 
 # Seconds between two lines where standard error is not a terminal; 0 for a line after each pass.
 INTERVAL = "DASKKM_PROGRESS_SECONDS"

@@ -183,8 +183,8 @@ def _open_store(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
 
     Named alone, it must be there: it is never made of the images that happen to lie in ./images.
     """
-    from daskkm.storage.nodes import similar_names
     from daskkm.storage.tile_store import is_partial, is_present, open_store
+    from daskkm.storage.zarr_nodes import similar_names
 
     exists = is_present(store_path) or is_partial(store_path)
     if options.is_given("store_path") and not exists:

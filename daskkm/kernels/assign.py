@@ -1,7 +1,8 @@
 """One block of tiles against a stack of centroids: exact labels and statistics.
 
-A panel of tiles at a time is scored by the fast path (`daskkm.kernels.products`). Tiles for which
-the bounds of `daskkm.kernels.stack`, which defines labels, leave a doubt go to the reference.
+A panel of tiles at a time is scored by the fast path (`daskkm.kernels.products`). Its bounds, and the
+definition of a label, are those of `daskkm.kernels.prepared_stack`.
+The reference decides tiles in doubt.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from daskkm.kernels.dtypes import (
     read_only,
     statistics_dtype,
 )
+from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack
 from daskkm.kernels.products import (
     LANES,
     PANEL,
@@ -28,7 +30,6 @@ from daskkm.kernels.products import (
     allocate_scratch,
     score,
 )
-from daskkm.kernels.stack import PreparedStack, prepare_stack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,8 +30,8 @@ from daskkm.kernels.assign import Workspace, allocate_workspace, label_panel
 from daskkm.kernels.compilation import compile_kernel
 from daskkm.kernels.distances import distances_to_all
 from daskkm.kernels.dtypes import check_shapes, max_magnitude, read_only
+from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack
 from daskkm.kernels.products import LINE, PANEL, prefetch
-from daskkm.kernels.stack import PreparedStack, prepare_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Modules whose functions or named tuples are compiled.
-SOURCES = ("compilation", "products", "stack", "distances", "assign", "bounds", "metric_sums")
+SOURCES = (
+    "compilation",
+    "products",
+    "prepared_stack",
+    "distances",
+    "assign",
+    "bounds",
+    "metric_sums",
+)
 
 _PACKAGE = Path(__file__).parent
 _log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from daskkm.kernels.assign import allocate_workspace, label_panel
 from daskkm.kernels.compilation import compile_kernel
 from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
 from daskkm.kernels.dtypes import check_shapes, distance_dtype, max_difference, statistics_dtype
+from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack, unpack_pairs
 from daskkm.kernels.products import LANES, PANEL, dot_vectors
-from daskkm.kernels.stack import PreparedStack, prepare_stack, unpack_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

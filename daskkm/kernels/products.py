@@ -41,7 +41,7 @@ LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512bw") else (8, 2)
 # Pairs of features that are transposed at once: a panel of them, 32 KiB, stays in L1.
 _PAIRS = 128
 
-# Any order of summation, any FMA: the bound in `daskkm.kernels.stack` covers both.
+# Any order of summation, any FMA: the bound in `daskkm.kernels.prepared_stack` covers both.
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 
 # Untyped: its types demand the context that numba passes.

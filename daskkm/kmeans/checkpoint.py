@@ -13,7 +13,7 @@ from daskkm.errors import CheckpointError
 from daskkm.kernels.statistics import Statistics
 from daskkm.kmeans.kmeans_parallel import Candidates
 from daskkm.kmeans.lloyd import Step, best_restarts
-from daskkm.kmeans.recorder import State
+from daskkm.kmeans.pass_record import State
 from daskkm.passes.draws import Trial
 from daskkm.storage.checkpoints import CheckpointFile, open_checkpoint_file
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from daskkm.kmeans.recorder import Seeding
+    from daskkm.kmeans.pass_record import Seeding
 
     Arrays = dict[str, NDArray[Any]]
 

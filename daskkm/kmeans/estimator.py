@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import dask.array as da
     from numpy.typing import ArrayLike, NDArray
 
-    from daskkm.kmeans.recorder import Pass
+    from daskkm.kmeans.pass_record import Pass
     from daskkm.parameters import RandomState
 
 _ALGORITHMS = ("lloyd", "elkan", "auto")

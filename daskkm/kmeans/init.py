@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from daskkm.kmeans.options import FitOptions, Initial
-    from daskkm.kmeans.recorder import Recorder, Seeding
+    from daskkm.kmeans.pass_record import Recorder, Seeding
 
 # Candidates of k-means|| are clustered only so far: they give initial centroids.
 _CANDIDATES_MAX_ITER, _CANDIDATES_TOL = 30, 1e-3

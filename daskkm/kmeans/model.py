@@ -12,7 +12,7 @@ import numpy as np
 
 from daskkm.errors import FitError, ModelError, ParameterError
 from daskkm.parameters import as_array
-from daskkm.passes import assign, scheduler
+from daskkm.passes import prediction, scheduler
 from daskkm.passes.tiles import Tiles, sending
 from daskkm.storage import locations
 
@@ -127,7 +127,7 @@ class FittedModel:
             If float tiles are not finite: for a dask array, when it is computed.
         """
         tiles = self._tiles(X)
-        return _as_given(tiles, assign.labels(tiles.array, self.cluster_centers_))
+        return _as_given(tiles, prediction.labels(tiles.array, self.cluster_centers_))
 
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distance of each tile to each centroid.
@@ -139,7 +139,7 @@ class FittedModel:
         ndarray of shape (n, k), float64, for tiles in memory; else a lazy dask array
         """
         tiles = self._tiles(X)
-        return _as_given(tiles, assign.distances(tiles.array, self.cluster_centers_))
+        return _as_given(tiles, prediction.distances(tiles.array, self.cluster_centers_))
 
     def save(
         self,
@@ -215,7 +215,7 @@ class FittedModel:
         ):
             blocks = Tiles.of(store).in_blocks(scheduler.threads())
             counts: NDArray[np.int64]
-            (counts,) = scheduler.compute(assign.write(blocks, centroids, *targets))
+            (counts,) = scheduler.compute(prediction.write(blocks, centroids, *targets))
         return counts
 
     def check_fits(self, store: TileStore) -> None:

@@ -16,7 +16,7 @@ from daskkm.kmeans.init import initial_centroids, max_models_and_centroids
 from daskkm.kmeans.lloyd import best_restarts
 from daskkm.kmeans.model import FittedModel
 from daskkm.kmeans.options import FitOptions
-from daskkm.kmeans.recorder import Recorder, State
+from daskkm.kmeans.pass_record import Recorder, State
 from daskkm.parameters import as_flag, as_seed
 from daskkm.passes.runner import PassRunner
 from daskkm.passes.tiles import Tiles
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from daskkm.kmeans.checkpoint import Checkpoint
     from daskkm.kmeans.fitting import Steps
     from daskkm.kmeans.options import Init
-    from daskkm.kmeans.recorder import Pass
+    from daskkm.kmeans.pass_record import Pass
     from daskkm.parameters import RandomState
 
 

@@ -12,11 +12,11 @@ from daskkm.kernels.dtypes import check_finite
 from daskkm.kernels.statistics import Statistics
 from daskkm.parameters import as_choice
 from daskkm.passes import draws, memory, reductions, statistics
-from daskkm.passes.grouping import is_grouped
 from daskkm.passes.inputs import check_sums_finite
 from daskkm.passes.memory import Work
 from daskkm.passes.sampling import Drawn, first_indices, is_in_memory
 from daskkm.passes.scheduler import chosen, compute, is_elsewhere, persist, threads, workers
+from daskkm.passes.short_blocks import is_grouped
 from daskkm.passes.tiles import Tiles, sending
 from daskkm.sizes import sizes
 

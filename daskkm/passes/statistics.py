@@ -83,7 +83,7 @@ def _statistics(
     block: Any, *weights: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> NDArray[Any]:
     from daskkm.kernels.assign import block_statistics
-    from daskkm.kernels.stack import PreparedStack, prepare_stack
+    from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack
 
     prepared: PreparedStack | None = None
 

@@ -15,10 +15,10 @@ from daskkm.errors import FitError
 from daskkm.kernels.dtypes import SUPPORTED_DTYPES, check_dtype, check_exact
 from daskkm.passes import arrays, inputs
 from daskkm.passes.arrays import MappedFile
-from daskkm.passes.grouping import group_short_blocks
 from daskkm.passes.inputs import TOO_LARGE
 from daskkm.passes.memory import block_bytes
 from daskkm.passes.scheduler import compute, compute_chunk_sizes, persist
+from daskkm.passes.short_blocks import group_short_blocks
 from daskkm.sizes import sizes
 
 if TYPE_CHECKING:

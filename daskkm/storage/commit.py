@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daskkm.errors import translate_errors
-from daskkm.storage import locks, metadata, nodes
+from daskkm.storage import locks, metadata, zarr_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daskkm.storage.nodes import Kind
+    from daskkm.storage.zarr_nodes import Kind
 
 # Files of the system, and of Zarr or daskkm killed while one of them wrote a file.
 _IGNORED = re.compile(r"\.DS_Store|\.nfs.*|.*\.[0-9a-f]{32}\.partial|\.zarr\.json\.partial")
@@ -50,7 +50,7 @@ def open_partial(
     with lock(location, kind):
         partial = partial_path(location)
         check_replaceable(partial, kind)
-        with nodes.write_errors(location, kind):
+        with zarr_nodes.write_errors(location, kind):
             if resume:
                 _remove_temporary_files(partial)
             else:
@@ -67,7 +67,7 @@ def lock(location: Path, kind: Kind) -> Iterator[None]:
     """Hold the write lock of a location, with the node that a killed run moved away restored."""
     msg = f"{location}: another run is writing this {kind.noun}. Wait until it ends"
     with ExitStack() as stack:
-        with nodes.write_errors(location, kind):
+        with zarr_nodes.write_errors(location, kind):
             if not kind.inner:  # else a store that is gone would be made again
                 location.parent.mkdir(parents=True, exist_ok=True)
             path = location.with_name(f"{location.name}.lock")
@@ -79,7 +79,7 @@ def lock(location: Path, kind: Kind) -> Iterator[None]:
 def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
     """Move a complete node to its location; the node that was there is removed after that."""
     location = check_free(path, kind)  # again: much may have happened since
-    with nodes.write_errors(location, kind), set_aside(location, kind):
+    with zarr_nodes.write_errors(location, kind), set_aside(location, kind):
         partial.rename(location)
 
 
@@ -164,7 +164,7 @@ def _find_obstacle(path: Path, kind: Kind) -> str | None:
     names = _names(path)
     if strays := sorted(names - kind.members):
         return f"it holds {strays[0]}"
-    return nodes.describe_other_kind(path, kind) if names else None
+    return zarr_nodes.describe_other_kind(path, kind) if names else None
 
 
 def is_empty(folder: Path) -> bool:

@@ -16,8 +16,8 @@ from zarr.errors import ContainsGroupError
 
 from daskkm.errors import CorruptChunkError, StoreError
 from daskkm.sizes import sizes
-from daskkm.storage import commit, metadata, nodes
-from daskkm.storage.nodes import Kind
+from daskkm.storage import commit, metadata, zarr_nodes
+from daskkm.storage.zarr_nodes import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,7 +74,7 @@ def open_labels(store: Path, k: int, n: int) -> zarr.Array[Any]:
 def open_distances(store: Path, k: int, n: int) -> zarr.Array[Any]:
     """Open the distances of n tiles to k centroids, (n, k) float64, if the labels match them."""
     array, attributes = _open(store, DISTANCES, k, (n, k), "float64")
-    if attributes != nodes.open_node(location(store, LABELS, k), LABELS)[1]:
+    if attributes != zarr_nodes.open_node(location(store, LABELS, k), LABELS)[1]:
         msg = (
             f"{location(store, DISTANCES, k)}: the distances are of another model than the labels. "
             f"To repair them, {DISTANCES.repair}"
@@ -87,7 +87,7 @@ def _open(
     store: Path, kind: Kind, k: int, shape: tuple[int, ...], dtype: str
 ) -> tuple[zarr.Array[Any], dict[str, Any]]:
     path = location(store, kind, k)
-    array, attributes = nodes.open_node(path, kind)
+    array, attributes = zarr_nodes.open_node(path, kind)
     if (array.shape, array.dtype, attributes.get("k")) != (shape, dtype, k):
         msg = (
             f"{path}: not of the tiles of this store ({array.dtype} of shape {array.shape}, not "
@@ -115,7 +115,7 @@ class Target:
         return self.array.chunks[0]
 
     def __setitem__(self, key: Any, rows: NDArray[Any]) -> None:
-        with nodes.write_errors(self.path, self.kind):
+        with zarr_nodes.write_errors(self.path, self.kind):
             # Zarr would make the folder again that the failure of another task has removed.
             (self.partial / metadata.FILE).stat()
             self.array[key] = rows
@@ -128,9 +128,9 @@ class Target:
 
     def complete(self, attributes: Mapping[str, Any]) -> None:
         """Check that all chunks were written, and mark the array as complete."""
-        nodes.check_chunks(self.array, self.kind)
-        with nodes.write_errors(self.path, self.kind):
-            nodes.write_attributes(self.partial, self.kind, attributes, complete=True)
+        zarr_nodes.check_chunks(self.array, self.kind)
+        with zarr_nodes.write_errors(self.path, self.kind):
+            zarr_nodes.write_attributes(self.partial, self.kind, attributes, complete=True)
 
     def put(self) -> None:
         """Move the array to its location."""
@@ -165,7 +165,7 @@ def writing_labels(
         for each in filter(None, (labels, target)):
             each.complete(attributes)
         # Whenever this is cut short, a reader has distances of these labels or none.
-        with nodes.write_errors(stale, DISTANCES), commit.set_aside(stale, DISTANCES):
+        with zarr_nodes.write_errors(stale, DISTANCES), commit.set_aside(stale, DISTANCES):
             labels.put()
         if target is not None:
             target.put()
@@ -177,13 +177,13 @@ def _new_target(
 ) -> Iterator[Target]:
     path = location(store, kind, k)
     # Another run may make the group between the question whether it is there and its making.
-    with nodes.write_errors(path, kind), suppress(ContainsGroupError):
+    with zarr_nodes.write_errors(path, kind), suppress(ContainsGroupError):
         (store / metadata.FILE).stat()  # else the folder of a store that is gone would be made
         zarr.open_group(path.parent, mode="a", zarr_format=3)
     with commit.open_partial(path, kind) as partial:
-        with nodes.write_errors(path, kind):
+        with zarr_nodes.write_errors(path, kind):
             dimensions = ("tile", "cluster")[: len(shape)]
-            array = nodes.create_array(
+            array = zarr_nodes.create_array(
                 partial, shape, dtype, rows=rows, dimensions=dimensions, kind=kind
             )
         yield Target(array, path, partial, kind)

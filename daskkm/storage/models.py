@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from daskkm.errors import ModelError
-from daskkm.storage import commit, locations, metadata, nodes
-from daskkm.storage.nodes import Kind
+from daskkm.storage import commit, locations, metadata, zarr_nodes
+from daskkm.storage.zarr_nodes import Kind
 
 if TYPE_CHECKING:
     import os
@@ -35,29 +35,29 @@ def save_model(
     location = locations.local(path, ModelError)
     with (
         commit.replace_node(location, MODEL) as partial,
-        nodes.write_errors(location, MODEL),
+        zarr_nodes.write_errors(location, MODEL),
     ):
-        nodes.create_group(partial, MODEL, {})
+        zarr_nodes.create_group(partial, MODEL, {})
         for name, values in arrays.items():
             folder, _, last = name.rpartition("/")
             if folder:
                 zarr.open_group(partial / folder, mode="a", zarr_format=3)
             axes = tuple(f"{last}_{axis}" for axis in range(values.ndim))
             dimensions = _DIMENSIONS.get(name, axes)
-            array = nodes.create_array(
+            array = zarr_nodes.create_array(
                 partial / name, values.shape, values.dtype, rows=len(values), dimensions=dimensions
             )
             array[:] = values
-        nodes.write_attributes(partial, MODEL, attributes, complete=True)
+        zarr_nodes.write_attributes(partial, MODEL, attributes, complete=True)
 
 
 def load_model_arrays(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays and attributes of a saved model, the same to the last bit."""
-    group, attributes = nodes.open_node(locations.local(path, ModelError), MODEL)
+    group, attributes = zarr_nodes.open_node(locations.local(path, ModelError), MODEL)
     arrays = {
-        name: nodes.read(array, 0, array.shape[0], MODEL)
+        name: zarr_nodes.read(array, 0, array.shape[0], MODEL)
         for name, array in group.members(max_depth=None)
         if isinstance(array, zarr.Array)
     }

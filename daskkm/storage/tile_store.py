@@ -17,11 +17,11 @@ from dask.array.core import normalize_chunks
 
 from daskkm.errors import CorruptChunkError, ParameterError, StoreError
 from daskkm.parameters import as_choice, as_flag, as_integer
-from daskkm.storage import blocks, commit, labels, locations, metadata, nodes
+from daskkm.storage import commit, labels, lazy_arrays, locations, metadata, zarr_nodes
 from daskkm.storage.labels import DISTANCES, LABELS
-from daskkm.storage.nodes import Kind
 from daskkm.storage.records import ImageRecord, Skipped
 from daskkm.storage.versions import Version
+from daskkm.storage.zarr_nodes import Kind
 
 if TYPE_CHECKING:
     import os
@@ -114,7 +114,9 @@ class TileStore:
             One block a chunk of the store.
         """
         row = (math.prod(self.tile),)
-        return blocks.StoreArray(self, blocks.lazy_rows(self.tiles, STORE, self._version, row))
+        return lazy_arrays.StoreArray(
+            self, lazy_arrays.lazy_rows(self.tiles, STORE, self._version, row)
+        )
 
     def streamed(self, block_bytes: int) -> da.Array:
         """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
@@ -129,7 +131,7 @@ class TileStore:
         dask array of shape (n_tiles, n_features), uint8
             Of `Chunks` in place of arrays: for functions that iterate over these.
         """
-        return blocks.streamed_rows(self.tiles, STORE, self._version, block_bytes)
+        return lazy_arrays.streamed_rows(self.tiles, STORE, self._version, block_bytes)
 
     def labels(self, k: int) -> da.Array:
         """Return the label of every tile under the model of k clusters, lazily.
@@ -156,7 +158,7 @@ class TileStore:
         k = as_integer("k", k, 1)
         version = self._version.extended(labels.location(self.path, LABELS, k))
         array = labels.open_labels(self.path, k, len(self))
-        return blocks.lazy_rows(array, LABELS, version)
+        return lazy_arrays.lazy_rows(array, LABELS, version)
 
     def distances(self, k: int) -> da.Array:
         """Return the distances of every tile to the centroids of a model, lazily.
@@ -182,7 +184,7 @@ class TileStore:
         k = as_integer("k", k, 1)
         version = self._version.extended(labels.location(self.path, DISTANCES, k))
         array = labels.open_distances(self.path, k, len(self))
-        return blocks.lazy_rows(array, DISTANCES, version, (k,))
+        return lazy_arrays.lazy_rows(array, DISTANCES, version, (k,))
 
     @contextmanager
     def writing_labels(
@@ -253,7 +255,7 @@ class TileStore:
             If a chunk is missing or short.
         """
         for array in (self.tiles, *self._provenance.values()):
-            nodes.check_chunks(array, STORE)
+            zarr_nodes.check_chunks(array, STORE)
 
     def provenance(self) -> dict[str, NDArray[np.int32]]:
         """Return the provenance of each tile.
@@ -270,7 +272,7 @@ class TileStore:
         """
         with self._version.reading():
             return {
-                name: nodes.read(array, 0, len(self), STORE)
+                name: zarr_nodes.read(array, 0, len(self), STORE)
                 for name, array in self._provenance.items()
             }
 
@@ -293,7 +295,7 @@ class TileStore:
             If `name` is another name.
         """
         name = as_choice("name", name, self._provenance)
-        lazy = blocks.lazy_rows(self._provenance[name], STORE, self._version)
+        lazy = lazy_arrays.lazy_rows(self._provenance[name], STORE, self._version)
         return lazy.rechunk(normalize_chunks(self.tiles.chunks[:1], (len(self),)))
 
 
@@ -335,7 +337,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
         )
         raise StoreError(msg)
     version = Version().extended(path)
-    store = TileStore(path, *nodes.open_node(path, STORE), version)
+    store = TileStore(path, *zarr_nodes.open_node(path, STORE), version)
     if link := next((entry for entry in path.iterdir() if entry.is_symlink()), None):
         msg = f"{path}: it holds a link ({link.name}), which may lead out of the store. Remove it"
         raise StoreError(msg)

@@ -11,7 +11,7 @@ import numpy as np
 from dask.system import CPU_COUNT
 
 from daskkm.errors import StoreError
-from daskkm.storage import labels, locations, metadata, nodes
+from daskkm.storage import labels, locations, metadata, zarr_nodes
 from daskkm.storage.labels import DISTANCES, LABELS
 from daskkm.storage.tile_store import PROVENANCE, STORE, TileStore
 from daskkm.storage.versions import Version
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-    from daskkm.storage.nodes import Kind
+    from daskkm.storage.zarr_nodes import Kind
 
 # Chunks of a task: long enough for the next chunk to be read ahead.
 _RUN = 16
@@ -63,7 +63,7 @@ def iter_checked(path: Path) -> Iterator[Finding]:
     """Check the metadata of a store, then its chunks, run after run; yield what is found."""
     path = path.absolute()
     version = Version().extended(path)
-    group, attributes = nodes.open_node(path, STORE)
+    group, attributes = zarr_nodes.open_node(path, STORE)
     store = TileStore(path, group, attributes, version)
     errors = _check_copies(path)
     contents = [*_store_contents(store, group, version), *_label_contents(store, version, errors)]
@@ -138,10 +138,10 @@ def _check_run(content: _Content, first: int) -> Finding:
     for start in starts:
         end = min(start + rows, n)
         try:
-            for values in nodes.stream(array, start, end, kind):
+            for values in zarr_nodes.stream(array, start, end, kind):
                 n_bytes += values.nbytes
                 if found := problem(values, start):
-                    span = nodes.describe_rows(array, start, end, kind)
+                    span = zarr_nodes.describe_rows(array, start, end, kind)
                     hint = f"To repair them, {kind.repair}"
                     errors.append(StoreError(f"{span} cannot be right ({found}). {hint}"))
         except StoreError as error:

@@ -13,7 +13,7 @@ import numpy as np
 
 from daskkm.errors import StoreError
 from daskkm.sizes import sizes
-from daskkm.storage import commit, nodes, tile_store
+from daskkm.storage import commit, tile_store, zarr_nodes
 from daskkm.storage.records import (
     File,
     ImageRecord,
@@ -68,20 +68,21 @@ class StoreWriter:
 
     def start(self) -> None:
         """Start a new store."""
-        with nodes.write_errors(self._path, STORE):
+        with zarr_nodes.write_errors(self._path, STORE):
             commit.remove(self._partial)
-            nodes.create_group(self._partial, STORE, self._progress())  # with the size of tiles
+            # The attributes hold the size of tiles.
+            zarr_nodes.create_group(self._partial, STORE, self._progress())
             self._tiles = self._create("tiles", self._shape, "uint8", self.rows)
             self._note()
 
     def resume(self, earlier: PartialStore, files: Sequence[Path]) -> None:
         """Resume an ingest that was cut short."""
         attributes = {**earlier.attributes, "written": earlier.n_written}
-        with nodes.write_errors(self._path, STORE):
+        with zarr_nodes.write_errors(self._path, STORE):
             self._tiles = earlier.tiles.with_config({"write_empty_chunks": True})
             self._n_written = earlier.n_written
             self._tiles.resize(self._shape)  # its own metadata may be of another size, or damaged
-            nodes.write_attributes(self._partial, STORE, attributes, complete=False)
+            zarr_nodes.write_attributes(self._partial, STORE, attributes, complete=False)
         self._take_over(earlier, files)
 
     def _take_over(self, earlier: PartialStore, files: Sequence[Path]) -> None:
@@ -128,12 +129,12 @@ class StoreWriter:
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
         dimensions = ("tile", "y", "x", "band")[: len(shape)]
-        return nodes.create_array(
+        return zarr_nodes.create_array(
             self._partial / name, shape, dtype, rows=rows, dimensions=dimensions
         )
 
     def _write(self, tiles: NDArray[np.uint8]) -> None:
-        with nodes.write_errors(self._path, STORE):
+        with zarr_nodes.write_errors(self._path, STORE):
             before, self._n_written = self._n_written, self._n_written + len(tiles)
             self._tiles[before : self._n_written] = tiles
             interval = -(-self._shape[0] // _NOTES)
@@ -151,18 +152,18 @@ class StoreWriter:
         return {**self._records(), "written": self._n_written}
 
     def _note(self) -> None:
-        nodes.write_attributes(self._partial, STORE, self._progress(), complete=False)
+        zarr_nodes.write_attributes(self._partial, STORE, self._progress(), complete=False)
 
     def finish(self) -> None:
         """Write the last tiles and the provenance of all, and mark the store as complete."""
         if self._n_buffered:
             self._write(np.concatenate(self._buffer))
-        with nodes.write_errors(self._path, STORE):
+        with zarr_nodes.write_errors(self._path, STORE):
             if self._n_written < self._shape[0]:  # files were left out
                 self._tiles.resize((self._n_written, *self._shape[1:]))
                 self._note()
             self._write_provenance()
-            nodes.write_attributes(self._partial, STORE, self._records(), complete=True)
+            zarr_nodes.write_attributes(self._partial, STORE, self._records(), complete=True)
 
     def _write_provenance(self) -> None:
         n, rows = self._n_written, sizes.provenance_rows
@@ -189,7 +190,7 @@ def _open_partial_store(partial: Path) -> PartialStore | None:
     """Return the ingest in a folder, or None if it has no tiles yet."""
     if not partial.exists() or commit.is_empty(partial):
         return None
-    group, attributes = nodes.open_node(partial, STORE, partial=True)
+    group, attributes = zarr_nodes.open_node(partial, STORE, partial=True)
     if "tiles" not in group:
         return None
     tiles = group["tiles"]
@@ -262,7 +263,7 @@ def _resume(
         differences = _find_partial_differences(earlier, files, shape)
         # Chunks of a store of less than one have other rows.
         fits = not differences and earlier.tiles.chunks[0] == writer.rows
-        for _ in nodes.stream(earlier.tiles, 0, earlier.n_written if fits else 0, STORE):
+        for _ in zarr_nodes.stream(earlier.tiles, 0, earlier.n_written if fits else 0, STORE):
             pass  # a damaged chunk is an error
     except StoreError as error:
         msg = f"{partial}: the partial store is damaged and starts anew ({error})"
@@ -317,5 +318,5 @@ def partial_tile_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     commit.check_replaceable(partial, STORE)
     if commit.is_empty(partial):
         return None
-    height, width = nodes.open_node(partial, STORE, partial=True)[1]["tile"]
+    height, width = zarr_nodes.open_node(partial, STORE, partial=True)[1]["tile"]
     return height, width

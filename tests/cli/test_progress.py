@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from daskkm.cli import main, progress
 from daskkm.cli.progress import Progress
 from daskkm.kmeans.lloyd import Step
-from daskkm.kmeans.recorder import Pass
+from daskkm.kmeans.pass_record import Pass
 from tests.processes import DEADLINE, ENDLESS, until
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from daskkm.kernels import assign
 from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
 from daskkm.kernels.dtypes import check_exact
-from daskkm.kernels.stack import prepare_stack
+from daskkm.kernels.prepared_stack import prepare_stack
 from tests import reference
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import daskkm
 from daskkm.errors import FitError, ParameterError, StoreError
 from daskkm.kernels import distances as kernel
 from daskkm.sizes import override
-from daskkm.storage import chunks, nodes
+from daskkm.storage import chunks, zarr_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,7 +221,7 @@ def test_label_over_other_files_is_refused_before_a_read(
     model = fit(store, 2)
     (store.path / "distances" / "2").mkdir(parents=True)
     (store.path / "distances" / "2" / "thesis.tex").touch()
-    monkeypatch.setattr(nodes, "read", None)  # no tile is read
+    monkeypatch.setattr(zarr_nodes, "read", None)  # no tile is read
     with pytest.raises(StoreError, match=r"distances/2: .*it holds thesis\.tex.*Move it elsewhere"):
         store.label(model, distances=distances)
     assert (store.path / "distances" / "2" / "thesis.tex").exists()

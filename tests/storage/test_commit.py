@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from daskkm.storage import commit, nodes
-from tests.storage.test_nodes import KIND, OddError, read, write
+from daskkm.storage import commit, zarr_nodes
+from tests.storage.test_zarr_nodes import KIND, OddError, read, write
 
 pytestmark = pytest.mark.faults
 
@@ -26,8 +26,8 @@ def test_replace_node_after_an_error_leaves_the_node_as_it_was(tmp_path: Path) -
 
     def fail() -> None:
         with commit.replace_node(tmp_path / "h.zarr", KIND) as partial:
-            nodes.create_group(partial, KIND, {})
-            nodes.open_node(partial, KIND)
+            zarr_nodes.create_group(partial, KIND, {})
+            zarr_nodes.open_node(partial, KIND)
 
     with pytest.raises(OddError, match=r"partial: the heap of odds is not complete\. Begin anew"):
         fail()
@@ -40,7 +40,7 @@ def test_replace_node_while_another_writes_is_refused(tmp_path: Path) -> None:
     with commit.replace_node(path, KIND) as partial:
         with pytest.raises(OddError, match="another run is writing this heap of odds"):
             write(path, [3])
-        nodes.create_group(partial, KIND, {})
+        zarr_nodes.create_group(partial, KIND, {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
 
 
@@ -132,7 +132,7 @@ def test_replace_node_after_a_kill_in_the_exchange_keeps_the_old_node_beside_oth
 def test_remove_leftovers_removes_those_of_killed_runs_only(tmp_path: Path) -> None:
     path = tmp_path / "h"
     write(path, [1])
-    nodes.create_group(tmp_path / "h.partial", KIND, {})
+    zarr_nodes.create_group(tmp_path / "h.partial", KIND, {})
     (tmp_path / "h.lock").touch()
     with commit.lock(path, KIND):
         commit.remove_leftovers(path, KIND)

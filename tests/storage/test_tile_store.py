@@ -22,7 +22,7 @@ from daskkm.errors import ImageError, StoreError
 from daskkm.images import pillow
 from daskkm.images.grid import cut, join
 from daskkm.sizes import override
-from daskkm.storage import nodes, records
+from daskkm.storage import records, zarr_nodes
 from daskkm.storage import writer as writer_module
 from daskkm.storage.labels import part_rows
 from daskkm.storage.records import ImageRecord
@@ -444,7 +444,7 @@ def test_create_store_of_a_damaged_image_leaves_the_earlier_store(
 
 def test_open_store_that_is_not_complete_is_refused(images: Path, tmp_path: Path) -> None:
     daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8))
-    nodes.write_attributes(tmp_path / "t.zarr", STORE, {}, complete=False)
+    zarr_nodes.write_attributes(tmp_path / "t.zarr", STORE, {}, complete=False)
     with pytest.raises(StoreError, match=r"not complete\. Ingest the images again"):
         daskkm.open_store(tmp_path / "t.zarr")
     assert len(daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8), overwrite=True)) == 30

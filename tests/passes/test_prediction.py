@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from daskkm.errors import FitError
-from daskkm.passes import assign
+from daskkm.passes import prediction
 from tests import reference
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def test_labels_and_distances_in_any_blocks_are_those_of_the_definition(
 ) -> None:
     centroids = tiles[:5] * 0.75
     X = da.from_array(tiles, chunks=(chunks, -1))
-    labels, distances = assign.labels(X, centroids), assign.distances(X, centroids)
+    labels, distances = prediction.labels(X, centroids), prediction.distances(X, centroids)
     assert (labels.shape, labels.dtype, labels.chunks) == ((300,), np.int32, X.chunks[:1])
     assert (distances.shape, distances.chunks) == ((300, 5), (X.chunks[0], (5,)))
     expected = reference.labels(tiles, centroids, np.array([0, 5]))[:, 0]
@@ -62,19 +62,19 @@ def test_write_in_any_blocks_fills_its_targets_and_counts(
     X = da.from_array(tiles, chunks=(chunks, -1))
     labels = Target((300,), np.int32)
     distances = Target((300, 5), np.float64, rows=50) if with_distances else None
-    counts = assign.write(X, centroids, labels, distances).compute(scheduler="sync")
-    expected = assign.labels(X, centroids).compute(scheduler="sync")
+    counts = prediction.write(X, centroids, labels, distances).compute(scheduler="sync")
+    expected = prediction.labels(X, centroids).compute(scheduler="sync")
     np.testing.assert_array_equal(labels.values, expected)
     assert counts.tolist() == np.bincount(expected, minlength=5).tolist()
     if distances is not None:
         assert max(distances.written) <= 50
-        expected = assign.distances(X, centroids).compute(scheduler="sync")
+        expected = prediction.distances(X, centroids).compute(scheduler="sync")
         np.testing.assert_array_equal(distances.values, expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
 def test_distances_of_values_that_have_none_are_refused_when_computed(value: float) -> None:
     X = da.from_array(np.array([[0.0, 1.0], [value, 1.0]]), chunks=1)
-    lazy = assign.distances(X.rechunk((1, 2)), np.zeros((2, 2)))
+    lazy = prediction.distances(X.rechunk((1, 2)), np.zeros((2, 2)))
     with pytest.raises(FitError, match=r"contains|too large to square"):
         lazy.compute(scheduler="sync")

@@ -15,9 +15,9 @@ import zarr
 from distributed import Client, LocalCluster
 
 import daskkm
-from daskkm.passes.grouping import Recipe, group_short_blocks, is_grouped
 from daskkm.passes.reductions import take_tiles
 from daskkm.passes.runner import PassRunner
+from daskkm.passes.short_blocks import Recipe, group_short_blocks, is_grouped
 from daskkm.passes.statistics import statistics
 from daskkm.passes.tiles import Tiles
 

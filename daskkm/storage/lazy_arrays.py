@@ -10,7 +10,7 @@ import numpy as np
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
 
-from daskkm.storage import nodes
+from daskkm.storage import zarr_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-    from daskkm.storage.nodes import Kind
     from daskkm.storage.tile_store import TileStore
     from daskkm.storage.versions import Version
+    from daskkm.storage.zarr_nodes import Kind
 
 
 class StoreArray(da.Array):  # type: ignore[misc]
@@ -70,7 +70,7 @@ def _read_rows(
     rows = array.chunks[0]
     first = block_id[0] * rows
     with version.reading():
-        block = nodes.read(array, first, min(first + rows, array.shape[0]), kind)
+        block = zarr_nodes.read(array, first, min(first + rows, array.shape[0]), kind)
     return block.reshape(len(block), *row)
 
 
@@ -115,13 +115,13 @@ class Chunks:
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
         with self._version.reading():
-            for chunk in nodes.stream(self._array, self._first, self._last, self._kind):
+            for chunk in zarr_nodes.stream(self._array, self._first, self._last, self._kind):
                 yield chunk.reshape(len(chunk), -1)
 
     def whole(self) -> tuple[NDArray[Any], list[int]]:
         """Read all of it, (n, n_features), and return how many tiles are in each chunk."""
         with self._version.reading():
-            found = nodes.read(self._array, self._first, self._last, self._kind)
+            found = zarr_nodes.read(self._array, self._first, self._last, self._kind)
         rows = self._array.chunks[0]
         starts = range(0, len(found), rows)
         return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]

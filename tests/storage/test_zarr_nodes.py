@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from daskkm.errors import DaskkmError
-from daskkm.storage import chunks, commit, nodes
+from daskkm.storage import chunks, commit, zarr_nodes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ class OddError(DaskkmError):
     pass
 
 
-KIND = nodes.Kind(
+KIND = zarr_nodes.Kind(
     name="odd",
     noun="heap of odds",
     items="odds",
@@ -32,28 +32,28 @@ KIND = nodes.Kind(
 )
 
 
-def write(path: Path, values: list[int], kind: nodes.Kind = KIND) -> None:
+def write(path: Path, values: list[int], kind: zarr_nodes.Kind = KIND) -> None:
     with commit.replace_node(path, kind) as partial:
-        nodes.create_group(partial, kind, {})
+        zarr_nodes.create_group(partial, kind, {})
         array = create(partial / "odds", len(values), "int64")
         array[:] = np.array(values)
-        nodes.write_attributes(partial, kind, {"n": len(values)}, complete=True)
+        zarr_nodes.write_attributes(partial, kind, {"n": len(values)}, complete=True)
 
 
 def create(path: Path, n: int, dtype: str) -> zarr.Array[Any]:
-    return nodes.create_array(path, (n,), dtype, rows=2, dimensions=("odd",))
+    return zarr_nodes.create_array(path, (n,), dtype, rows=2, dimensions=("odd",))
 
 
 def read(path: Path) -> list[int]:
-    group, attributes = nodes.open_node(path, KIND)
+    group, attributes = zarr_nodes.open_node(path, KIND)
     array = group["odds"]
-    return nodes.read(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
+    return zarr_nodes.read(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
 
 
 def test_open_node_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
     write(tmp_path / "odds.zarr", [1])
     with pytest.raises(OddError) as caught:
-        nodes.open_node(tmp_path / "oods.zarr", KIND)
+        zarr_nodes.open_node(tmp_path / "oods.zarr", KIND)
     assert str(caught.value) == (
         f"{tmp_path}/oods.zarr: the heap of odds does not exist "
         f"(did you mean {tmp_path}/odds.zarr?). Make one"
@@ -66,14 +66,14 @@ def test_open_node_of_another_kind_or_format_is_refused(
     other = dataclasses.replace(KIND, name="even")
     write(tmp_path / "even", [1], other)
     with pytest.raises(OddError, match=r"not a heap of odds .*kind is even, not odd"):
-        nodes.open_node(tmp_path / "even", KIND)
+        zarr_nodes.open_node(tmp_path / "even", KIND)
     zarr.create_group(tmp_path / "group")
     with pytest.raises(OddError, match=r"not a heap of odds \(it is not of daskkm\)"):
-        nodes.open_node(tmp_path / "group", KIND)
+        zarr_nodes.open_node(tmp_path / "group", KIND)
     write(tmp_path / "h", [1])
-    monkeypatch.setattr(nodes, "FORMAT", 9)
+    monkeypatch.setattr(zarr_nodes, "FORMAT", 9)
     with pytest.raises(OddError, match="its format is 3, not 9"):
-        nodes.open_node(tmp_path / "h", KIND)
+        zarr_nodes.open_node(tmp_path / "h", KIND)
 
 
 def test_open_node_with_damaged_metadata_is_refused(tmp_path: Path) -> None:
@@ -87,30 +87,30 @@ def test_open_node_with_damaged_metadata_is_refused(tmp_path: Path) -> None:
     ):
         file.write_text(text)
         with pytest.raises(OddError, match=f"h: .*{problem}"):
-            nodes.open_node(tmp_path / "h", KIND)
+            zarr_nodes.open_node(tmp_path / "h", KIND)
 
 
 def test_array_of_zeros_through_a_pickle_is_written_chunk_by_chunk(tmp_path: Path) -> None:
     """A chunk left out reads as zeros, and could not be told from one that was lost."""
     array = create(tmp_path / "a", 3, "uint8")
     with pytest.raises(OddError, match=r"a: odd of odds 0 to 1 cannot be read .*Restore"):
-        nodes.check_chunks(array, KIND)
+        zarr_nodes.check_chunks(array, KIND)
     there = pickle.loads(pickle.dumps(array))
     there[:2] = 0
     there[2:] = 0
-    nodes.check_chunks(array, KIND)
-    assert nodes.read(array, 0, 3, KIND).tolist() == [0, 0, 0]
+    zarr_nodes.check_chunks(array, KIND)
+    assert zarr_nodes.read(array, 0, 3, KIND).tolist() == [0, 0, 0]
     (tmp_path / "a" / "c" / "1").unlink()
-    assert nodes.read(array, 0, 2, KIND).tolist() == [0, 0]
+    assert zarr_nodes.read(array, 0, 2, KIND).tolist() == [0, 0]
     with pytest.raises(OddError, match="odds 2 to 2 cannot be read"):
-        nodes.read(array, 2, 3, KIND)
+        zarr_nodes.read(array, 2, 3, KIND)
 
 
 def test_stream_reads_chunks_into_the_same_memory(tmp_path: Path) -> None:
     array = create(tmp_path / "a", 5, "int32")
     array[:] = np.arange(5, dtype=np.int32)
     values, places = [], set()
-    for chunk in nodes.stream(array, 0, 5, KIND):
+    for chunk in zarr_nodes.stream(array, 0, 5, KIND):
         values += chunk.tolist()
         places.add(chunk.__array_interface__["data"][0])
         assert not chunk.flags.writeable
