@@ -1,8 +1,8 @@
 """One block of tiles against a stack of centroids: exact labels and statistics.
 
-A panel of tiles at a time is scored by the fast path (`daskkm.kernels.products`). Its bounds, and the
-definition of a label, are those of `daskkm.kernels.prepared_stack`.
-The reference decides tiles in doubt.
+The fast path (`daskkm.kernels.products`) scores a panel of tiles at a time. Its bounds, and the
+definition of a label, are those of `daskkm.kernels.prepared_stack`. The reference decides tiles in
+doubt.
 """
 
 from __future__ import annotations
