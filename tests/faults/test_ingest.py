@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click import ClickException
 from PIL import Image
 
 import daskkm
@@ -329,7 +328,7 @@ def test_ingest_beside_files_of_others_leaves_them(world: World, place: Path) ->
     partial.mkdir()
     (partial / "thesis.tex").write_text("precious")
     assert world.ingest(place).status == 0
-    with pytest.raises(ClickException, match="not a store of daskkm's to be replaced"):
+    with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
         sweep("--store", place, "--images", world.images, out=place.with_name("out"))
     assert tree(partial) == {"thesis.tex": b"precious"}
 
@@ -343,7 +342,7 @@ def test_sweep_after_a_killed_ingest_resumes_it(world: World, place: Path) -> No
     assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
     out = place.with_name("out")
     with pytest.raises(
-        ClickException, match=r"t\.zarr: the store is not complete: an ingest was cut short"
+        StoreError, match=r"t\.zarr: the store is not complete: an ingest was cut short"
     ):
         sweep("--store", place, out=out)
     assert not place.exists()
@@ -376,7 +375,7 @@ def test_sweep_of_a_store_beside_a_partial_one_of_other_tiles_is_refused(
     place.with_name("u.zarr").rename(place)
     flags = ("--store", place, "--images", world.images)
     with pytest.raises(
-        ClickException, match=r"tiles are 4 x 4, but an interrupted ingest has tiles of 8"
+        StoreError, match=r"tiles are 4 x 4, but an interrupted ingest has tiles of 8"
     ):
         sweep(*flags, out=place.with_name("out"))
     assert daskkm.open_store(place).tile == (4, 4)
@@ -384,7 +383,7 @@ def test_sweep_of_a_store_beside_a_partial_one_of_other_tiles_is_refused(
     # Of the same size it goes on with what was begun, of the images that are there now.
     shutil.rmtree(place)
     shutil.copytree(world.other, place)
-    with pytest.raises(ClickException, match=r"t\.zarr: .*: 3 images changed .*--overwrite"):
+    with pytest.raises(StoreError, match=r"t\.zarr: .*: 3 images changed .*overwrite"):
         sweep(*flags, out=place.with_name("out"))
     sweep(*flags, "--overwrite", out=place.with_name("out"))
     assert [image.sha256 for image in daskkm.open_store(place).images] == [
