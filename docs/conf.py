@@ -38,6 +38,7 @@ nitpick_ignore_regex = [("py:obj", r"(?!daskkm\.\w+$).*")]
 # Types stand in the docstrings, with shapes; signatures stay short.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 autodoc_default_options = {"members": True, "exclude-members": "set_fit_request, set_score_request"}
 numpydoc_show_class_members = False
 
@@ -88,6 +89,7 @@ def show_shell_cells_as_commands(app: Any, document: nodes.document) -> None:  #
 def describe_options(app: Any, ctx: click.Context, lines: list[str]) -> None:  # noqa: ARG001
     """Describe each option as ``--help`` does, with its default."""
     ctx.show_default = True
+    ctx.help_option_names = ctx.command.context_settings["help_option_names"]
     lines.clear()
     for param in ctx.command.get_params(ctx):
         record = param.get_help_record(ctx)
