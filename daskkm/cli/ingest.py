@@ -40,7 +40,7 @@ def command(
     """Cut the images IMAGES into tiles and write them to a store.
 
     IMAGES are folders, files or quoted patterns; "images" if none is given. An ingest that was cut
-    short goes on where it stopped.
+    short resumes.
     """
     from daskkm.images.ingest import create_store
 

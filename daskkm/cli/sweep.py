@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--init",
     type=click.Choice(["k-means++", "k-means||", "random"]),
     default="k-means++",
-    help="How starting centroids are drawn.",
+    help="How initial centroids are drawn.",
 )
 @click.option(
     "--n-init", type=click.IntRange(1), default=16, help="Restarts of each k; the best is kept."
@@ -114,7 +114,7 @@ def command(
     """Fit k-means for many k at once to the tiles of a folder of images.
 
     Writes OUT/K/centroidI.png and OUT/K/model.zarr for every k, OUT/contact_sheet.png and
-    OUT/sweep.json. A sweep that was cut short goes on from its last pass when it is run again.
+    OUT/sweep.json. A sweep that was cut short resumes after its last pass when it is run again.
     """
     from daskkm.cli.table import closing_table
     from daskkm.kmeans.checkpoint import open_checkpoint
@@ -242,7 +242,7 @@ def _save_models(
     """Write the models, their centroids as pictures, and the contact sheet."""
     from daskkm.report import contact_sheet, results
 
-    # Those of an earlier sweep would not belong to these models, if this one were cut short.
+    # Files of an earlier sweep would not belong to these models if this sweep were cut short.
     for name in ("sweep.json", "contact_sheet.png"):
         results.remove_file(out / name)
     pictures = {k: results.to_pixels(m.cluster_centers_, tile) for k, m in models.items()}

@@ -49,7 +49,7 @@ STORE = Kind(
 
 
 class TileStore:
-    """An ingested store, for reading. Get one from `open_store` or `ingest`.
+    """An ingested store, for reading. Get one from `open_store` or `create_store`.
 
     Attributes
     ----------
