@@ -190,7 +190,7 @@ class CheckpointError(DaskkmError):
     ...     daskkm.fit_sweep([[0.0], [1.0]], [1], checkpoint=folder)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    daskkm.errors.CheckpointError: ...: this is no checkpoint, it holds notes.txt; choose ...
+    daskkm.errors.CheckpointError: ...: not a checkpoint, it holds notes.txt. Choose ...
     """
 
 
@@ -203,7 +203,7 @@ class FitError(DaskkmError, ValueError):
     >>> daskkm.fit_sweep([[0.0], [1.0]], [3])
     Traceback (most recent call last):
         ...
-    daskkm.errors.FitError: n_samples=2 should be >= n_clusters=3; lower k
+    daskkm.errors.FitError: n_samples=2 should be >= n_clusters=3. Lower k
     """
 
 

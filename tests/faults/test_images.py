@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click import ClickException
 from PIL import Image, ImageFile
 
 import daskkm
@@ -230,7 +229,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(bomb()),
         "the image has more than 178956970 pixels. Cut",
     ),
-    "big.png": (lambda path: sized(path, (1 << 30) + 1), "it has 1073741825 bytes, more than"),
+    "big.png": (lambda path: sized(path, (1 << 30) + 1), "1073741825 bytes, more than"),
     "animated.gif": (frames, FRAMES),
     "animated.png": (frames, FRAMES),
     "animated.webp": (lambda path: frames(path, lossless=True), FRAMES),
@@ -551,12 +550,12 @@ def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
     assert "3 files skipped:" in capsys.readouterr().out
     # With on_bad="fail" the first skipped file is an error.
-    with pytest.raises(ImageError, match=r"pictures/folder\.png: not a file. Remove it"):
+    with pytest.raises(ImageError, match=r"pictures/folder\.png: not a file\. Remove it"):
         daskkm.create_store(images, path, tile=8)
     out = tmp_path / "out"
     settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]
     sweeping = ["--images", str(images), "--store", str(path), *settings]
-    with pytest.raises(ClickException, match=r"folder\.png"):
+    with pytest.raises(ImageError, match=r"folder\.png"):
         sweep_command.main(sweeping, standalone_mode=False)
     sweep_command.main([*sweeping, "--on-bad", "skip"], standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()

@@ -316,7 +316,7 @@ def test_verify_command_exits_by_what_it_finds(ruined: tuple[Path, list[str]], s
     ):
         assert (good.wait(), bad.wait()) == (0, 1)
     (line,) = good.output
-    assert re.search(r"t\.zarr: 30 chunks, [\d.]+ kB read, [\d.]+ s; all of it is as it was", line)
+    assert re.search(r"t\.zarr: 30 chunks, [\d.]+ kB read, [\d.]+ s; no errors", line)
     assert len(bad.output) == len(expected)
     (line,) = bad.lines
     assert re.match(r"error: .*t\.zarr: 6 errors in 25 chunks, ", line)

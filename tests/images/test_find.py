@@ -200,7 +200,7 @@ def test_commands_with_several_paths_read_all_images(
     assert "38 tiles from 5 images" in capsys.readouterr().err
     store = daskkm.open_store("t.zarr")
     assert [image.name for image in store.images][-2:] == ["m_0.png", "m_1.png"]
-    with pytest.raises(click.UsageError, match="are the same place"):
+    with pytest.raises(click.UsageError, match="cannot share"):
         sweep_command.main([*paths, *fit, "--out", "more"], standalone_mode=False)
 
 

@@ -525,7 +525,7 @@ def test_methods_before_a_fit_raise_not_fitted() -> None:
         (np.zeros(300), "zero everywhere"),
         (np.ones(299), r"shape \(299,\) .* for each of the 300 tiles"),
         (np.ones((300, 1)), r"shape \(300, 1\)"),
-        (["heavy"] * 300, "give one number for each"),
+        (["heavy"] * 300, "Give one number for each"),
     ],
     ids=[
         "all negative",
@@ -565,7 +565,7 @@ def test_fit_with_weights_of_unknown_number_is_that_of_known() -> None:
 def test_fit_of_a_sample_without_weight_is_refused(override_sizes: Callable[..., None]) -> None:
     override_sizes(sample_tiles=8)
     weights = np.arange(300) == 299
-    message = "only 0 of the 8 tiles that initial centroids are drawn from have weight"
+    message = "only 0 of the 8 tiles of the sample have weight"
     with pytest.raises(daskkm.FitError, match=message):
         KMeans(1, init="random", random_state=0).fit(make_tiles(), sample_weight=weights)
 

@@ -234,7 +234,7 @@ def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> No
     with pytest.raises(ParameterError, match=r"distances is 'no'\. Give True or False"):
         store.label(model, distances="no")  # type: ignore[arg-type]
     for no_model in ("m.zarr", None, model.cluster_centers_):
-        with pytest.raises(ParameterError, match=r"is not a model; .*daskkm\.load_model"):
+        with pytest.raises(ParameterError, match=r"is not a model\. .*daskkm\.load_model"):
             store.label(no_model)
     assert not (store.path / "labels").exists()
     for k in ("2", 2.0, True, 0, None):

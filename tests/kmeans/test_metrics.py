@@ -363,7 +363,7 @@ def test_knee_of_inertia_that_is_not_finite_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"models": {}}, "models: {} is not a mapping of each k to its model, at least one"),
+        ({"models": {}}, "models: {} is not a mapping. Give at least one model by its k"),
         ({"models": [1]}, r"models: \[1\] is not a mapping"),
         ({"models": {2: "m.zarr"}}, "str is not a model. Fit a daskkm.KMeans"),
         ({"classes": [[1], [2, 3]]}, "classes: not an array"),

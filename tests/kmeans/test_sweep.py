@@ -526,7 +526,7 @@ def test_fit_sweep_in_many_threads_leaves_the_settings_of_dask_alone(rows: NDArr
 
 def test_fit_sweep_of_an_unknown_number_of_features_is_refused(rows: NDArray[Any]) -> None:
     X = da.from_array(rows[:50], chunks=(20, 100))
-    with pytest.raises(daskkm.FitError, match=r"compute_chunk_sizes\(\) tells"):
+    with pytest.raises(daskkm.FitError, match=r"Use X\.compute_chunk_sizes\(\)"):
         daskkm.fit_sweep(X[:, X[0] >= 0], [2])
 
 

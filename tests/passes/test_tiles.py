@@ -241,7 +241,7 @@ def test_weighted_has_integers_if_all_weights_are_whole(name: str) -> None:
         (np.full(40, 1e308), "too large to square"),
         (np.ones(39), r"shape \(39,\) .* each of the 40 tiles"),
         (np.ones((40, 1)), r"shape \(40, 1\)"),
-        (["heavy"] * 40, "give one number for each"),
+        (["heavy"] * 40, "Give one number for each"),
         (np.ma.masked_less(np.arange(40), 2), "sample_weight: masked arrays"),
     ],
 )
