@@ -106,6 +106,7 @@ def _serve() -> None:
     ):
         import_module(f"daskkm.{name}")
     import_module("distributed.dashboard.scheduler")
+    import_module("rich.filesize")
     from PIL import Image
 
     compile_kernels()

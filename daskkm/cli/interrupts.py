@@ -53,6 +53,9 @@ def _raise_exit(number: int, _frame: FrameType | None) -> None:
     _first_signal = number
     _handle_signals(_exit_at_once)
     sys.unraisablehook = lambda _: None  # an exit that a finalizer swallows
+    import logging  # here, because commands import this module first
+
+    logging.disable()  # connections that are cut short are no news
     raise SystemExit(_ENDINGS[number][1])
 
 
