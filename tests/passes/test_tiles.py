@@ -83,7 +83,7 @@ def read(X: da.Array) -> NDArray[Any]:
     return np.asarray(take_tiles(X, np.arange(X.shape[0])).compute(scheduler="sync"))
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(list(KINDS)),
     dtype=st.sampled_from(DTYPES),
@@ -113,7 +113,7 @@ def test_tiles_of_any_kind_are_those_of_the_array(
         np.testing.assert_array_equal(read(sized.in_blocks(threads)), expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(
     kind=st.sampled_from(list(KINDS)),
     dtype=st.sampled_from(["uint8", "int16", "float64"]),
