@@ -20,9 +20,6 @@ ROOMS = ("cli", "report", "kmeans", "passes", "images", "storage", "kernels", "b
 ENTRIES = {"__init__", "__main__", "sweep", "ingest", "label", "verify"}
 BASE = {"errors", "files", "parameters", "sizes"}
 
-# Modules that are being sorted.
-UNSORTED = {"storage.tile_store"}
-
 # Packages that only some rooms import, beside the standard library and NumPy.
 ONLY = {
     "click": {"cli"},
@@ -69,8 +66,6 @@ def test_package_root_holds_entries_and_base_modules_only() -> None:
 
 @pytest.mark.parametrize("module", [name for name in modules() if room(name) != "entry"])
 def test_imports_of_a_module_go_down(module: str) -> None:
-    if module in UNSORTED:
-        return
     own = ROOMS.index(room(module))
     for name in imports(module):
         if name.startswith("daskkm."):

@@ -55,7 +55,7 @@ def _raise_exit(number: int, _frame: FrameType | None) -> None:
     sys.unraisablehook = lambda _: None  # an exit that a finalizer swallows
     import logging  # here, because commands import this module first
 
-    logging.disable()  # connections that are cut short are no news
+    logging.disable()  # distributed logs connections that end with the process
     raise SystemExit(_ENDINGS[number][1])
 
 

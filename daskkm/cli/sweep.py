@@ -12,7 +12,7 @@ import click
 from daskkm.cli import options
 from daskkm.cli.ingest import print_skipped
 from daskkm.cli.progress import Progress
-from daskkm.errors import StoreError, count, printable
+from daskkm.errors import ParameterError, StoreError, count, printable
 from daskkm.passes import connection
 
 if TYPE_CHECKING:
@@ -126,7 +126,10 @@ def command(
     settings = {name: others.pop(name) for name in ("init", "n_init", "max_iter", "tol")}
     place = checkpoint or Path(f"{store_path}.checkpoint")
     _check_usage([*images, store_path, out, place])
-    fit_options = FitOptions.validate(ks, **settings, random_state=seed, cache=cache)
+    try:
+        fit_options = FitOptions.validate(ks, **settings, random_state=seed, cache=cache)
+    except ParameterError as error:
+        raise click.UsageError(str(error)) from error
     # Before an ingest and a fit, which may take hours.
     store = None if options.is_given("images") else _open_store(images, store_path)
     results.check_writable(out)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daskkm.errors import ImageError, printable, reason
+from daskkm.errors import ImageError, count, printable, reason
 from daskkm.storage import locations
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Unread:
         parts = []
         if n := self.files.total():
             suffixes = [f"{suffix or 'no suffix'} {m}" for suffix, m in self.files.most_common()]
-            parts.append(f"{_count(n, 'file')} ({_shorten(suffixes, ', ')})")
+            parts.append(f"{count(n, 'file')} ({_shorten(suffixes, ', ')})")
         if self.folders:
             names = list(self.folders)
             names[:_MAX_NAMES] = [
                 f"{name}, {_count_files(self.folder / name)}" for name in names[:_MAX_NAMES]
             ]
-            parts.append(f"{_count(len(names), 'folder')} ({_shorten(names, '; ')})")
+            parts.append(f"{count(len(names), 'folder')} ({_shorten(names, '; ')})")
         return ", ".join(parts)
 
 
@@ -182,7 +182,7 @@ def _count_files(folder: Path) -> str:
         n += sum(not _is_system_file(name) for name in files)
         if n > _MAX_COUNT:
             return f"more than {_MAX_COUNT:,} files"
-    return _count(n, "file")
+    return count(n, "file")
 
 
 def _check_names(paths: list[Path]) -> None:
@@ -196,10 +196,6 @@ def _check_names(paths: list[Path]) -> None:
             )
             raise ImageError(msg)
         first[path.name] = path
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def _shorten(texts: list[str], separator: str, noun: str = "more") -> str:

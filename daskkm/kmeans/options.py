@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from daskkm.errors import FitError, ParameterError
 from daskkm.parameters import as_array, as_choice, as_flag, as_integer, as_number, as_seed
 from daskkm.passes import inputs
-from daskkm.passes.runner import CACHES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from daskkm.parameters import RandomState
 
 METHODS = ("k-means++", "k-means||", "random")
+CACHES = ("auto", "always", "never")
 
 Init = str | ArrayLike | Mapping[int, ArrayLike] | Callable[..., ArrayLike]
 #: Initial centroids of each (k, restart): ndarray of shape (k, d), float64.

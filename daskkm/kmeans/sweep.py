@@ -106,7 +106,7 @@ def fit_sweep(
     init : {"k-means++", "k-means||", "random"}, array of shape (k, d), mapping of k to such \
             arrays, or callable
         Initial centroids. With arrays there is one restart and `n_init` is ignored. A callable
-        returns the array of a restart: ``init(X, k, random_state)``, the last a
+        returns the array of a restart: ``init(X, k, random_state)``, with X as an array and a
         numpy.random.RandomState. See Notes.
     max_iter : int, default 300
         Maximum number of iterations of a model.

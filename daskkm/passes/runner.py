@@ -10,7 +10,6 @@ import numpy as np
 from daskkm.errors import FitError
 from daskkm.kernels.dtypes import check_finite
 from daskkm.kernels.statistics import Statistics
-from daskkm.parameters import as_choice
 from daskkm.passes import draws, memory, reductions, statistics
 from daskkm.passes.inputs import check_sums_finite
 from daskkm.passes.memory import Work
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from daskkm.kernels.metric_sums import Clusters, Scales
     from daskkm.passes.draws import Outcome, Rounds, Trial
     from daskkm.passes.statistics import Farthest
-
-CACHES = ("auto", "always", "never")
 
 
 class PassRunner:
@@ -67,7 +64,7 @@ class PassRunner:
         cache: str = "never",
         bounds: bool = True,
     ) -> None:
-        self._cache = as_choice("cache", cache, CACHES)
+        self._cache = cache
         self._scheduler = scheduler = chosen(scheduler)
         self._bounds = bounds
         self._is_cached = self._is_bounded = False

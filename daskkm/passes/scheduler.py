@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     import dask.array as da
     from distributed import Client
+
+_log = logging.getLogger(__name__)
 
 # Longest waits for an answer when connecting, and later, and for workers that take tasks.
 CONNECT_SECONDS = 10
@@ -146,6 +149,8 @@ def _find_client(scheduler: Any) -> Any:
             "Set another in dask.config, or use a Client that is not asynchronous"
         )
         raise SchedulerError(msg) from error
+    if getattr(get, "__module__", "") == "dask.multiprocessing":
+        _warn_of_processes()
     owner = getattr(get, "__self__", None)
     client: Any = owner if hasattr(owner, "scheduler_info") else None
     # dask passes over a client that has closed itself. Only a scheduler by name takes its place.
@@ -155,6 +160,16 @@ def _find_client(scheduler: Any) -> Any:
         if candidate.status in ("closing", "closed"):
             raise _lost(candidate)
     return client
+
+
+@cache
+def _warn_of_processes() -> None:
+    """Warn, once in this process, of the slowest scheduler of dask."""
+    msg = (
+        "dask's scheduler: processes, which copy tiles and start anew in every pass. "
+        "Use dask.config.set(scheduler='threads'), or a distributed.LocalCluster"
+    )
+    warnings.warn(msg, stacklevel=3)
 
 
 def _local_threads() -> int:
@@ -277,6 +292,7 @@ async def _compare_versions(client: Client) -> None:
         answer = client.get_versions(packages=["daskkm", "zarr"])
         found = await asyncio.wait_for(answer, CONNECT_SECONDS)
     except TimeoutError:  # a frozen worker, which the scheduler will remove
+        _log.warning("%s: a worker does not answer; versions are not compared", _name(client))
         return
     except OSError as error:
         raise _lost(client) from error

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from daskkm.errors import ImageError, printable
+from daskkm.errors import ImageError, count, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -153,7 +153,7 @@ def describe_differences(found: Mapping[str, Sequence[str]]) -> list[str]:
     for what, names in found.items():
         if names:
             first = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
-            texts.append(f"{len(names)} image{'s' * (len(names) != 1)} {what} ({first})")
+            texts.append(f"{count(len(names), 'image')} {what} ({first})")
     return texts
 
 

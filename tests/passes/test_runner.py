@@ -126,8 +126,3 @@ def test_rounds_with_room_measure_each_candidate_once(
     assert runner.weigh(rounds, candidates).sum() == 60
     assert sum(measured) == 60 * (7 if has_room else 1 + 4 + 7)
     assert runner.passes == 3
-
-
-def test_pass_runner_with_an_unknown_cache_is_refused() -> None:
-    with pytest.raises(daskkm.ParameterError, match=r"cache is 'no'\. Use one of auto, always"):
-        PassRunner(PIXELS, cache="no")

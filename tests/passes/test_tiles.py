@@ -83,7 +83,7 @@ def read(X: da.Array) -> NDArray[Any]:
     return np.asarray(take_tiles(X, np.arange(X.shape[0])).compute(scheduler="sync"))
 
 
-@settings(max_examples=60)
+@settings(max_examples=120)
 @given(
     kind=st.sampled_from(list(KINDS)),
     dtype=st.sampled_from(DTYPES),
