@@ -423,6 +423,7 @@ def test_daskkm_lists_and_runs_each_command(images: Path, tmp_path: Path) -> Non
     "flags",
     [
         ("--k", "0"),
+        ("--k", "2", "--tol", "nan"),
         ("--k", "three"),
         ("--k", ""),
         ("--scheduler", "loca"),
