@@ -1,4 +1,4 @@
-"""Checkpoint of a fit: its state after the last pass, as arrays in a file."""
+"""Checkpoint of a fit: the state after the last pass, as arrays in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daskkm.storage.checkpoints import CheckpointFile, open_checkpoint_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @contextmanager
 def open_checkpoint(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Checkpoint]:
-    """Open and lock a checkpoint folder for one fit; forget its state if `fresh`.
+    """Open and lock a checkpoint folder for one fit; remove its state if `fresh`.
 
     Raises
     ------
     CheckpointError
-        If it is damaged, locked by another fit, or cannot be read or written.
+        If the checkpoint is damaged, locked by another fit, or cannot be read or written.
     """
     with open_checkpoint_file(folder, fresh=fresh) as file:
         yield Checkpoint(file)
@@ -49,62 +49,52 @@ class Checkpoint:
     Attributes
     ----------
     identity : dict of str to Any, or None
-        Identity of the fit of this state: tiles, options and version of daskkm. None if there is no
-        state.
+        Identity of the saved fit: tiles, options and version of daskkm. None without a saved state.
     number : int
-        Number of the pass of the state that was found; 0 if there is none.
+        Number of the last pass of the saved fit; 0 without a saved state.
     """
 
     def __init__(self, file: CheckpointFile) -> None:
         self._file = file
-        self._arrays = file.arrays
-        self._identity: dict[str, Any] = {}
-        self.identity: dict[str, Any] | None = None
-        self.number = 0
-        if self._arrays is not None:
+        self._arrays = file.arrays or {}
+        self._attributes: dict[str, Any] = {}
+        if self._arrays:
             self._attributes = json.loads(bytes(self._arrays["attributes"]))
-            if (format_ := self._attributes["format"]) != _FORMAT:
-                msg = (
-                    f"{file.folder}: checkpoint of format {format_}, not {_FORMAT}. Resume with "
-                    "the version of daskkm that wrote it, or start over"
-                )
-                raise CheckpointError(msg, options=("fresh=True",))
-            self.identity = self._attributes["identity"]
-            self.number = self._attributes["number"]
+        self.identity: dict[str, Any] | None = self._attributes.get("identity")
+        self.number: int = self._attributes.get("number", 0)
 
     def begin(self, identity: Mapping[str, Any]) -> State | None:
-        """Begin a fit of this identity, or resume it: return the state that was found.
+        """Begin or resume a fit of this identity; return the saved state, if any.
 
         Raises
         ------
         CheckpointError
-            If the state that was found is of another fit.
+            If the saved state is of another fit.
         """
-        self._identity = json.loads(json.dumps({"daskkm": __version__, **identity}))
-        arrays = self._arrays
-        if arrays is None or self.identity is None:
+        own = {"daskkm": __version__, "format": _FORMAT, **identity}
+        self._identity = json.loads(json.dumps(own))
+        if self.identity is None:
             return None
         self._check_identity(self.identity)
-        attributes = self._attributes
+        arrays = self._arrays
         references = zip(arrays["references"], arrays["reference_points"], strict=True)
         return State(
             self.number,
-            attributes["bytes_read"],
-            _steps_of_arrays(attributes["names"], arrays) if "names" in attributes else {},
+            self._attributes["bytes_read"],
+            _steps_of_arrays(arrays),
             _seeding_of_arrays(arrays),
             [(Statistics(table), point) for table, point in references],
             arrays.get("total"),
         )
 
     def save(self, state: State) -> None:
-        """Write the state after a pass, in place of the state before."""
-        attributes: dict[str, Any] = {"format": _FORMAT, "identity": self._identity}
-        attributes |= {"number": state.number, "bytes_read": state.bytes_read}
-        if state.steps:
-            attributes["names"] = [list(name) for name in state.steps]
-            arrays = _arrays_of_steps(state.steps)
-        else:
-            arrays = _arrays_of_seeding(state.seeding)
+        """Write the state after a pass, in place of the older state."""
+        attributes = {
+            "identity": self._identity,
+            "number": state.number,
+            "bytes_read": state.bytes_read,
+        }
+        arrays = _arrays_of_steps(state.steps) if state.steps else _arrays_of_seeding(state.seeding)
         arrays["references"] = np.array([statistics.table for statistics, _ in state.references])
         arrays["reference_points"] = np.array([point for _, point in state.references])
         if state.total is not None:
@@ -113,11 +103,11 @@ class Checkpoint:
         self._file.save(arrays)
 
     def clear(self) -> None:
-        """Remove the state: the fit is done."""
+        """Remove the state of a finished fit."""
         self._file.clear()
 
     def _check_identity(self, found: Mapping[str, Any]) -> None:
-        """Raise CheckpointError, with the differences, if the state is of another fit."""
+        """Raise CheckpointError, with the differences, if the saved state is of another fit."""
         own = self._identity
         names = [name for name in {**found, **own} if found.get(name) != own.get(name)]
         if names:
@@ -138,43 +128,39 @@ _SCALARS = ("iteration", "inertia", "shift", "converged", "last")
 
 
 def _arrays_of_steps(steps: Mapping[tuple[int, int], Step]) -> Arrays:
-    """Return the part of these steps that later passes need, as arrays."""
-    moving = [step for step in steps.values() if not step.last]
-    # A restart that is done and not the best so far will never be the best.
-    done = best_restarts({name: step for name, step in steps.items() if step.last})
-    best = {(k, restart) for k, (restart, _) in done.items()}
-    arrays = {name: np.array([getattr(step, name) for step in steps.values()]) for name in _SCALARS}
-    arrays["best"] = np.array([name in best for name in steps])
-    of_best = [step for name, step in steps.items() if name in best]
-    for name, parts in (
-        ("updated", [step.updated for step in moving]),
-        ("centroids", [step.centroids for step in of_best]),
-        ("statistics", [step.statistics.table for step in of_best]),
-    ):
-        if parts:
-            arrays[name] = np.concatenate(parts)
+    """Return the state of models that later passes or the result need, as arrays."""
+    done = best_restarts({model: step for model, step in steps.items() if step.last})
+    # Of the restarts of one k that are done, only the best can be the result.
+    needed = {
+        (k, restart): step
+        for (k, restart), step in steps.items()
+        if not step.last or done[k][0] == restart
+    }
+    arrays = {
+        name: np.array([getattr(step, name) for step in needed.values()]) for name in _SCALARS
+    }
+    arrays["models"] = np.array(list(needed))
+    arrays["centroids"] = np.concatenate(
+        [step.centroids if step.last else step.updated for step in needed.values()]
+    )
+    tables = [step.statistics.table for step in needed.values() if step.last]
+    arrays["statistics"] = np.concatenate(tables) if tables else np.empty((0, 0))
     return arrays
 
 
-def _steps_of_arrays(names: Sequence[Sequence[int]], arrays: Arrays) -> dict[tuple[int, int], Step]:
-    """Return the steps of `_arrays_of_steps`."""
+def _steps_of_arrays(arrays: Arrays) -> dict[tuple[int, int], Step]:
+    """Return the steps of `_arrays_of_steps`, if any."""
+    if "models" not in arrays:
+        return {}
     steps = {}
-    rows = {"updated": 0, "centroids": 0}
-    columns = (arrays[name].tolist() for name in _SCALARS)
-    for (k, restart), values, best in zip(
-        names, zip(*columns, strict=True), arrays["best"], strict=True
-    ):
-        scalars = dict(zip(_SCALARS, values, strict=True))
-        centroids = table = np.empty((0, 0))
-        if best or not scalars["last"]:
-            source = "centroids" if best else "updated"
-            own = slice(rows[source], rows[source] + k)
-            rows[source] += k
-            centroids = arrays[source][own]
-            table = arrays["statistics"][own] if best else table
-        steps[k, restart] = Step(
-            centroids=centroids, statistics=Statistics(table), updated=centroids, **scalars
-        )
+    centroids, tables = arrays["centroids"], arrays["statistics"]
+    scalars = zip(*(arrays[name].tolist() for name in _SCALARS), strict=True)
+    for (k, restart), values in zip(arrays["models"].tolist(), scalars, strict=True):
+        named = dict(zip(_SCALARS, values, strict=True))
+        n_rows = k if named["last"] else 0
+        own, centroids = centroids[:k], centroids[k:]
+        table, tables = tables[:n_rows], tables[n_rows:]
+        steps[k, restart] = Step(centroids=own, statistics=Statistics(table), updated=own, **named)
     return steps
 
 
@@ -194,7 +180,7 @@ def _arrays_of_seeding(seeding: Seeding | None) -> Arrays:
 
 
 def _seeding_of_arrays(arrays: Arrays) -> Seeding | None:
-    """Return the state of `_arrays_of_seeding`, if there is one."""
+    """Return the state of `_arrays_of_seeding`, or None."""
     if "candidate_tiles" in arrays:
         rounds = int(arrays["rounds"])
         return Candidates(arrays["candidate_tiles"], rounds, arrays.get("candidate_weights"))

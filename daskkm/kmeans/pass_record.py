@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from daskkm.passes.runner import PassRunner
 
     #: State of a seeding in passes.
-    Seeding = Sequence[Trial] | Candidates
+    Seeding: TypeAlias = Sequence[Trial] | Candidates
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """A pass of a fit, or another stage of it, as `on_pass` is given it.
+    """Pass or other stage of a fit: the argument of `on_pass`.
 
     Attributes
     ----------
@@ -35,11 +35,12 @@ class Pass:
         a restart were drawn in memory. "sample fit", "candidate fit": an iteration over a sample,
         or over the candidates of k-means||, in memory.
     seconds : float
-        Wall time since the pass or stage before.
+        Wall time of the pass or stage.
     steps : dict of (k, restart) to Step
-        Last step of each model, those that are done included. Empty while initial centroids are
-        drawn. A step has the attributes ``iteration``, ``inertia``, ``centroids``, ``counts``,
-        ``shift``, ``converged`` and ``last``, which is True if the model is done.
+        Last step of each model. Empty while initial centroids are drawn. A resumed fit leaves out
+        models that were done without being the best. A step has the attributes ``iteration``,
+        ``inertia``, ``centroids``, ``counts``, ``shift``, ``converged`` and ``last``, which is True
+        if the model is done.
     bytes_read : int
         Bytes of tiles read so far.
 
@@ -64,13 +65,13 @@ class Pass:
 
     @property
     def reads_tiles(self) -> bool:
-        """True if the stage is a pass over tiles, all of them or those of the sample."""
+        """True if the stage is a pass over all tiles or over blocks that hold the sample."""
         return self.stage in ("pass", "sample")
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """State of a fit after a pass: all that the next pass needs.
+    """State of a fit after a pass, from which the fit can resume.
 
     Attributes
     ----------
@@ -93,16 +94,7 @@ class State:
 
 
 class Recorder:
-    """Saves the state of a fit after each pass, and calls back.
-
-    Parameters
-    ----------
-    runner : PassRunner
-    save : callable, optional
-        Takes the `State` after each pass over all tiles.
-    on_pass : callable, optional
-        Takes the `Pass` after each pass or stage.
-    """
+    """Record of a fit: calls `save` after each pass over all tiles, `on_pass` after each stage."""
 
     def __init__(
         self,
@@ -117,7 +109,7 @@ class Recorder:
         self.references: list[tuple[Statistics, NDArray[np.float64]]] = []
 
     def resume(self, state: State) -> None:
-        """Resume counts and references after a state."""
+        """Set counts, total and references to those of a state."""
         runner = self._runner
         runner.passes, runner.bytes_read = state.number, state.bytes_read
         runner.total, self.references = state.total, list(state.references)
