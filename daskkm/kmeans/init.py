@@ -1,4 +1,4 @@
-"""Initial centroids of a fit: given, drawn from all tiles, or fitted to a sample of them."""
+"""Initial centroids of a fit: given, drawn from all tiles, or fitted to a sample of tiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from daskkm.kmeans.kmeans_parallel import Candidates
 from daskkm.kmeans.lloyd import best_restarts
 from daskkm.kmeans.options import as_centroids
 from daskkm.passes import arrays, memory
-from daskkm.passes.draws import Trial
 from daskkm.passes.memory import Work
 from daskkm.passes.runner import PassRunner
 from daskkm.passes.sampling import is_in_memory, sample_indices, sample_size
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from daskkm.kmeans.options import FitOptions, Initial
     from daskkm.kmeans.pass_record import Recorder, Seeding
 
-# Candidates of k-means|| are clustered only so far: they give initial centroids.
+# Clusters of candidates of k-means|| give initial centroids only, and need not converge.
 _CANDIDATES_MAX_ITER, _CANDIDATES_TOL = 30, 1e-3
-# Tiles of the sample for each cluster, so that it tells where clusters are.
+# A sample with fewer tiles for each cluster may miss clusters.
 _TILES_PER_CLUSTER = 8
 
 
@@ -41,19 +40,8 @@ def initial_centroids(
 ) -> Initial:
     """Return the initial centroids of each (k, restart) that is fitted to all tiles.
 
-    Parameters
-    ----------
-    runner : PassRunner
-    options : FitOptions
-    recorder : Recorder
-        Told of each pass and stage.
-    seeding : sequence of Trial, or Candidates, optional
-        State of a seeding in passes, from which it resumes.
-
-    Returns
-    -------
-    dict of (k, restart) to ndarray of shape (k, d), float64
-        From coarse to fine, of the best restart of each k only.
+    From coarse to fine, these are the best restarts of each k. A seeding in passes resumes from the
+    state `seeding`. `recorder` records each pass and stage.
 
     Raises
     ------
@@ -80,12 +68,12 @@ def is_coarse(options: FitOptions, n_tiles: int) -> bool:
 
 
 def max_models_and_centroids(runner: PassRunner, options: FitOptions) -> tuple[int, int]:
-    """Return how many models, and how many centroids, a pass over all tiles measures at most.
+    """Return the largest numbers of models and of centroids in a pass over all tiles.
 
     Raises
     ------
     FitError
-        If the models would take more memory than there is where they are fitted to a sample.
+        If the fit of all models to a sample would take too much memory.
     """
     (n, d), itemsize = runner.shape, runner.tiles.dtype.itemsize
     coarse = is_coarse(options, n)
@@ -94,7 +82,7 @@ def max_models_and_centroids(runner: PassRunner, options: FitOptions) -> tuple[i
     if coarse:
         piece = sample_size(n, d * itemsize) // sizes.sample_blocks * d * itemsize
         memory.check(workers(runner.in_memory_scheduler), Work(centroids, d, piece))
-        # With weights a sample may hold too few tiles: then all restarts are fitted to all tiles.
+        # A sample may hold too few tiles with weight. Then all restarts are fitted to all tiles.
         if runner.weights is None:
             models, centroids = len(options.ks), sum(options.ks)
     if not options.is_drawn:
@@ -108,7 +96,7 @@ def max_models_and_centroids(runner: PassRunner, options: FitOptions) -> tuple[i
 
 
 def _from_function(runner: PassRunner, options: FitOptions) -> Initial:
-    """Return the initial centroids that the user's function gives."""
+    """Return initial centroids by the user's function."""
     initial = {}
     for k in options.ks:
         for restart in range(options.n_init):
@@ -121,7 +109,7 @@ def _from_function(runner: PassRunner, options: FitOptions) -> Initial:
 def _plusplus_or_random(
     runner: PassRunner, options: FitOptions, recorder: Recorder, seeding: Seeding | None
 ) -> Initial:
-    """Draw from a sample if that is possible, else in passes over all tiles."""
+    """Draw from a sample if possible, else in passes over all tiles."""
     n = runner.shape[0]
     coarse = is_coarse(options, n)
     trials = None if isinstance(seeding, Candidates) else seeding
@@ -137,37 +125,14 @@ def _plusplus_or_random(
             raise FitError(msg)
         if enough or is_in_memory(n):
             initial = _draw_in_memory(part, options, str(options.init), recorder)
-            return (
-                _best_on_sample(runner, sample, options, recorder, initial) if coarse else initial
-            )
-    return _plusplus_in_passes(runner, options, recorder, trials)
-
-
-def _plusplus_in_passes(
-    runner: PassRunner,
-    options: FitOptions,
-    recorder: Recorder,
-    trials: Any,
-) -> Initial:
-    """Draw by k-means++ in passes over all tiles."""
-    seed = options.seed
-    if trials is None:
-        firsts = runner.draw_first(options.n_init, seed).astype(np.float64)
-        trials = [Trial(tile[:0], tile) for tile in firsts[:, None]]
-        recorder.record(seeding=trials)
-    longest = kmeans_plusplus.draw_in_passes(
-        trials,
-        options.k_max,
-        lambda trials, n_draws, step: runner.try_candidates(trials, n_draws, seed, step),
-        lambda trials: recorder.record(seeding=trials),
-    )
-    return {
-        (k, restart): centroids[:k] for k in options.ks for restart, centroids in enumerate(longest)
-    }
+            if coarse:
+                return _best_on_sample(runner, sample, options, recorder, initial)
+            return initial
+    return kmeans_plusplus.draw_in_passes(runner, options, recorder, trials)
 
 
 class Sample(NamedTuple):
-    """Tiles that were brought together, with their weights if tiles have weights."""
+    """Tiles in memory here, with their weights if tiles have weights."""
 
     tiles: NDArray[Any]
     weights: NDArray[Any] | None
@@ -178,7 +143,7 @@ class Sample(NamedTuple):
         return len(self.tiles) if self.weights is None else int(np.count_nonzero(self.weights))
 
     def part(self, seed: int) -> Sample:
-        """Return `sizes.sample_tiles` of them."""
+        """Return a uniform sample of `sizes.sample_tiles` tiles, all tiles if few."""
         rows = sample_indices(len(self.tiles), seed)
         return Sample(self.tiles[rows], None if self.weights is None else self.weights[rows])
 
@@ -186,7 +151,7 @@ class Sample(NamedTuple):
 def _read_sample(
     runner: PassRunner, options: FitOptions, recorder: Recorder, *, coarse: bool
 ) -> Sample:
-    """Bring a uniform sample of tiles together: all tiles, if they are few."""
+    """Read a uniform sample of tiles into memory here, all tiles if few."""
     (n, d), itemsize = runner.shape, runner.tiles.dtype.itemsize
     size = sample_size(n, d * itemsize) if coarse else None
     indices = sample_indices(n, options.seed, size)
@@ -198,7 +163,7 @@ def _read_sample(
 def _draw_in_memory(
     tiles: Sample | Candidates, options: FitOptions, method: str, recorder: Recorder
 ) -> Initial:
-    """Draw initial centroids for each (k, restart) from tiles in memory here."""
+    """Draw initial centroids for each (k, restart) from tiles in memory."""
     initial: Initial = {}
     for drawn in kmeans_plusplus.draw_in_memory(
         tiles.tiles, tiles.weights, options.ks, options.n_init, method, options.seed
@@ -215,20 +180,18 @@ def _best_on_sample(
     recorder: Recorder,
     initial: Mapping[tuple[int, int], NDArray[np.float64]],
 ) -> Initial:
-    """Fit all models to a part of the sample, the best of each k to all of it; return the best.
+    """Fit all models to a part of the sample, the best of each k to all of the sample.
 
-    A model that has settled on few tiles may still have far to go on more. The workers make these
-    fits in memory, where iterations are cheaper than passes over all tiles.
+    Converged on few tiles, a model may still move far on more tiles. The workers fit in memory,
+    where iterations are cheaper than passes over all tiles.
     """
     best = dict(initial)
-    if not sample.n_weighted:
-        return best
     part = sample.part(options.seed)
-    if not part.n_weighted:
-        part = sample
     for stage in [part] if len(part.tiles) == len(sample.tiles) else [part, sample]:
+        if not stage.n_weighted:
+            continue
         # Sums of floats depend on the number of blocks, which must not depend on the workers.
-        # Blocks travel in the graph: if they are lost with a worker, they are sent again.
+        # The graph holds the blocks, and sends blocks again that are lost with a worker.
         length = len(stage.tiles) // sizes.sample_blocks + 1
         X = arrays.as_arrays(stage.tiles, length * stage.tiles[:1].nbytes)
         with sending(stage.tiles):
@@ -246,21 +209,9 @@ def _best_on_sample(
 def _from_candidates(
     runner: PassRunner, options: FitOptions, recorder: Recorder, seeding: Seeding | None
 ) -> Initial:
-    """Draw candidates by k-means||, and cluster them with the weights of their clusters."""
-    seed, candidates = options.seed, seeding
-    if not isinstance(candidates, Candidates):
-        candidates = Candidates(runner.draw_first(1, seed), rounds=0)
-        recorder.record(seeding=candidates)
-    if candidates.weights is None:
-        rounds = runner.rounds()
-        candidates = kmeans_parallel.draw_candidates(
-            candidates,
-            options.k_max,
-            lambda tiles, n_draws, step: runner.draw(rounds, tiles, n_draws, seed, step),
-            lambda candidates: recorder.record(seeding=candidates),
-        )
-        candidates = candidates._replace(weights=runner.weigh(rounds, candidates.tiles))
-        recorder.record(seeding=candidates)
+    """Draw candidates by k-means||, and cluster these weighted candidates."""
+    earlier = seeding if isinstance(seeding, Candidates) else None
+    candidates = kmeans_parallel.draw_candidates(runner, options, recorder, earlier)
     drawn = _draw_in_memory(candidates, options, "k-means++", recorder)
     here = PassRunner(candidates.tiles, candidates.weights, scheduler=runner.in_memory_scheduler)
     steps = fit_models(

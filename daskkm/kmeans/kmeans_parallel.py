@@ -10,29 +10,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-    from daskkm.passes.sampling import Drawn
-
-    #: (candidates so far, tiles to draw, round) to the drawn tiles: one pass.
-    Draw = Callable[[NDArray[Any], int, int], Drawn]
+    from daskkm.kmeans.options import FitOptions
+    from daskkm.kmeans.pass_record import Recorder
+    from daskkm.passes.runner import PassRunner
 
 ROUNDS = 5
-# Candidates a round for each centroid of the largest k. Above _MANY candidates a round, _LEAST of
-# each centroid. At k = 1,000 (100,000 float32 tiles of 384) 800 candidates cost half as much as
-# 2,000 and leave 1.10 times their potential, 1.00 times after the fit to the sample.
+# Candidates of a round for each centroid of the largest k; above _MANY_CANDIDATES only
+# _LEAST_OVERSAMPLING. At k = 1,000 (100,000 float32 tiles, d = 384) 800 candidates cost half as
+# much as 2,000. The potential is 1.10 times as large, 1.00 times after the fit to the sample.
 _OVERSAMPLING, _LEAST_OVERSAMPLING = 2, 0.5
 _MANY_CANDIDATES = 800
 
 
 class Candidates(NamedTuple):
-    """Candidates drawn so far."""
+    """Candidates of k-means||."""
 
     tiles: NDArray[Any]  # (m, d)
-    rounds: int  # that drew them
-    weights: NDArray[Any] | None = None  # (m,), of the tiles nearest to each, once known
+    rounds: int  # rounds so far
+    weights: NDArray[Any] | None = None  # (m,), weights of the clusters of the candidates
 
 
 def n_candidates(k: int) -> int:
@@ -46,37 +43,30 @@ def _n_draws(k: int) -> int:
 
 
 def draw_candidates(
-    candidates: Candidates, k: int, draw: Draw, on_round: Callable[[Candidates], None]
+    runner: PassRunner, options: FitOptions, recorder: Recorder, candidates: Candidates | None
 ) -> Candidates:
-    """Draw the candidates of k-means||, in `ROUNDS` passes over all tiles.
+    """Draw the candidates of k-means|| in `ROUNDS` passes, and weight the candidates in one pass.
 
-    Each round draws 2 k tiles without replacement. Above k = 400 it draws 800, or k / 2 if that is
-    more. The probability of a tile is proportional to its weight times its squared distance to the
-    nearest candidate.
-
-    Parameters
-    ----------
-    candidates : Candidates
-        The first candidate, or the candidates of an earlier round.
-    k : int
-        Largest number of clusters.
-    draw : callable
-        ``draw(tiles, n_draws, round)`` makes a pass.
-    on_round : callable
-        Called after each pass with the candidates, from which the rounds can resume.
-
-    Returns
-    -------
-    Candidates
-        `n_candidates` of them; fewer if all tiles lie on a candidate.
+    Each round draws 2 k tiles for the largest k; above k = 400, the larger of 800 and k / 2. Tiles
+    are drawn without replacement, with probability proportional to weight times squared distance to
+    the nearest candidate. If all tiles lie on a candidate, a round draws fewer tiles. Given the
+    `candidates` of an earlier pass, the rounds resume.
 
     References
     ----------
     B. Bahmani, B. Moseley, A. Vattani, R. Kumar and S. Vassilvitskii, Scalable k-means++,
     PVLDB 5 (2012), algorithm 2; rounds of a fixed size are a variant of its section 5.
     """
+    if candidates is None:
+        candidates = Candidates(runner.draw_first(1, options.seed), rounds=0)
+        recorder.record(seeding=candidates)
+    if candidates.weights is not None:
+        return candidates
+    rounds, n_draws = runner.rounds(), _n_draws(options.k_max)
     for step in range(candidates.rounds + 1, ROUNDS + 1):
-        drawn = draw(candidates.tiles, _n_draws(k), step)
+        drawn = runner.draw(rounds, candidates.tiles, n_draws, options.seed, step)
         candidates = Candidates(np.concatenate([candidates.tiles, drawn.tiles]), step)
-        on_round(candidates)
+        recorder.record(seeding=candidates)
+    candidates = candidates._replace(weights=runner.weigh(rounds, candidates.tiles))
+    recorder.record(seeding=candidates)
     return candidates

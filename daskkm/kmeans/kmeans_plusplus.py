@@ -1,6 +1,6 @@
 """Greedy k-means++, and uniform draws: in memory, and in passes over all tiles.
 
-The seeding of a restart serves every k of a sweep. Each draw knows only the centroids before it:
+The seeding of a restart serves every k of a sweep. Each draw depends only on earlier centroids, so
 the first k centroids of a longer seeding are a seeding of k.
 """
 
@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskkm.errors import FitError
-from daskkm.passes.draws import Outcome, Trial
+from daskkm.kernels.dtypes import max_magnitude
+from daskkm.passes.draws import Trial
 from daskkm.passes.inputs import TOO_LARGE
 from daskkm.passes.seeds import Purpose, generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    #: (trials, tiles to draw, step) to their outcomes: one pass.
-    TryCandidates = Callable[[Sequence[Trial], int, int], Sequence[Outcome]]
+    from daskkm.kmeans.options import FitOptions, Initial
+    from daskkm.kmeans.pass_record import Recorder
+    from daskkm.passes.draws import Outcome
+    from daskkm.passes.runner import PassRunner
 
 
 def draw_in_memory(
@@ -33,24 +36,10 @@ def draw_in_memory(
     method: str,
     seed: int,
 ) -> Iterator[dict[tuple[int, int], NDArray[np.float64]]]:
-    """Draw initial centroids for each (k, restart), restart after restart.
+    """Draw initial centroids for each (k, restart), and yield one restart of all k at a time.
 
-    The draws do not depend on the order of the tiles. A tile of weight w stands for w tiles.
-
-    Parameters
-    ----------
-    sample : ndarray of shape (m, d)
-    weights : ndarray of shape (m,), int64 or float64, optional
-    ks : sequence of int
-    n_init : int
-        Restarts of each k.
-    method : {"k-means++", "random"}
-    seed : int
-
-    Yields
-    ------
-    dict of (k, restart) to ndarray of shape (k, d), float64
-        Of one restart. Tiles repeat if k exceeds the number of distinct tiles.
+    The draws do not depend on the order of the tiles, (m, d). A tile of weight w stands for w
+    tiles. Tiles repeat if k exceeds the number of distinct tiles.
 
     Raises
     ------
@@ -69,7 +58,7 @@ def draw_in_memory(
 def _check_squares(tiles: NDArray[Any], weights: NDArray[Any] | None) -> None:
     """Raise FitError if the sum of squared distances among tiles may overflow."""
     peak = max(abs(float(tiles.min())), abs(float(tiles.max())))
-    # Tiles are at most twice the peak apart. Python's floats overflow without a warning.
+    # No distance exceeds twice the peak. Python's floats overflow without a warning.
     highest = 4 * tiles.size * peak * peak * (1.0 if weights is None else float(weights.max()))
     if not highest < math.inf:
         raise FitError(TOO_LARGE)
@@ -78,19 +67,7 @@ def _check_squares(tiles: NDArray[Any], weights: NDArray[Any] | None) -> None:
 def distinct_tiles(
     tiles: NDArray[Any], weights: NDArray[Any] | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the distinct tiles of positive weight, in order of content, with summed weights.
-
-    Parameters
-    ----------
-    tiles : ndarray of shape (n, d)
-    weights : ndarray of shape (n,), int64 or float64, optional
-        1 each by default.
-
-    Returns
-    -------
-    tiles : ndarray of shape (m, d)
-    weights : ndarray of shape (m,), int64 or float64
-    """
+    """Return the distinct tiles of positive weight, in order of content, with summed weights."""
     weights = np.ones(len(tiles), np.int64) if weights is None else weights
     tiles, weights = tiles[weights > 0], weights[weights > 0]
     order = np.lexsort(tiles.T[::-1])
@@ -104,7 +81,7 @@ def distinct_tiles(
 def draw_uniform(
     tiles: NDArray[Any], weights: NDArray[Any], k: int, rngs: Sequence[np.random.Generator]
 ) -> Iterator[NDArray[np.intp]]:
-    """Draw k rows of distinct tiles, (m, d), by weight; no row twice while there are k."""
+    """Draw k rows of distinct tiles, (m, d), by weight; rows repeat only if k exceeds m."""
     for rng in rngs:
         arrivals = rng.exponential(size=len(tiles)) / weights
         yield np.resize(np.argsort(arrivals, kind="stable"), k)
@@ -115,23 +92,10 @@ def draw_plusplus(
 ) -> Iterator[NDArray[np.intp]]:
     """Draw k rows of tiles by greedy k-means++, once for each generator.
 
-    The first is drawn with probability proportional to its weight. With i chosen,
-    ``2 + int(log(i + 1))`` candidates are drawn with probability proportional to their weight times
-    their squared distance to the nearest chosen tile. The candidate that leaves the least potential
-    is chosen.
-
-    Parameters
-    ----------
-    tiles : ndarray of shape (m, d)
-        Distances of integer tiles are exact and summed in a fixed order, so draws are the same on
-        any machine.
-    weights : ndarray of shape (m,), int64 or float64
-    k : int
-    rngs : sequence of numpy.random.Generator
-
-    Yields
-    ------
-    ndarray of shape (k,), intp
+    The first row is drawn with probability proportional to weight. After i rows, candidates are
+    drawn with probability proportional to weight times squared distance to the nearest drawn tile.
+    Of ``2 + int(log(i + 1))`` candidates, the candidate of least potential is chosen. Distances of
+    integer tiles are exact and summed in a fixed order, so draws are the same on any machine.
 
     References
     ----------
@@ -162,7 +126,7 @@ def n_candidates(n_chosen: int) -> int:
 def _draw_rows(mass: NDArray[Any], uniform: NDArray[np.float64]) -> NDArray[np.intp]:
     """Draw rows with probability proportional to their mass."""
     cumulative = np.cumsum(mass)
-    # side="right" never gives a row without mass while another row has mass.
+    # side="right" draws no row without mass while another row has mass.
     rows = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
     return np.asarray(np.minimum(rows, len(mass) - 1))
 
@@ -170,7 +134,7 @@ def _draw_rows(mass: NDArray[Any], uniform: NDArray[np.float64]) -> NDArray[np.i
 def _squared_distances(
     tiles: NDArray[Any], norms: NDArray[np.float64], rows: Any
 ) -> NDArray[np.float64]:
-    """Return the squared distance of each tile to each of the tiles in `rows`."""
+    """Return the squared distance of each tile to each tile in `rows`."""
     products: NDArray[np.float64] = (tiles @ tiles[rows].T).astype(np.float64)
     return np.asarray(np.maximum(norms[:, None] - 2.0 * products + norms[rows], 0.0))
 
@@ -182,46 +146,35 @@ def _exact_float(sample: NDArray[Any]) -> type[np.floating[Any]]:
     """
     if sample.dtype.kind == "f":
         return np.float64
-    limits = np.iinfo(sample.dtype)
-    peak = max(int(limits.max), -int(limits.min))
+    peak = max_magnitude(sample.dtype)
     return np.float32 if sample.shape[1] * peak**2 < 2**24 else np.float64
 
 
 def draw_in_passes(
-    trials: Sequence[Trial],
-    k: int,
-    try_candidates: TryCandidates,
-    on_trials: Callable[[Sequence[Trial]], None],
-) -> list[NDArray[np.float64]]:
-    """Draw k tiles for each seeding by greedy k-means++, in k passes over all tiles.
+    runner: PassRunner,
+    options: FitOptions,
+    recorder: Recorder,
+    trials: Sequence[Trial] | None = None,
+) -> Initial:
+    """Draw initial centroids by greedy k-means++, in as many passes as the largest k.
 
-    As `draw_plusplus`, except that the candidates of a step are drawn without replacement. Each
-    pass tells which candidate leaves the least potential, and draws for each candidate those that
-    would come after it.
-
-    Parameters
-    ----------
-    trials : sequence of Trial
-        One a seeding, with its first centroid as the only candidate; or those of an earlier pass.
-    k : int
-    try_candidates : callable
-        ``try_candidates(trials, n_draws, step)`` makes a pass.
-    on_trials : callable
-        Called after each pass with the next trials, from which the seeding can resume.
-
-    Returns
-    -------
-    list of ndarray of shape (k, d), float64
-        One a seeding. If all tiles lie on a centroid, the last tile repeats.
+    Unlike `draw_plusplus`, a step draws its candidates without replacement. Each pass measures the
+    potential of each candidate, and draws the next candidates for each case. If all tiles lie on a
+    centroid, the last tile repeats. Given the `trials` of an earlier pass, the seeding resumes.
     """
-    if k == 1:
-        return [trial.candidates for trial in trials]
-    for step in range(len(trials[0].chosen) + 1, k + 1):
-        n_draws = n_candidates(step) if step < k else 0
-        outcomes = try_candidates(trials, n_draws, step)
+    if trials is None:
+        firsts = runner.draw_first(options.n_init, options.seed).astype(np.float64)
+        trials = [Trial(tile[:0], tile) for tile in firsts[:, None]]
+        recorder.record(seeding=trials)
+    k_max = options.k_max
+    if k_max == 1:
+        return {(1, restart): trial.candidates for restart, trial in enumerate(trials)}
+    for step in range(len(trials[0].chosen) + 1, k_max + 1):
+        n_draws = n_candidates(step) if step < k_max else 0
+        outcomes = runner.try_candidates(trials, n_draws, options.seed, step)
         trials = [_choose(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
-        on_trials(trials)
-    return [trial.chosen for trial in trials]
+        recorder.record(seeding=trials)
+    return {(k, i): trial.chosen[:k] for k in options.ks for i, trial in enumerate(trials)}
 
 
 def _choose(trial: Trial, outcome: Outcome) -> Trial:

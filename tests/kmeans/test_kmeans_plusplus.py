@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from daskkm.kmeans import kmeans_plusplus
 from daskkm.kmeans.kmeans_plusplus import distinct_tiles, draw_in_memory, draw_plusplus
+from daskkm.kmeans.options import FitOptions
 from daskkm.passes.draws import Outcome, Trial
 from daskkm.passes.sampling import Drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -133,48 +135,39 @@ def test_distinct_tiles_are_ordered_with_the_sums_of_their_weights() -> None:
     assert weights.tolist() == [2, 2, 1]
 
 
-def line_trials(trials: Sequence[Trial], n_draws: int, step: int) -> list[Outcome]:
-    """Return outcomes for tiles 0 to 9 on a line: the tiles `step` and up are drawn, in order."""
-    tiles = np.arange(10.0)
-    outcomes = []
-    for chosen, candidates in trials:
+def draw_in_passes(k: int, start: float, try_candidates: Callable[..., list[Outcome]]) -> Any:
+    """Return k centroids drawn by k-means++ in passes, of which `try_candidates` makes one."""
+    runner: Any = SimpleNamespace(try_candidates=try_candidates)
+    recorder: Any = SimpleNamespace(record=lambda seeding: None)
+    trials = [Trial(np.empty((0, 1)), np.array([[start]]))]
+    options = FitOptions.validate([k], random_state=0)
+    return kmeans_plusplus.draw_in_passes(runner, options, recorder, trials)[k, 0].tolist()
+
+
+def test_draw_in_passes_chooses_the_candidate_of_least_potential() -> None:
+    def try_candidates(
+        trials: Sequence[Trial], n_draws: int, seed: int, step: int
+    ) -> list[Outcome]:
+        """Return outcomes for tiles 0 to 9 on a line; draw the tiles from `step` on, in order."""
+        ((chosen, candidates),) = trials
+        tiles = np.arange(10.0)
         potentials = [
             float(np.square(tiles[:, None] - np.append(chosen, candidate)).min(axis=1).sum())
             for candidate in candidates
         ]
         indices = np.arange(step, step + n_draws)
         drawn = Drawn(np.ones(n_draws), indices, tiles[indices][:, None])
-        outcomes.append(Outcome(potentials, [drawn] * len(candidates)))
-    return outcomes
+        return [Outcome(potentials, [drawn] * len(candidates))]
 
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_draw_in_passes_from_trials_after_any_pass_chooses_the_same(k: int) -> None:
-    trials: Sequence[Trial] = [Trial(np.empty((0, 1)), np.array([[start]])) for start in (0.0, 9.0)]
-    states = [trials]
-    whole = kmeans_plusplus.draw_in_passes(trials, k, line_trials, states.append)
-    assert [len(centroids) for centroids in whole] == [k, k]
-    assert len(states) == (k + 1 if k > 1 else 1)
-    for trials in states[: len(states) - (k > 1)]:
-        again = kmeans_plusplus.draw_in_passes(trials, k, line_trials, lambda _: None)
-        np.testing.assert_array_equal(again, whole)
-
-
-def test_draw_in_passes_chooses_the_candidate_of_least_potential() -> None:
-    first = [Trial(np.empty((0, 1)), np.array([[0.0]]))]
-    (centroids,) = kmeans_plusplus.draw_in_passes(first, 2, line_trials, lambda _: None)
     # The tiles 1 and 2 are the candidates: 2 leaves less.
     assert kmeans_plusplus.n_candidates(1) == 2
-    assert centroids.tolist() == [[0.0], [2.0]]
+    assert draw_in_passes(2, 0.0, try_candidates) == [[0.0], [2.0]]
 
 
 def test_draw_in_passes_of_identical_tiles_repeats_the_last() -> None:
-    def none_left(trials: Sequence[Trial], n_draws: int, step: int) -> list[Outcome]:
+    def try_candidates(trials: Sequence[Trial], *_: int) -> list[Outcome]:
         none = Drawn(np.empty(0), np.empty(0, int), np.empty((0, 1)))
-        return [
-            Outcome([0.0] * len(candidates), [none] * len(candidates)) for _, candidates in trials
-        ]
+        n = len(trials[0].candidates)
+        return [Outcome([0.0] * n, [none] * n)]
 
-    trials = [Trial(np.empty((0, 1)), np.array([[7.0]]))]
-    (centroids,) = kmeans_plusplus.draw_in_passes(trials, 3, none_left, lambda _: None)
-    assert centroids.tolist() == [[7.0], [7.0], [7.0]]
+    assert draw_in_passes(3, 7.0, try_candidates) == [[7.0], [7.0], [7.0]]
