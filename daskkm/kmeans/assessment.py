@@ -1,4 +1,4 @@
-"""Assessment of models: two passes over the tiles, then metrics by which to choose k."""
+"""Assessment of models: metrics for the choice of k, from two passes over the tiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """Qualities of models by k, and the passes and bytes that they took."""
+    """Qualities of models by k, with the passes and bytes of the assessment."""
 
     qualities: dict[int, Quality]
     passes: int
@@ -39,21 +39,21 @@ class Assessment:
 
 
 def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) -> dict[int, Quality]:
-    """Compute metrics of each model on the tiles, by which to choose k.
+    """Compute metrics of each model on the tiles, for the choice of k.
 
-    Takes two passes over the tiles for all models together: the first sums the clusters, the
-    second measures distances to their means. For 8-bit tiles both take about as long as three
+    Makes two passes over the tiles for all models together: the first sums the clusters, the second
+    measures distances to their means. For 8-bit tiles both passes take about as long as three
     iterations of all models. Tiles of unknown number take one pass more. Labels are those of
     `predict`.
 
-    For integer tiles each metric is the same to the last bit whatever the chunks, because distances
-    are summed in fixed point. For 10**9 tiles of 256 uint8 features a mean distance is exact to
-    within 2**-21, and a mean silhouette to within 2**-33; fewer tiles are finer.
+    Distances are summed in fixed point, so metrics of integer tiles have the same bits for any
+    chunks. For 10**9 tiles of 256 uint8 features a mean distance is exact to within 2**-21, and a
+    mean silhouette to within 2**-33.
 
-    Of more than 8,192 8-bit tiles, distances are to rounded centroids and means, of 16 bits a
-    feature. With 256 features that is within 1/128 of a grey level, and changes a silhouette or
-    a Davies-Bouldin index of the sample images by less than 1e-6. Inertia, sizes,
-    Calinski-Harabasz and the metrics of classes are exact.
+    For more than 8,192 8-bit tiles, centroids and means are rounded to 16 bits a feature before
+    distances are measured. For the sample images this rounding changes a silhouette or a
+    Davies-Bouldin index by less than 1e-6. Inertia, sizes, Calinski-Harabasz and the metrics of
+    classes are exact.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
         As in `SweepResult.models`.
     classes : NumPy or dask array of shape (n,), non-negative integers, optional
         True class of each tile, for purity, adjusted Rand index and normalized mutual
-        information. The three are left out, with a warning, where no two tiles share a class.
+        information. These metrics are left out, with a warning, if no two tiles share a class.
         Chunks need not be those of X. Each class costs a column in the sums of each cluster.
 
     Returns
@@ -74,22 +74,20 @@ def assess(X: Any, models: Mapping[int, FittedModel], *, classes: Any = None) ->
     Raises
     ------
     FitError
-        If there are no models or no tiles, or the tiles have other features than the models. If
-        float tiles are too large to square. If classes are not one non-negative integer a tile.
+        If there are no models or no tiles, or the models have another number of features. If float
+        tiles are too large to square. If classes are not one non-negative integer a tile.
     ValueError
         If float tiles are not finite.
     TypeError
         If X is not an array of numbers, or sparse.
     OverflowError
-        If there are so many 16-bit pixels (2.1e9 and more) that sums would not be exact.
+        If 16-bit tiles have 2.1e9 pixels or more, so that sums would not be exact.
 
     References
     ----------
     The simplified silhouette: E. R. Hruschka, L. N. de Castro and R. J. G. B. Campello,
-    Evolutionary algorithms for clustering gene-expression data, ICDM (2004); compared with
-    others in L. Vendramin, R. J. G. B. Campello and E. R. Hruschka, Relative clustering
-    validity criteria, Statistical Analysis and Data Mining 3 (2010). The sources of the others
-    are in `daskkm.kmeans.metrics`; their conventions are scikit-learn's.
+    Evolutionary algorithms for clustering gene-expression data, ICDM (2004). Sources of the other
+    metrics are in `daskkm.kmeans.metrics`; conventions are those of scikit-learn.
 
     Examples
     --------
@@ -110,8 +108,8 @@ def assess_counted(
 ) -> Assessment:
     """Compute metrics as `assess` does, and count passes and bytes.
 
-    `fitted` is the result of the fit of these models to these very tiles: its statistics save the
-    first pass.
+    `fitted` is the result of the fit of these models to the same tiles: the statistics in `fitted`
+    replace the first pass.
     """
     from daskkm.kernels.metric_sums import Clusters, fixed_point_scales
 
@@ -127,8 +125,7 @@ def assess_counted(
         statistics = runner.measure(stack, offsets)
     else:
         statistics = Statistics.concatenate(fitted.statistics[k] for k in models)
-    # A cluster without tiles is no other cluster, and no tile's own.
-    filled = [_Clusters.filled(statistics[lo:hi], stack[lo:hi]) for lo, hi in pairwise(offsets)]
+    filled = [_Clusters.of(statistics[lo:hi], stack[lo:hi]) for lo, hi in pairwise(offsets)]
     clusters = Clusters(
         np.concatenate([own.centroids for own in filled]),
         np.concatenate([own.statistics.means() for own in filled]),
@@ -145,7 +142,7 @@ def assess_counted(
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Clusters of one model that have tiles, and the sizes of all of its clusters."""
+    """Non-empty clusters of one model, with the sizes of all its clusters."""
 
     statistics: Statistics
     centroids: NDArray[np.float64]
@@ -153,7 +150,7 @@ class _Clusters:
     inertia: float
 
     @classmethod
-    def filled(cls, statistics: Statistics, centroids: NDArray[np.float64]) -> _Clusters:
+    def of(cls, statistics: Statistics, centroids: NDArray[np.float64]) -> _Clusters:
         """Return the clusters that have tiles."""
         sizes, inertia = np.asarray(statistics.counts, np.int64), statistics.inertia(centroids)
         return cls(statistics[sizes > 0], centroids[sizes > 0], sizes, inertia)
@@ -161,59 +158,41 @@ class _Clusters:
     def quality(
         self, sums: NDArray[np.float64], squares: NDArray[Any], table: NDArray[np.int64]
     ) -> Quality:
-        """Return the metrics, from the sums of the second pass for each of these clusters.
+        """Return the metrics from sums of the second pass for each of the m clusters.
 
-        Parameters
-        ----------
-        sums : ndarray of shape (m, 2), float64
-            Of distances to the mean, and of silhouettes.
-        squares : ndarray of shape (m,)
-            Of distances to the mean, for float tiles.
-        table : ndarray of shape (m, n_classes), int64
+        `sums`, (m, 2), are those of distances to the mean and of silhouettes, and `squares`, (m,),
+        those of squared distances to the mean. `table`, (m, n_classes), counts tiles.
         """
-        counts, means = self.sizes[self.sizes > 0], self.statistics.means()
-        comparable = metrics.are_comparable(self.sizes)
-        classed = table.shape[1] > 0
-        exact = self.statistics.exact
-        within = float(sum(self.statistics.scatter(self.centroids) if exact else squares))
-        return Quality(
-            inertia=self.inertia,
-            sizes=self.sizes,
-            calinski_harabasz=(
-                metrics.calinski_harabasz(counts, means, within) if comparable else None
-            ),
-            davies_bouldin=(
-                metrics.davies_bouldin(means, sums[:, 0] / counts) if comparable else None
-            ),
-            silhouette=float(sums[:, 1].sum() / counts.sum()) if comparable else None,
-            purity=metrics.purity(table) if classed else None,
-            adjusted_rand=metrics.adjusted_rand(table) if classed else None,
-            normalized_mutual_info=metrics.normalized_mutual_info(table) if classed else None,
-        )
+        found: dict[str, float] = {}
+        if 1 < np.count_nonzero(self.sizes) < self.sizes.sum():
+            counts, means = self.sizes[self.sizes > 0], self.statistics.means()
+            exact = self.statistics.exact
+            within = float(sum(self.statistics.scatter(self.centroids) if exact else squares))
+            found["calinski_harabasz"] = metrics.calinski_harabasz(counts, means, within)
+            found["davies_bouldin"] = metrics.davies_bouldin(means, sums[:, 0] / counts)
+            found["silhouette"] = float(sums[:, 1].sum() / counts.sum())
+        if table.shape[1]:
+            found["purity"] = metrics.purity(table)
+            found["adjusted_rand"] = metrics.adjusted_rand(table)
+            found["normalized_mutual_info"] = metrics.normalized_mutual_info(table)
+        return Quality(self.inertia, self.sizes, **found)
 
 
 def _check_models(models: Any, d: int) -> dict[int, FittedModel]:
-    """Return the models, or those of estimators, if they have d features."""
+    """Return the fitted models; raise an error unless each has d features."""
     if not isinstance(models, Mapping) or not models:
         msg = f"models: {models!r} is not a mapping. Give at least one model by its k"
         raise ParameterError(msg)
     fitted = {k: fitted_model(model) for k, model in models.items()}
-    for k, model in fitted.items():
-        n_features = model.cluster_centers_.shape[1]
-        if d != n_features:
-            msg = (
-                f"X has {d} features but the model of k = {k} was fitted on {n_features}. "
-                "Give it tiles of the same shape"
-            )
-            raise FitError(msg)
+    for model in fitted.values():
+        model.check_features(d)
     return fitted
 
 
 def _as_classes(values: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | None]:
-    """Return the classes that occur, and the class of each tile in the chunks of the tiles.
+    """Return the distinct classes, and the class of each tile in the chunks of the tiles.
 
-    None where no two tiles share a class: metrics would depend on k alone, and each class costs a
-    column of sums.
+    Return no classes if no two tiles share a class: metrics would depend on k alone.
     """
     if values is None:
         return np.empty(0, int), None
@@ -230,12 +209,12 @@ def _as_classes(values: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | 
         )
         raise FitError(msg)
     with sending(values):
-        (classes,) = scheduler.persist(classes)  # sent once
+        (classes,) = scheduler.persist(classes)  # to send classes once
     names = np.asarray(*scheduler.compute(da.unique(classes)))
     if names[0] < 0:
         msg = f"classes: {names[0]} is negative. Number classes from 0"
         raise FitError(msg)
     if len(names) == n > 1:
-        _log.warning("classes: each of %d tiles has its own. Purity, ARI and NMI are left out.", n)
+        _log.warning("classes: no two tiles share a class. Purity, ARI and NMI are left out.")
         return np.empty(0, int), None
     return names, classes.rechunk((tiles.chunks[0],))

@@ -1,4 +1,4 @@
-"""Figures for the choice of k, from sums over clusters and classes."""
+"""Metrics for the choice of k, from sums over clusters and classes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ROUNDING = 1e-15  # relative, of a mean
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one bool
 class Quality:
-    """Figures of a model's fit to tiles, comparable across k.
+    """Metrics of a model's fit to tiles, comparable across k.
 
-    A figure is None if it is undefined: with fewer than two clusters that have tiles,
-    or with a cluster for every tile.
+    Metrics that compare clusters are None for fewer than two clusters with tiles, and for a cluster
+    of its own for every tile.
 
     Attributes
     ----------
@@ -38,12 +38,11 @@ class Quality:
     davies_bouldin : float or None
         Mean over clusters of the largest (spread + spread) / (distance of means); low is good.
     silhouette : float or None
-        Simplified silhouette, 0 to 1: mean of (b - a) / max(a, b), where a is a tile's distance
-        to its own centroid and b its distance to the nearest other centroid with tiles; high is
-        good.
+        Simplified silhouette, 0 to 1: mean of (b - a) / max(a, b); high is good. a is the distance
+        of a tile to its own centroid, b to the nearest other centroid with tiles.
     purity : float or None
         Fraction of tiles of the most frequent class of their cluster. None without classes or
-        if no two tiles share a class, as are the next two.
+        if no two tiles share a class, as are the next two metrics.
     adjusted_rand : float or None
         Agreement of pairs of tiles in clusters and classes, 0 by chance and 1 if all agree.
     normalized_mutual_info : float or None
@@ -61,25 +60,20 @@ class Quality:
 
     inertia: float
     sizes: NDArray[np.int64]
-    calinski_harabasz: float | None
-    davies_bouldin: float | None
-    silhouette: float | None
-    purity: float | None
-    adjusted_rand: float | None
-    normalized_mutual_info: float | None
-
-
-def are_comparable(counts: NDArray[Any]) -> bool:
-    """Return True if two clusters have tiles, and not every tile is a cluster of its own."""
-    return bool(1 < np.count_nonzero(counts) < counts.sum())
+    calinski_harabasz: float | None = None
+    davies_bouldin: float | None = None
+    silhouette: float | None = None
+    purity: float | None = None
+    adjusted_rand: float | None = None
+    normalized_mutual_info: float | None = None
 
 
 def calinski_harabasz(counts: NDArray[Any], means: NDArray[np.float64], within: float) -> float:
-    """Return (B / (m - 1)) / (W / (n - m)) for n tiles in m clusters, none of them empty.
+    """Return (B / (m - 1)) / (W / (n - m)) for n tiles in m non-empty clusters.
 
-    B is the scatter between clusters, W the scatter within them. The result is 1 if W = 0, as in
-    scikit-learn, or if W is within the rounding of the means. `counts` are numbers of tiles, (m,),
-    `means` the mean tiles, (m, d), and `within` is W: the sum of squared distances to these means.
+    B is the scatter between clusters, and W, `within`, the scatter within clusters. `counts` are
+    numbers of tiles, (m,), `means` the mean tiles, (m, d). The result is 1 if W = 0, as in
+    scikit-learn, or if W is within the rounding of the means.
 
     References
     ----------
@@ -96,15 +90,9 @@ def calinski_harabasz(counts: NDArray[Any], means: NDArray[np.float64], within: 
 def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> float:
     """Return the mean over clusters of the similarity to the most similar other cluster.
 
-    The similarity of two clusters is the sum of their spreads over the distance of their means.
-    The result is 0 if all spreads or all distances are, as in scikit-learn. No cluster is empty.
-
-    Parameters
-    ----------
-    means : ndarray of shape (m, d), float64
-        Mean tile of each cluster.
-    spreads : ndarray of shape (m,), float64
-        Mean distance of its tiles to that mean.
+    The similarity of two clusters is the sum of their spreads over the distance of their `means`,
+    (m, d). `spreads`, (m,), are mean distances of tiles to their mean. The result is 0 if all
+    spreads or all distances are 0, as in scikit-learn.
 
     References
     ----------
@@ -123,15 +111,15 @@ def davies_bouldin(means: NDArray[np.float64], spreads: NDArray[np.float64]) -> 
 def purity(table: NDArray[np.int64]) -> float:
     """Return the fraction of tiles of the most frequent class of their cluster.
 
-    `table` has the tiles of each class in each cluster, (k, n_classes), here and below.
+    `table`, (k, n_classes), has the number of tiles of each class in each cluster.
     """
     return int(table.max(axis=1).sum()) / int(table.sum())
 
 
 def adjusted_rand(table: NDArray[np.int64]) -> float:
-    """Return the adjusted Rand index: 1 for identical partitions, about 0 for independent ones.
+    """Return the adjusted Rand index: 1 for identical partitions, about 0 if independent.
 
-    Computed in exact integers with one division.
+    The result is one division of exact integers.
 
     References
     ----------
@@ -151,7 +139,7 @@ def adjusted_rand(table: NDArray[np.int64]) -> float:
 def normalized_mutual_info(table: NDArray[np.int64]) -> float:
     """Return the mutual information over the arithmetic mean of the entropies, 0 to 1.
 
-    It is 1 for identical partitions, also if both have a single part.
+    The result is 1 for identical partitions, also if both have a single part.
 
     References
     ----------
@@ -179,9 +167,8 @@ def knee(inertias: Mapping[int, float]) -> int | None:
     """Return the k at which inertia stops falling fast.
 
     The knee is the point farthest below the chord between the ends of the curve, the lowest k of
-    equals, compared in exact fractions. The source scales both axes to 0 to 1, which does not
-    change the order of these distances. The knee depends on the range of k: a longer curve tends to
-    have its knee farther right.
+    equals. Distances are compared in exact fractions. The knee depends on the range of k: a longer
+    curve tends to have its knee farther right.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Fitted model: centroids with their counts and inertia, and labels of other tiles."""
+"""Fitted model: centroids, counts and inertia, with methods to predict, save and label."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from daskkm.errors import FitError, ModelError, ParameterError
+from daskkm.errors import FitError, ParameterError
 from daskkm.parameters import as_array
 from daskkm.passes import prediction, scheduler
 from daskkm.passes.tiles import Tiles, sending
-from daskkm.storage import locations
 
 if TYPE_CHECKING:
     import os
@@ -28,27 +27,27 @@ if TYPE_CHECKING:
     from daskkm.storage.tile_store import TileStore
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one answer
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one bool
 class FittedModel:
     """Best restart of one k.
 
-    Centroids, counts, inertia and labels are consistent: counts and inertia are those of the labels
-    that `predict` gives the fitted tiles.
+    Counts and inertia are those of the labels that `predict` returns for the fitted tiles.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (k, d), float64
-    counts_ : ndarray of shape (k,), int64 (float64 if there were fractional weights)
-        Weight of the tiles of each cluster: their number, unless they had weights. NaN if
-        centroids were assigned.
+    counts_ : ndarray of shape (k,), int64 (float64 for fractional weights)
+        Number of tiles in each cluster, or the sum of their weights. NaN if centroids were
+        assigned.
     inertia_ : float
-        Sum of squared distances of the tiles to their centroid, times their weights; or NaN.
+        Sum of squared distances of the tiles to their centroid, times their weights. NaN if
+        centroids were assigned.
     n_iter_ : int
         Updates of the centroids.
     converged_ : bool
-        True if it stopped by `tol`, not by `max_iter`.
+        True if the fit stopped by `tol`, not by `max_iter`.
     restart_ : int
-        Number of the restart, from 0.
+        Index of the restart, from 0.
     dtype : numpy.dtype or None
         Data type of the fitted tiles; None if centroids were assigned.
     tile : tuple of int, or None
@@ -76,20 +75,12 @@ class FittedModel:
 
     @classmethod
     def from_centroids(cls, centroids: ArrayLike) -> Self:
-        """Return a model of assigned centroids, without counts and inertia.
-
-        Parameters
-        ----------
-        centroids : array-like of shape (k, d)
-
-        Returns
-        -------
-        FittedModel
+        """Return a model of assigned centroids, (k, d), without counts and inertia.
 
         Raises
         ------
         ParameterError
-            If they are not a matrix of finite numbers.
+            If `centroids` is not a matrix of finite numbers.
         """
         found = as_array("cluster_centers_", centroids)
         if found.ndim != 2 or not found.size or not np.isfinite(found).all():
@@ -107,7 +98,7 @@ class FittedModel:
         )
 
     def predict(self, X: Any) -> Any:
-        """Return the label of the nearest centroid for each tile.
+        """Return the index of the nearest centroid of each tile, the lowest of equals.
 
         Parameters
         ----------
@@ -124,10 +115,9 @@ class FittedModel:
         TypeError
             If X is not an array of numbers, or sparse.
         ValueError
-            If float tiles are not finite: for a dask array, when it is computed.
+            If float tiles are not finite: for lazy tiles, when labels are computed.
         """
-        tiles = self._tiles(X)
-        return _as_given(tiles, prediction.labels(tiles.array, self.cluster_centers_))
+        return self._map_tiles(prediction.labels, X)
 
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distance of each tile to each centroid.
@@ -138,8 +128,7 @@ class FittedModel:
         -------
         ndarray of shape (n, k), float64, for tiles in memory; else a lazy dask array
         """
-        tiles = self._tiles(X)
-        return _as_given(tiles, prediction.distances(tiles.array, self.cluster_centers_))
+        return self._map_tiles(prediction.distances, X)
 
     def save(
         self,
@@ -148,34 +137,28 @@ class FittedModel:
         settings: Mapping[str, Any] | None = None,
         extra: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """Write the model to a Zarr group, from which `load_model` reads the very same.
+        """Write the model to a Zarr group, which `load_model` reads to the last bit.
 
-        The group has the arrays ``cluster_centers`` (cluster, feature) and ``counts`` (cluster),
-        which xarray opens by these names; its attribute ``daskkm`` has the format (3), the kind
-        ("model"), k, inertia, n_iter, converged, restart, the dtype and shape of the tiles, the
-        settings, and a SHA-256. A saved model at `path` is replaced when the new one is complete;
-        anything else never is.
+        xarray opens the arrays ``cluster_centers`` (cluster, feature) and ``counts`` (cluster). An
+        older model at `path` is replaced when the new model is complete; anything else is not
+        replaced.
 
         Parameters
         ----------
         path : path-like
         settings : mapping of str to JSON, optional
-            Saved with the model, and read again by `load_saved`.
+            Further attributes.
         extra : mapping of str to ndarray of numbers, of one or more dimensions, optional
-            Likewise; in the group ``extra``.
+            Further arrays, in the group ``extra``.
 
         Raises
         ------
         ModelError
-            If the model is inconsistent or cannot be written, or something else is at `path`.
+            If the model cannot be written, or something else is at `path`.
         """
-        # Not at the top: fits and predictions do not need zarr, and importing it takes time.
+        # Not at the top: fits and predictions do not need zarr, which is slow to import.
         from daskkm.storage import models
 
-        path = locations.local(path, ModelError)
-        if problem := _problem(self):
-            msg = f"{path}: the model is not saved, because {problem}. Fit it again"
-            raise ModelError(msg)
         arrays = {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
         arrays |= {f"extra/{name}": values for name, values in (extra or {}).items()}
         attributes = {
@@ -197,10 +180,10 @@ class FittedModel:
         distances: bool = False,
         on_start: Callable[[Target], AbstractContextManager[Any]] = nullcontext,
     ) -> NDArray[np.int64]:
-        """Write the label of each tile into a store; return the tiles of each label, (k,).
+        """Write the label of each tile into a store; return the counts of labels, (k,).
 
-        See `TileStore.label`. The work is done within ``on_start(target)``, where the target counts
-        the chunks that are written.
+        See `TileStore.label`. Labels are computed within the context ``on_start(target)``. The
+        target counts the written chunks.
         """
         self.check_fits(store)
         centroids = self.cluster_centers_
@@ -219,38 +202,42 @@ class FittedModel:
         return counts
 
     def check_fits(self, store: TileStore) -> None:
-        """Raise FitError if the model was fitted to tiles unlike those of a store."""
+        """Raise FitError if the model was fitted to tiles of another shape or dtype."""
+        # Assigned centroids have no dtype. Features of an array have no shape of a tile.
         dtype = np.dtype(store.tiles.dtype)
-        # Assigned centroids have no dtype, and features of an array have no shape of a tile.
-        own, other = (self.tile, self.dtype or dtype), (store.tile, dtype)
-        if self.tile is None:
-            own, other = (
-                (self.cluster_centers_.shape[1:], self.dtype or dtype),
-                ((math.prod(store.tile),), dtype),
-            )
-        if own != other:
-            kinds = [f"{dtype} of shape {shape}" for shape, dtype in (own, other)]
+        shape = store.tile if self.tile else (math.prod(store.tile),)
+        own_dtype, own_shape = self.dtype or dtype, self.tile or self.cluster_centers_.shape[1:]
+        if (own_dtype, own_shape) != (dtype, shape):
             msg = (
-                f"{store.path}: its tiles are {kinds[1]}, but the model was fitted to {kinds[0]}. "
-                "Fit a model to this store, or name the store of the model"
+                f"{store.path}: tiles are {dtype} of shape {shape}, but the model was fitted to "
+                f"{own_dtype} of shape {own_shape}. Fit a model to this store, or name the store "
+                "of the model"
             )
             raise FitError(msg)
 
-    def _tiles(self, X: Any) -> Tiles:
-        """Return the tiles of X; raise FitError if they have other features than the model."""
-        tiles = Tiles.of(X)
-        n_features = tiles.array.shape[1]
-        if n_features != self.cluster_centers_.shape[1]:
+    def check_features(self, n_features: int) -> None:
+        """Raise FitError if the model was fitted to tiles of another number of features."""
+        k, d = self.cluster_centers_.shape
+        if n_features != d:
             msg = (
-                f"X has {n_features} features but the model was fitted on "
-                f"{self.cluster_centers_.shape[1]}. Give it tiles of the same shape"
+                f"X has {n_features} features but the model of k = {k} was fitted on {d}. "
+                "Give tiles of the same shape"
             )
             raise FitError(msg)
-        return tiles
+
+    def _map_tiles(self, function: Callable[..., da.Array], X: Any) -> Any:
+        """Return `function(tiles, centroids)`, computed if the tiles are in memory."""
+        tiles = Tiles.of(X)
+        self.check_features(tiles.array.shape[1])
+        lazy = function(tiles.array, self.cluster_centers_)
+        if tiles.is_lazy:
+            return lazy
+        with sending(tiles.given):
+            return scheduler.compute(lazy)[0]
 
 
 class Saved(NamedTuple):
-    """A saved model, with the settings and extra arrays that were saved with it."""
+    """Saved model with its settings and extra arrays."""
 
     model: FittedModel
     settings: dict[str, Any]
@@ -258,7 +245,7 @@ class Saved(NamedTuple):
 
 
 def load_saved(path: str | os.PathLike[str]) -> Saved:
-    """Read a model and the data saved with it, to the last bit.
+    """Read a saved model, to the last bit.
 
     Raises
     ------
@@ -284,22 +271,14 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
 
 
 def fitted_model(model: Any) -> FittedModel:
-    """Return the model that an estimator was fitted to, or a model as it is.
-
-    Parameters
-    ----------
-    model : FittedModel or KMeans
-
-    Returns
-    -------
-    FittedModel
+    """Return the fitted model of a KMeans, or a FittedModel itself.
 
     Raises
     ------
     ParameterError
-        If it is something else.
+        If `model` is something else.
     NotFittedError
-        If it is an estimator that is not fitted.
+        If `model` is an estimator that is not fitted.
     """
     found = model.fitted_model if hasattr(type(model), "fitted_model") else model
     if isinstance(found, FittedModel):
@@ -309,35 +288,3 @@ def fitted_model(model: Any) -> FittedModel:
         "daskkm.load_model"
     )
     raise ParameterError(msg)
-
-
-def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise ModelError if a model cannot be saved at a path without replacing something else."""
-    from daskkm.storage import models  # as in `FittedModel.save`
-
-    models.check_free(path)
-
-
-def _problem(model: FittedModel) -> str | None:
-    """Return a description of the first inconsistency of a model, or None."""
-    centroids, counts, tile = model.cluster_centers_, model.counts_, model.tile
-    if centroids.ndim != 2 or not centroids.size or centroids.dtype != np.float64:
-        return f"its centroids are {centroids.dtype} of shape {centroids.shape}"
-    if counts.shape != centroids.shape[:1] or counts.dtype not in (np.int64, np.float64):
-        return (
-            f"it has {len(centroids)} centroids, and {counts.dtype} counts of shape {counts.shape}"
-        )
-    if tile is not None and math.prod(tile) != centroids.shape[1]:
-        return f"its centroids have {centroids.shape[1]} features, and its tiles the shape {tile}"
-    fitted = model.dtype is not None
-    if not np.isfinite(centroids).all() or math.isfinite(model.inertia_) != fitted:
-        return "its centroids or its inertia are not finite"
-    return None
-
-
-def _as_given(tiles: Tiles, lazy: da.Array) -> Any:
-    """Return a result for each tile: in memory if the tiles are."""
-    if tiles.is_lazy:
-        return lazy
-    with sending(tiles.given):
-        return scheduler.compute(lazy)[0]

@@ -30,7 +30,7 @@ Initial = dict[tuple[int, int], "NDArray[np.float64]"]
 
 @dataclass(frozen=True, eq=False)
 class FitOptions:
-    """Options of a fit, as `daskkm.fit_sweep` documents them; `ks` ascending, each once."""
+    """Options of a fit: parameters of `daskkm.fit_sweep`, with `ks` ascending and distinct."""
 
     ks: list[int]
     n_init: int
@@ -54,7 +54,7 @@ class FitOptions:
         coarse: bool = True,
         cache: str = "auto",
     ) -> Self:
-        """Return the options; raise ParameterError for the first that does not fit."""
+        """Return the options; raise ParameterError for the first invalid option."""
         return cls(
             _as_ks(ks),
             as_integer("n_init", n_init, 1),
@@ -82,18 +82,18 @@ class FitOptions:
         return self.n_init if self.is_drawn or callable(self.init) else 1
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that the result depends on, by parameter, as JSON has them."""
+        """Return, by parameter, the options on which the result depends, as JSON."""
         init = self.init if self.is_drawn else f"given {dask.base.tokenize(self.init)}"
         named = vars(self) | {"init": init, "random_state": self.seed}
         return {name: value for name, value in named.items() if name not in ("seed", "cache")}
 
     def given_centroids(self, d: int) -> Initial:
-        """Return initial centroids that were given as arrays; FitError if they do not fit."""
+        """Return initial centroids given as arrays; raise FitError for a wrong shape."""
         given = self.init if isinstance(self.init, Mapping) else dict.fromkeys(self.ks, self.init)
         return {(k, 0): as_centroids(given.get(k), k, d) for k in self.ks}
 
     def check_fits(self, n: int, d: int) -> None:
-        """Raise FitError if n tiles of d features are too few, or given centroids do not fit."""
+        """Raise FitError if n tiles are too few, or given centroids do not have d features."""
         if not self.is_drawn and not callable(self.init):
             self.given_centroids(d)
         if n < self.k_max:
@@ -102,8 +102,9 @@ class FitOptions:
 
 
 def _as_ks(ks: Iterable[int]) -> list[int]:
+    """Return the distinct numbers of clusters, ascending."""
     if not np.iterable(ks):
-        msg = f"ks: {ks!r} is not a sequence. Give numbers of clusters, such as [5]"
+        msg = f"ks: {ks!r} is not iterable. Give numbers of clusters, such as [5]"
         raise ParameterError(msg)
     unique = sorted({as_integer(f"ks[{i}]", k, 1) for i, k in enumerate(ks)})
     if not unique:
@@ -113,41 +114,35 @@ def _as_ks(ks: Iterable[int]) -> list[int]:
 
 
 def _as_init(init: Any) -> Any:
-    """Return `init` if it is a method, function, mapping or array of numbers."""
-    if isinstance(init, str) and init not in METHODS:
+    """Return `init`; raise ParameterError for an unknown method or type."""
+    is_given = callable(init) or (np.iterable(init) and not isinstance(init, str))
+    if not is_given and init not in METHODS:
         msg = f"init is {init!r}. Use one of {', '.join(METHODS)}, an array or a function"
-        raise ParameterError(msg)
-    if not (isinstance(init, str | Mapping) or callable(init) or np.iterable(init)):
-        msg = f"init is {init!r}. Give the name of a method, an array or a function"
         raise ParameterError(msg)
     return init
 
 
 def as_centroids(values: Any, k: int, d: int) -> NDArray[np.float64]:
-    """Return given initial centroids as a new array of shape (k, d).
+    """Return a copy of given initial centroids, (k, d).
 
     Raises
     ------
     ParameterError
-        If they are not an array of numbers.
+        If `values` is not an array of numbers.
     FitError
-        If they are of another shape, or not finite.
+        If centroids have another shape, or are not finite.
     """
     inputs.check_unmasked(values, f"init for k = {k}")
     centroids = as_array(f"init for k = {k}", values)
-    if centroids.ndim != 2 or len(centroids) != k:
-        msg = (
+    if centroids.shape != (k, d):
+        is_d_wrong = centroids.ndim == 2 and len(centroids) == k
+        number = f"features of the data {d}" if is_d_wrong else f"clusters {k}"
+        msg = (  # in the words of scikit-learn
             f"The shape of the initial centers {centroids.shape} does not match the number of "
-            f"clusters {k}. Give them as {(k, d)}"
-        )
-        raise FitError(msg)
-    if centroids.shape[1] != d:
-        msg = (
-            f"The shape of the initial centers {centroids.shape} does not match the number of "
-            f"features of the data {d}. Give them as {(k, d)}"
+            f"{number}. Give an array of shape {(k, d)}"
         )
         raise FitError(msg)
     if not np.isfinite(centroids).all():
-        msg = f"The initial centers for k = {k} contain NaN or infinity"
+        msg = f"init for k = {k}: NaN or infinity. Give finite centroids"
         raise FitError(msg)
     return centroids

@@ -255,7 +255,7 @@ def test_assess_with_classes_of_one_tile_each_leaves_them_out(
         assert astuple(found)[5:] == (None, None, None)
         assert repr(found) == repr(daskkm.assess(tiles, models)[2])
         assert caplog.messages == [
-            "classes: each of 10 tiles has its own. Purity, ARI and NMI are left out."
+            "classes: no two tiles share a class. Purity, ARI and NMI are left out."
         ]
     caplog.clear()
     assert daskkm.assess(tiles, models, classes=np.arange(10) // 2)[2].purity == 0.4
