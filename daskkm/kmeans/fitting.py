@@ -30,21 +30,8 @@ def fit_models(
 ) -> Steps:
     """Run Lloyd iterations from the initial centroids, or the last step, of each (k, restart).
 
-    Parameters
-    ----------
-    runner : PassRunner
-    initial : mapping of (k, restart) to ndarray of shape (k, d), float64, or Step
-    max_iter, tol
-        As for `daskkm.kmeans.lloyd.iterate`.
-    on_steps : callable
-        Called after each pass with the last step of each model.
-    references : list, optional
-        Of `Variance`; extended.
-
-    Returns
-    -------
-    dict of (k, restart) to Step
-        Last step of each model.
+    `max_iter` and `tol` are those of `daskkm.kmeans.lloyd.iterate`. `on_steps` is called after each
+    pass with the last step of each model. `Variance` extends the `references`.
     """
     names = list(initial)
     steps = {name: step for name, step in initial.items() if isinstance(step, Step)}
@@ -69,8 +56,9 @@ def fit_models(
 class Variance:
     """Mean variance of the features of the tiles without their weights, to which `tol` is relative.
 
-    Weighted statistics do not tell it. So the first two passes measure the tiles without weights
-    about one point, too. The first finds their mean, about which the second squares exactly.
+    Weighted statistics do not give this variance. So the first two passes also measure the tiles
+    without weights about a point: a centroid in the first pass, and in the second the mean, about
+    which squares are exact.
     """
 
     def __init__(
@@ -88,22 +76,16 @@ class Variance:
         self, stack: NDArray[np.float64], offsets: NDArray[np.intp], models: Sequence[int]
     ) -> Statistics:
         """Make a pass: return the statistics of each centroid."""
-        point = self._point(stack)
-        if point is None:
+        if not self._wanted or len(self._references) > 1:
             return self._runner.measure(stack, offsets, models)
+        point = self._references[0][0].means() if self._references else stack[:1]
         stacks = [(stack, offsets, models), (point, np.array([0, 1]), ())]
         measured, reference = self._runner.measure_all(stacks)
         self._references.append((reference, point))
         return measured
 
     def __call__(self, statistics: Statistics, centroids: NDArray[np.float64]) -> float:
-        """Return the mean variance, from the statistics of one model if there are no weights."""
+        """Return the mean variance; without weights, from the statistics of one model."""
         if self._references:
             statistics, centroids = self._references[-1]
         return statistics.mean_variance(centroids)
-
-    def _point(self, stack: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """Return the point about which this pass measures the tiles, if it does."""
-        if not self._wanted or len(self._references) > 1:
-            return None
-        return self._references[0][0].means() if self._references else stack[:1]

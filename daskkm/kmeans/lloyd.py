@@ -1,7 +1,7 @@
 """Lloyd's algorithm for many models at once, over an injected measure of the tiles.
 
 Each pass measures the stack of all models that still move, then updates each model on its own. The
-loop never learns where the tiles are, or how a pass over them is made.
+loop never learns where the tiles are, or how a pass is made.
 
 Source: S. P. Lloyd, Least squares quantization in PCM, IEEE Trans. Inf. Theory 28 (1982). The
 meaning of `tol` and `n_iter`, and the relocation of empty clusters, are those of scikit-learn.
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from daskkm.passes.statistics import Farthest
 
-    #: One pass: (stack, offsets, models) to the statistics of each centroid, (sum of k).
+    #: One pass: (stack, offsets, models) to the statistics of each centroid.
     Measure = Callable[[NDArray[np.float64], NDArray[np.intp], Sequence[int]], Statistics]
-    #: One pass: (stack, offsets, tiles wanted for each model) to the tiles farthest from their own
-    #: centroid, one `Farthest` a model.
+    #: One pass: (stack, offsets, number of tiles for each model) to the tiles of each model that
+    #: are farthest from their own centroid.
     FindFarthest = Callable[
         [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence[Farthest]
     ]
 
-# Share of a cluster's weight that is the rounding of fractional weights.
+# Rounding of fractional weights, relative to the weight of the cluster.
 _ROUNDING = 1e-12
 
 
@@ -44,9 +44,8 @@ class Step:
     iteration : int
         Updates of the centroids so far, including that of this pass.
     centroids : ndarray of shape (k, d), float64
-        Centroids that the pass measured; statistics, counts and inertia belong to them.
+        Measured centroids, to which statistics, counts and inertia belong.
     statistics : Statistics
-        Of the k clusters.
     inertia : float
         Sum of squared distances of all tiles to their nearest centroid.
     shift : float
@@ -54,7 +53,7 @@ class Step:
     converged : bool
         True if the last update moved the centroids by no more than `tol`.
     last : bool
-        True if the model is done: this step is its result.
+        True if this step is the result of the model.
     updated : ndarray of shape (k, d), float64
         Centroids after the last update, which the next pass measures.
     """
@@ -70,7 +69,7 @@ class Step:
 
     @property
     def counts(self) -> NDArray[Any]:
-        """Weight of the tiles of each cluster: (k,), int64, or float64 if some are fractional."""
+        """Weight of the tiles of each cluster: (k,), int64, or float64 for fractional weights."""
         counts = self.statistics.counts
         if counts.max() < 2**53 and np.array_equal(counts, np.rint(counts)):
             return counts.astype(np.int64)
@@ -89,19 +88,19 @@ def iterate(
 ) -> dict[int, Step]:
     """Run Lloyd iterations of all models, one pass over the tiles a round.
 
-    A model leaves the stack as soon as it is done. A model that was stopped by `tol` or `max_iter`
-    is measured once more without an update, so that its result is consistent. A model whose last
-    update moved nothing needs no such pass.
+    A done model leaves the stack. If `tol` or `max_iter` stops a model, one more pass measures the
+    model without an update, so that its result is consistent. A model whose last update moved
+    nothing needs no such pass.
 
     Parameters
     ----------
     initial : sequence of ndarray of shape (k, d), float64, or Step
-        Initial centroids of each model, or its last step, from which it resumes to the same bits.
+        Initial centroids of each model, or the last step of a resumed model.
     measure : callable
         ``measure(stack, offsets, models)`` returns the statistics of each centroid over all tiles.
         `models` are the positions in `initial` of the measured models.
     find_farthest : callable
-        ``find_farthest(stack, offsets, wanted)`` returns the `wanted` tiles of each model that are
+        ``find_farthest(stack, offsets, wanted)`` returns, for each model m, the ``wanted[m]`` tiles
         farthest from their own centroid. Called only when a cluster is empty.
     max_iter : int
         Maximum number of updates of a model.
@@ -116,7 +115,7 @@ def iterate(
     Returns
     -------
     dict of int to Step
-        Last step of each model that was measured here, by position in `initial`.
+        Last step of each measured model, by position in `initial`.
     """
     models = {
         i: _Model.resume(start, max_iter) if isinstance(start, Step) else _Model(start)
@@ -159,7 +158,7 @@ class _Model:
         stopped = step.converged or step.iteration >= max_iter
         return cls(step.updated, step.iteration, step.shift, step.converged, stopped)
 
-    @np.errstate(over="ignore")  # the shift from very distant centroids may be infinite
+    @np.errstate(over="ignore")  # the shift of very distant centroids may be infinite
     def advance(
         self, measured: Statistics, update: Statistics, tolerance: float, max_iter: int
     ) -> Step:
@@ -169,7 +168,7 @@ class _Model:
             self.centroids = update.means()
             self.iteration += 1
             self.shift = float(np.square(self.centroids - centroids).sum())
-            # Settled clusters have the same means again, to the bit: a shift of exactly 0.
+            # Settled clusters have the same means to the bit, so the shift is exactly 0.
             self.converged = self.shift <= tolerance
             self.stopped = self.converged or self.iteration >= max_iter
             last = self.stopped and np.array_equal(self.centroids, centroids)
@@ -219,20 +218,17 @@ def _fill_empty_clusters(
 
 
 def relocate(statistics: Statistics, farthest: Farthest) -> Statistics:
-    """Move the farthest tiles from their clusters to the empty ones, in order of both.
+    """Return statistics after a move of the farthest tiles to empty clusters, in order of both.
 
-    Returns
-    -------
-    Statistics
-        With new sums and counts. Squares stay: no update needs them. Clusters stay empty if there
-        are fewer tiles than empty clusters.
+    Squares stay the same, because no update needs squares. Clusters stay empty if there are fewer
+    tiles than empty clusters.
     """
     table = statistics.table.copy()
     moved = Statistics(table)
     empty = np.flatnonzero(statistics.counts == 0)
-    # Fractional weights round: subtracting them again may leave a rest that stands for nothing.
+    # The sum of fractional weights, less all of these weights, may be a rounding error above 0.
     rest = statistics.counts * (0 if statistics.exact else _ROUNDING)
-    # strict=False: fewer tiles than empty clusters may lie off their centroid.
+    # Fewer tiles than empty clusters may lie off their centroid, hence strict=False.
     tiles = zip(empty, farthest.tiles, farthest.labels, farthest.weights, strict=False)
     for cluster, tile, label, weight in tiles:
         moved.sums[label] -= weight * tile.astype(table.dtype)

@@ -1,8 +1,8 @@
-"""Fit of many models to the tiles of one X, in shared passes."""
+"""Fit of many models to the tiles of X, in shared passes."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,9 @@ class SweepResult:
         Passes over the tiles, including those that draw initial centroids and relocate empty
         clusters.
     bytes_read : int
-        Bytes of tiles read: all of them in each pass, or once if they stay in memory.
+        Bytes of tiles read: in each pass, or once if tiles stay in memory.
     random_state : int
-        Seed of all draws; the seed that was drawn if none was given.
+        Seed of all draws.
 
     Examples
     --------
@@ -91,53 +91,51 @@ def fit_sweep(
 ) -> SweepResult:
     """Fit k-means for every k of a sweep, all restarts at once, in shared passes.
 
-    Runs on the active `distributed.Client` if there is one, else on dask's default scheduler.
-    For integer tiles the result is the same to the last bit on either, whatever the chunks.
+    Run on the active `distributed.Client`, or else on dask's default scheduler. For integer tiles
+    the result has the same bits on any scheduler, for any chunks.
 
     Parameters
     ----------
     X : TileStore, or dask, NumPy or Zarr array of shape (n, d)
         Tiles: uint8, int8, uint16, int16, float32 or float64. Other numbers become float64, a block
-        at a time. Also dask data frames, xarray arrays, and objects that NumPy makes an array of.
+        at a time. Dask data frames, xarray arrays, and objects that NumPy converts are accepted.
     ks : iterable of int
         Numbers of clusters.
     n_init : int, default 16
-        Restarts of each k. The restart of least inertia is returned (the first of equals).
+        Restarts of each k. The result is the restart of least inertia (the first of equals).
     init : {"k-means++", "k-means||", "random"}, array of shape (k, d), mapping of k to such \
             arrays, or callable
-        Initial centroids. With arrays there is one restart and `n_init` is ignored. A callable
-        returns the array of a restart: ``init(X, k, random_state)``, with X as an array and a
-        numpy.random.RandomState. See Notes.
+        Initial centroids; see Notes. Arrays make one restart, whatever `n_init`. A callable returns
+        the array of a restart: ``init(X, k, random_state)``, with X as an array and a
+        numpy.random.RandomState.
     max_iter : int, default 300
         Maximum number of iterations of a model.
     tol : float, default 1e-4
         A model has converged when the sum of the squared shifts of its centroids is at most `tol`
         times the mean variance of the features. 0 runs until the clusters settle.
     random_state : int, numpy.random.RandomState or numpy.random.Generator, optional
-        Seed of all draws, or a generator that draws one. By default the system draws one.
+        Seed of all draws, or a generator that draws the seed. By default the system draws the seed.
     sample_weight : array of shape (n,), optional
         Weights of the tiles, at least 0; 1 each by default. Whole numbers, of any dtype, with a sum
-        below 2**53 are exact: a tile of weight w adds to sums as w tiles do. Initial centroids that
-        are drawn in memory are the same, too.
+        below 2**53 are exact: a tile of weight w adds to sums as w tiles do.
     coarse : bool, default True
-        Fit from coarse to fine. All restarts are fitted to 32,768 tiles, the best of each k to a
-        larger sample (64 MiB, if there are at least four times as many tiles), and then to all
-        tiles. Without effect if initial centroids are given, if there are at most 32,768 tiles, and
-        for k above 4,096. `n_iter_` counts iterations over all tiles.
+        Fit from coarse to fine: all restarts to 32,768 tiles, the best of each k to a sample of 64
+        MiB (if X has at least 256 MiB), and then to all tiles. Without effect if initial centroids
+        are given, for at most 32,768 tiles, and for k above 4,096. `n_iter_` counts iterations over
+        all tiles.
     cache : {"auto", "always", "never"}
-        Whether tiles stay in the workers' memory from their first read on. "auto" keeps tiles that
-        fit in half of the memory, less the memory in use and that of a pass. Tiles of a
-        memory-mapped file stay up to 64 MiB. Other tiles are read again in each pass. The result is
-        the same to the bit.
+        Whether tiles stay in the workers' memory after the first read. "auto" keeps tiles that fit
+        in half of the memory, less the memory in use and the memory of a pass. Tiles of a
+        memory-mapped file stay up to 64 MiB. The result does not depend on the cache.
     checkpoint : path-like, optional
-        Folder in which the state of the fit is saved after each pass. A fit that was killed and is
-        run again resumes there, to the same bits; with the seed that was drawn, if `random_state`
-        is not an integer. The folder is removed when the fit is done.
+        Folder in which the state of the fit is saved after each pass. A killed fit resumes from the
+        folder to the same bits, also with a seed that was drawn. The folder is removed when the fit
+        is done.
     fresh : bool, default False
-        Start over, whatever the checkpoint holds.
+        Start over, without the state in the checkpoint.
     on_pass : callable, optional
         Called after each pass as ``on_pass(done)`` with a `daskkm.Pass`, when the checkpoint of the
-        pass is written. An exception in it ends the fit.
+        pass is written. An exception in the callable ends the fit.
 
     Returns
     -------
@@ -146,34 +144,32 @@ def fit_sweep(
     Raises
     ------
     CheckpointError
-        If the checkpoint is damaged, of other tiles or parameters, locked by another fit, or cannot
-        be written.
+        If the checkpoint is damaged, of other tiles or parameters, locked, or cannot be written.
     ParameterError
         If a parameter is of the wrong type or out of range.
     FitError
         If float tiles are not finite, or too large to square. If weights are negative, not finite
-        or all zero. If there are fewer tiles than clusters. If a pass would take more memory than a
-        worker has. If X, in memory here, does not fit workers in other processes.
+        or all zero. If there are fewer tiles than clusters. If a pass, or X in memory, would take
+        more memory than a worker has.
     TypeError
         If X is not an array of numbers, or sparse.
     OverflowError
-        If there are so many 16-bit pixels (2.1e9 and more), or weights so large, that sums would
-        not be exact.
+        If sums would not be exact, from 2.1e9 16-bit pixels or large weights on.
 
     Notes
     -----
     Reads of the tiles before the first iteration (one more for an array of unknown size):
 
     * ``"k-means++"`` draws greedily with probability proportional to the exact squared distance.
-      Up to 32,768 tiles, or from coarse to fine, a sample is brought together in one read. Else
-      k-means++ draws in passes that all k and restarts share. It reads the blocks of the first
-      centroids, then makes as many passes as the largest k (none if that is 1).
-    * ``"k-means||"`` reads one block, then makes 6 passes, whatever k: 5 rounds that draw
-      candidates shared by all k and restarts, and one that weights them. There are 10 k candidates
-      for the largest k, up to 4,000, but at least 2.5 k. Each candidate is measured against all
-      tiles once if there is room for 12 bytes a tile beside the tiles, else three times. Each
-      restart then clusters the candidates. From coarse to fine a read for the sample follows.
-      k-means|| suits one restart of a large k, and fits that do not go from coarse to fine.
+      Up to 32,768 tiles, or from coarse to fine, one read gathers a sample. Otherwise k-means++
+      reads the blocks of the first centroids, then makes as many passes as the largest k (none for
+      k = 1). All k and restarts share these passes.
+    * ``"k-means||"`` reads one block, then makes 6 passes for any k. All k and restarts share the
+      candidates: 5 rounds draw candidates, and one pass weights the candidates. There are 10 k
+      candidates for the largest k, up to 4,000, but at least 2.5 k. Each candidate is measured
+      against all tiles once if memory has room for 12 bytes a tile beside the tiles, else three
+      times. Each restart then clusters the candidates. From coarse to fine a read for the sample
+      follows. k-means|| suits one restart of a large k, without coarse to fine.
     * ``"random"`` draws from a uniform sample of 32,768 tiles, in one read of its blocks.
 
     Examples
@@ -187,17 +183,14 @@ def fit_sweep(
     if as_flag("fresh", fresh) and checkpoint is None:
         msg = "fresh is True without a checkpoint. Give the folder of the checkpoint"
         raise ParameterError(msg)
-    if random_state is not None and not isinstance(random_state, Integral):
-        # A generator draws a seed whether or not the checkpoint has one: later draws do not differ.
-        random_state, is_drawn = as_seed(random_state), True
-    else:
-        is_drawn = random_state is None
-    with ExitStack() as stack:
-        opened = None
-        if checkpoint is not None:
-            opened = stack.enter_context(open_checkpoint(checkpoint, fresh=fresh))
-            if is_drawn and opened.identity:
-                random_state = opened.identity["random_state"]
+    is_drawn = not isinstance(random_state, Integral)
+    if is_drawn and random_state is not None:
+        # Draw a seed even if the checkpoint has a seed: later draws of the generator then agree.
+        random_state = as_seed(random_state)
+    opening = nullcontext() if checkpoint is None else open_checkpoint(checkpoint, fresh=fresh)
+    with opening as opened:
+        if is_drawn and opened is not None and opened.identity:
+            random_state = opened.identity["random_state"]
         options = FitOptions.validate(
             ks,
             n_init=n_init,
@@ -222,7 +215,7 @@ def run_fit(
     checkpoint: Checkpoint | None = None,
     on_pass: Callable[[Pass], Any] | None = None,
 ) -> SweepResult:
-    """Fit models with validated options, from the state of a checkpoint if it has one."""
+    """Fit models with validated options, from the state of a checkpoint if present."""
     tiles = Tiles.of(X)
     runner = PassRunner(tiles, sample_weight, cache=options.cache)
     options.check_fits(*runner.shape)
