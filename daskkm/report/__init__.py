@@ -1,1 +1,1 @@
-"""Files and pictures of a sweep for people."""
+"""Result files and pictures of a sweep."""

@@ -1,4 +1,4 @@
-"""The contact sheet: the centroids of every k in one picture."""
+"""Contact sheet: the centroids of every k in one picture."""
 
 from __future__ import annotations
 
@@ -22,17 +22,9 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 def draw_contact_sheet(
     centroids: Mapping[int, NDArray[np.uint8]], counts: Mapping[int, Sequence[int]]
 ) -> Image.Image:
-    """Draw the centroids of every k, enlarged, with the number of tiles in each cluster.
+    """Draw the centroids of each k, (k, height, width[, 3]), above their numbers of tiles.
 
-    Parameters
-    ----------
-    centroids : mapping of k to ndarray of shape (k, height, width) or (k, height, width, 3)
-    counts : mapping of k to sequence of int
-
-    Returns
-    -------
-    PIL.Image.Image
-        RGB; rows of one k below those of another, biggest cluster first.
+    Clusters of one k are ordered from largest to smallest.
     """
     height, width = next(iter(centroids.values())).shape[1:3]
     scale = max(1, _MIN_HEIGHT // height)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_writable(out: Path) -> None:
-    """Create the folder for results; raise ResultsError if it cannot be written to."""
+    """Create the folder for results; raise ResultsError if the folder is not writable."""
     with _translate_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
@@ -31,8 +31,8 @@ def check_writable(out: Path) -> None:
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Hold the lock of the folder for results; raise ResultsError if another sweep holds it."""
-    msg = f"{out}: another sweep writes its results there. Wait for it, or choose another folder"
+    """Lock the folder for results; raise ResultsError if another sweep holds the lock."""
+    msg = f"{out}: locked by another sweep. Wait for it, or choose another folder"
     busy = ResultsError(msg, options=("out",))
     with ExitStack() as stack:
         with _translate_errors(out):
@@ -41,7 +41,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file if it exists."""
+    """Remove a file if present."""
     with _translate_errors(path):
         path.unlink(missing_ok=True)
 
@@ -52,7 +52,7 @@ def to_pixels(centroids: NDArray[np.float64], tile: tuple[int, ...]) -> NDArray[
 
 
 def save_centroids(out: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write ``out/K/centroidI.png`` of K centroids, I from 1, from the result of `to_pixels`."""
+    """Write ``out/K/centroidI.png`` for the pixels of K centroids, I from 1."""
     folder = out / str(len(pixels))
     with _translate_errors(folder):
         folder.mkdir(exist_ok=True)
@@ -73,6 +73,6 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _translate_errors(path: Path) -> AbstractContextManager[None]:
-    return translate_errors(
-        ResultsError, path, "results cannot be written", "Choose another folder"
-    )
+    """Translate system errors in a context to ResultsError."""
+    problem = "results cannot be written"
+    return translate_errors(ResultsError, path, problem, "Choose another folder")

@@ -160,7 +160,7 @@ def test_second_sweep_into_results_in_use_is_refused(
         second = forked.run(*SWEEP, "--checkpoint", "other", cwd=place)
     assert second.status == 1
     assert re.fullmatch(
-        r"error: centroids: another sweep writes its results there\. Wait for it, or "
+        r"error: centroids: locked by another sweep\. Wait for it, or "
         r"choose another folder \(--out\)",
         second.lines[-1],
     )
@@ -173,7 +173,7 @@ def test_second_sweep_is_refused_before_it_ingests(forked: Forks, tmp_path: Path
     with results.lock_folder(tmp_path / "centroids"):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
-        assert "centroids: another sweep writes its results there" in done.lines[-1]
+        assert "centroids: locked by another sweep" in done.lines[-1]
     with open_checkpoint(tmp_path / "new" / "t.zarr.checkpoint"):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1

@@ -72,7 +72,7 @@ def test_save_functions_without_folder_raise_results_error(tmp_path: Path) -> No
 def test_lock_folder_of_second_sweep_raises_results_error(tmp_path: Path) -> None:
     with (
         results.lock_folder(tmp_path),
-        pytest.raises(ResultsError, match="another sweep writes"),
+        pytest.raises(ResultsError, match="locked by another sweep"),
         results.lock_folder(tmp_path),
     ):
         pass
