@@ -9,42 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # Sorted imports would take a statement for each error.
+    # isort: off
     from daskkm.errors import (
         CheckpointError as CheckpointError,
-    )
-    from daskkm.errors import (
         CorruptChunkError as CorruptChunkError,
-    )
-    from daskkm.errors import (
         DaskkmError as DaskkmError,
-    )
-    from daskkm.errors import (
         DtypeError as DtypeError,
-    )
-    from daskkm.errors import (
         FitError as FitError,
-    )
-    from daskkm.errors import (
         ImageError as ImageError,
-    )
-    from daskkm.errors import (
         ModelError as ModelError,
-    )
-    from daskkm.errors import (
         ParameterError as ParameterError,
-    )
-    from daskkm.errors import (
         ResultsError as ResultsError,
-    )
-    from daskkm.errors import (
         SchedulerError as SchedulerError,
-    )
-    from daskkm.errors import (
         StoreError as StoreError,
-    )
-    from daskkm.errors import (
         SumOverflowError as SumOverflowError,
     )
+
+    # isort: on
     from daskkm.images.ingest import create_store as create_store
     from daskkm.kmeans.assessment import assess as assess
     from daskkm.kmeans.estimator import KMeans as KMeans
