@@ -1,4 +1,4 @@
-"""A fit resumes from its checkpoint to the same bits, or an error says why it cannot."""
+"""Resumption of a fit from a checkpoint to the same bits, and errors of checkpoints."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_fit_sweep_resumed_keeps_the_seed_and_removes_the_folder(
     again = state()
     result = daskkm.fit_sweep(X, KS, **(SETTINGS | {"random_state": again}), checkpoint=folder)
     assert result.random_state == seed
-    if isinstance(again, np.random.RandomState):  # it has moved on as if no fit was cut short
+    if isinstance(again, np.random.RandomState):  # advanced as in an uninterrupted fit
         state_of_one = np.random.RandomState(5)
         assert seed == state_of_one.randint(2**31 - 1)
         assert again.randint(100) == state_of_one.randint(100)
@@ -313,7 +313,7 @@ def test_open_checkpoint_with_a_pickle_does_not_load_it(tmp_path: Path) -> None:
 def test_fit_sweep_whose_folder_cannot_be_removed_returns_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str | None
 ) -> None:
-    # Such as a folder that a container mounts, or one with a file of the system.
+    # For example a mount point, or a folder with a file of the system.
     X, folder = make_tiles(), tmp_path / "c"
     if other is None:
 

@@ -64,7 +64,7 @@ def in_zarr(tiles: NDArray[Any]) -> zarr.Array[Any]:
 
 
 def selected(tiles: NDArray[Any]) -> da.Array:
-    """Return tiles of unknown number, which takes a read to know."""
+    """Return tiles of unknown number."""
     blocks = in_blocks(tiles)
     return blocks[blocks[:, 0] >= 0]
 
@@ -74,7 +74,7 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
     raise AssertionError(msg)
 
 
-# Beside the rest of scikit-learn.
+# Use with the rest of scikit-learn.
 
 
 def test_kmeans_in_a_pipeline_predicts_and_transforms() -> None:
@@ -82,7 +82,7 @@ def test_kmeans_in_a_pipeline_predicts_and_transforms() -> None:
     model = make_pipeline(StandardScaler(), KMeans(4, n_init=4, random_state=0)).fit(tiles)
     own = np.arange(len(tiles)) % 4
     assert sklearn.metrics.adjusted_rand_score(own, model.predict(tiles)) == 1
-    # As a transformer: the distances to the centroids say which cluster a tile is of.
+    # As a transformer: distances to the centroids determine the cluster of a tile.
     k_means = KMeans(4, n_init=4, random_state=0)
     classifier = make_pipeline(k_means, StandardScaler(), LogisticRegression())
     assert classifier.fit(tiles, own).score(tiles, own) == 1
@@ -270,7 +270,7 @@ def test_fit_with_a_random_state_draws_its_seed_from_it() -> None:
     assert inertia(1) == inertia(np.int64(1)) != inertia(2)
     state = np.random.RandomState(0)
     drawn = [inertia(state), inertia(state)]
-    assert drawn[0] != drawn[1]  # the state has moved on
+    assert drawn[0] != drawn[1]  # the state has advanced
     assert inertia(np.random.RandomState(0)) == drawn[0]
     generator = np.random.default_rng(0)
     drawn = [inertia(generator), inertia(generator)]
@@ -305,7 +305,7 @@ def test_fit_with_an_init_function_calls_it_for_each_restart(
         np.testing.assert_array_equal(start, again)
 
 
-# How often it starts.
+# Number of restarts.
 
 
 @pytest.mark.parametrize(("init", "restarts"), [("random", 10), ("k-means++", 1), ("k-means||", 1)])
@@ -335,7 +335,7 @@ def test_fit_from_an_array_is_one_restart() -> None:
         assert_same_bits(model, expected)
 
 
-# What does not fit.
+# Errors and warnings.
 
 
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])
@@ -670,7 +670,7 @@ def test_save_after_set_params_saves_the_new_parameters(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.predict(make_tiles()), model.labels_)
 
 
-# Centroids that are assigned.
+# Assigned centroids.
 
 
 def results_of_methods(model: KMeans, X: Any, folder: Path) -> list[Any]:
@@ -787,12 +787,12 @@ def test_methods_of_an_unfitted_model_raise_one_error(
     ask: Callable[[KMeans, Any], Any], digits: daskkm.TileStore
 ) -> None:
     model = KMeans()
-    model.labels_ = np.zeros(3)  # an attribute of that name does not make it fitted
+    model.labels_ = np.zeros(3)  # this attribute does not make the model fitted
     with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         ask(model, digits)
 
 
-# Parameters that are scikit-learn's.
+# Parameters of scikit-learn's KMeans.
 
 
 @pytest.mark.parametrize("algorithm", ["lloyd", "elkan", "auto"])
@@ -819,7 +819,7 @@ def test_verbose_prints_a_line_for_each_pass(
     assert [line.startswith("Iteration 0, inertia ") for line in passes].count(True) == 1
     assert f"inertia {model.inertia_}" in passes[-1]
     assert lines.count("Initialization complete") == 1
-    assert len(set(lines)) == len(lines)  # each is of a pass of its own
+    assert len(set(lines)) == len(lines)  # no line repeats
     seeding = [line for line in lines if line.startswith("Initialization, pass ")]
     assert len(set(seeding)) == len(seeding) == (1 if init == "random" else 7)
     assert sum("strict convergence" in line for line in lines) == n_init

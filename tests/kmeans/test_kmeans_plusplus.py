@@ -1,4 +1,4 @@
-"""Greedy k-means++ and uniform draws in memory: what a draw depends on, and its distribution."""
+"""Greedy k-means++ and uniform draws: reproducibility and distribution."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_distinct_tiles_are_ordered_with_the_sums_of_their_weights() -> None:
 
 
 def draw_in_passes(k: int, start: float, try_candidates: Callable[..., list[Outcome]]) -> Any:
-    """Return k centroids drawn by k-means++ in passes, of which `try_candidates` makes one."""
+    """Return k centroids drawn by k-means++ in passes made by `try_candidates`."""
     runner: Any = SimpleNamespace(try_candidates=try_candidates)
     recorder: Any = SimpleNamespace(record=lambda seeding: None)
     trials = [Trial(np.empty((0, 1)), np.array([[start]]))]

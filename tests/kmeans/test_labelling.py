@@ -1,4 +1,4 @@
-"""Labels and distances in a store: those of the model, complete or missing."""
+"""Labels and distances in a store: consistent with the model, complete or missing."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_label_again_replaces_labels_of_the_same_k(store: TileStore) -> None:
     store.label(after)
     assert store.labels(3).name != stale.name
     np.testing.assert_array_equal(store.labels(3), after.predict(store).compute())
-    # Distances of another model than the labels' would be a trap.
+    # Distances of another model would not be consistent with the labels.
     with pytest.raises(StoreError, match="the set of distances does not exist"):
         store.distances(3)
     assert store.labels(2).shape == store.distances(2).shape[:1] == (30,)
@@ -248,7 +248,7 @@ def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> No
 def check_labels_of_one_model(
     store: TileStore, models: list[FittedModel], *, distances: bool
 ) -> None:
-    """Check that labels, and distances if there are any, are those of the model they name."""
+    """Check that labels, and distances if present, are those of the named model."""
     k = len(models[0].cluster_centers_)
     array: Any = zarr.open_array(store.path / "labels" / str(k), mode="r")
     (model,) = (m for m in models if m.inertia_ == array.attrs["daskkm"]["inertia"])
@@ -256,7 +256,7 @@ def check_labels_of_one_model(
     try:
         found = store.distances(k).compute()
     except StoreError as error:
-        # Either of them may come last: then there are none, or they say that they are others'.
+        # Either run may end last.
         assert re.search("distances does not exist|are of another model", str(error))  # noqa: PT017
     else:
         assert distances

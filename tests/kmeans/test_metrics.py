@@ -1,4 +1,4 @@
-"""Metrics for the choice of k: those of scikit-learn, of the same bits in any chunks."""
+"""Metrics for the choice of k: equal to scikit-learn's, of the same bits in any chunks."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_add_up_by_products_gives_distances_to_rounded_centroids(
     found = metric_sums.sum_distances(tiles, clusters, scales, codes, 3, products)
     exact = metric_sums.sum_distances(tiles, clusters, scales, codes, 3)
     np.testing.assert_array_equal(found[:, 3:], exact[:, 3:])
-    # The centroids and means that the products are of, a quarter of a unit off at most.
+    # Rounded centroids and means, a quarter of a unit off at most.
     weights = products.prepared.weights.view(np.int16)[:, :d]
     for rounded, of, units in (
         (weights, clusters.stack, products.prepared.unit),

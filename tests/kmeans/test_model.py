@@ -1,4 +1,4 @@
-"""Fitted models: what they say of tiles, and saved, the same to the last bit."""
+"""Fitted models: transform, and save and load to the last bit."""
 
 from __future__ import annotations
 

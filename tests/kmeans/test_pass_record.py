@@ -44,14 +44,14 @@ def tiles() -> NDArray[np.uint8]:
 
 @pytest.fixture(params=INITS)
 def options(request: pytest.FixtureRequest, override_sizes: Callable[..., None]) -> dict[str, Any]:
-    """Return options of a fit, with sizes changed so that its seeding is another in each."""
+    """Return options of a fit, with sizes that select each kind of seeding."""
     options = INITS[request.param].copy()
     override_sizes(sample_tiles=options.pop("sample_tiles", 1 << 15))
     return {"n_init": 2, "max_iter": 5, "tol": 0.0, "random_state": 3, **options}
 
 
 def bits(result: daskkm.SweepResult) -> list[Any]:
-    """Return what identifies a result."""
+    """Return the identity of a result."""
     models = result.models.items()
     found: list[Any] = [(k, m.inertia_, m.n_iter_, m.cluster_centers_.tobytes()) for k, m in models]
     return [*found, result.passes, result.bytes_read]

@@ -132,7 +132,7 @@ def fitted_peer(case: Case, problem: Problem) -> sklearn.cluster.KMeans:
 
 
 def in_the_order_of(peer: sklearn.cluster.KMeans, model: KMeans, empty: Any) -> NDArray[np.intp]:
-    """Return which of our centroids is the peer's first, second and so on.
+    """Return the order of our centroids that corresponds to the peer's.
 
     Several empty clusters take the farthest tiles in the order of their distances, but
     scikit-learn's in that of a partition: which of them takes which may differ, no more.

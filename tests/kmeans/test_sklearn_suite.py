@@ -58,7 +58,7 @@ def is_ours(value: Any) -> bool:
 
 
 def with_ours(mark: pytest.Mark) -> pytest.Mark:
-    """Return a mark with those arguments only that are ours."""
+    """Return a mark with the arguments that `is_ours` selects."""
     if mark.name != "parametrize":
         return mark
     names, values = mark.args

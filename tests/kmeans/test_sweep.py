@@ -1,4 +1,4 @@
-"""A sweep of many k: shared passes, counted, and one result whatever the chunks."""
+"""Sweeps of many k: shared and counted passes, and one result for any chunks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class CountingRows:
-    """Rows, and how often each is read."""
+    """Rows with the number of reads of each row."""
 
     def __init__(self, rows: NDArray[Any]) -> None:
         self.rows = rows
