@@ -46,13 +46,13 @@ class Unread:
         parts = []
         if n := self.files.total():
             suffixes = [f"{suffix or 'no suffix'} {m}" for suffix, m in self.files.most_common()]
-            parts.append(f"{count(n, 'file')} ({_shorten(suffixes, ', ')})")
+            parts.append(f"{count(n, 'file')} ({_join_first(suffixes, ', ')})")
         if self.folders:
             names = list(self.folders)
             names[:_MAX_NAMES] = [
                 f"{name}, {_count_files(self.folder / name)}" for name in names[:_MAX_NAMES]
             ]
-            parts.append(f"{count(len(names), 'folder')} ({_shorten(names, '; ')})")
+            parts.append(f"{count(len(names), 'folder')} ({_join_first(names, '; ')})")
         return ", ".join(parts)
 
 
@@ -69,8 +69,8 @@ def find_images(
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
     files: list[Path] = []
     unread: list[Unread] = []
-    expanded = (_expand(locations.local(path, ImageError)) for path in paths)
-    for path in _unique(itertools.chain.from_iterable(expanded)):
+    expanded = (_expand_pattern(locations.as_local_path(path, ImageError)) for path in paths)
+    for path in _drop_repeats(itertools.chain.from_iterable(expanded)):
         if path.is_dir():
             in_folder, others = _list_folder(path, store)
             files += in_folder
@@ -80,7 +80,7 @@ def find_images(
     if not files:
         msg = "images: the list is empty. Name at least one image or folder"
         raise ImageError(msg)
-    files = _unique(files)
+    files = _drop_repeats(files)
     _check_names(files)
     return files, unread
 
@@ -88,7 +88,7 @@ def find_images(
 def describe_unread(unread: list[Unread]) -> str:
     """Return one line that counts the entries of folders that are not read."""
     lines = [f"{others.folder}: not read: {others}" for others in unread]
-    return printable(_shorten(lines, "; ", "more folders"))
+    return printable(_join_first(lines, "; ", "more folders"))
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
@@ -97,7 +97,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def _unique(paths: Iterable[Path]) -> list[Path]:
+def _drop_repeats(paths: Iterable[Path]) -> list[Path]:
     """Return each path once, as it was first given."""
     first: dict[Path, Path] = {}
     for path in paths:
@@ -105,7 +105,7 @@ def _unique(paths: Iterable[Path]) -> list[Path]:
     return list(first.values())
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand_pattern(path: Path) -> list[Path]:
     """Return the path if it exists, else the files that match the pattern, else the folders."""
     if _exists(path):
         return [path]
@@ -128,11 +128,11 @@ def _exists(path: Path) -> bool:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG and glob.has_magic(str(path)):
             return False
-        raise _unreadable(path, error) from error
+        raise _make_read_error(path, error) from error
     return True
 
 
-def _unreadable(path: Path, error: OSError) -> ImageError:
+def _make_read_error(path: Path, error: OSError) -> ImageError:
     """Return an error for a file or folder that the system does not let daskkm read."""
     return ImageError(f"{path}: cannot be read ({reason(error)}). Check path and permissions")
 
@@ -145,7 +145,7 @@ def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
         images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
         others = {entry: entry.is_dir() for entry in entries if entry not in set(images)}
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _make_read_error(folder, error) from error
     if store is not None and folder.absolute() == store.absolute().parent:
         own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # with its lock and checkpoint
         others = {path: is_dir for path, is_dir in others.items() if not own.fullmatch(path.name)}
@@ -198,7 +198,7 @@ def _check_names(paths: list[Path]) -> None:
         first[path.name] = path
 
 
-def _shorten(texts: list[str], separator: str, noun: str = "more") -> str:
+def _join_first(texts: list[str], separator: str, noun: str = "more") -> str:
     """Join the first texts and the number of others."""
     rest = len(texts) - _MAX_NAMES
     shown = texts[:_MAX_NAMES] + ([f"{rest} {noun}"] if rest > 0 else [])

@@ -83,12 +83,12 @@ def find_loss(image: Image.Image, file: IO[bytes]) -> str | None:
             return f"{bands} bands, of which Pillow shows {shown}; {CONVERT}"
         if holds := _describe_tiff(image.tag_v2, shown):
             return f"{holds}; {CONVERT}"
-    bits, number = _depth(image, file)
+    bits, number = _read_depth(image, file)
     plain = image.mode in ("1", "L", "LA", "RGB", "RGBA") or (image.mode == "P" and image.palette)
     if bits > 8 or number or not plain:
         colour = _MODES.get(image.mode, image.mode)
         if image.format == "PNG":
-            colour = _PNG_COLOURS.get(_png_header(file)[1], colour)
+            colour = _PNG_COLOURS.get(_read_png_header(file)[1], colour)
         return f"{bits}-bit{number} {colour}; {CONVERT}"
     return None
 
@@ -163,16 +163,16 @@ def _has_second_netpbm(image: ImageFile.ImageFile, file: IO[bytes]) -> bool:
     if decoder == "ppm_plain":  # pixels are digits
         file.seek(offset)
         return re.search(rb"^P[1-7]\s", file.read(), re.MULTILINE) is not None
-    bits = 16 if _depth(image, file)[0] > 8 else 1 if image.mode == "1" else 8
+    bits = 16 if _read_depth(image, file)[0] > 8 else 1 if image.mode == "1" else 8
     row = -(-image.width * len(image.getbands()) * bits // 8)
     file.seek(offset + image.height * row)
     return re.match(rb"\s*P[1-7f]\s", file.read(1024)) is not None
 
 
-def _depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
+def _read_depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
     """Return the bits of a band in the file, at least 8, and the kind of its numbers."""
     if image.format == "PNG":
-        return max(8, _png_header(file)[0]), ""
+        return max(8, _read_png_header(file)[0]), ""
     if image.mode == "F":
         return 32, " float"
     if isinstance(image, ImageFile.ImageFile) and image.format == "PPM" and image.tile:
@@ -182,7 +182,7 @@ def _depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
     return 16 if image.mode.startswith("I") else 8, ""
 
 
-def _png_header(file: IO[bytes]) -> tuple[int, int]:
+def _read_png_header(file: IO[bytes]) -> tuple[int, int]:
     """Return bits and colour type from a PNG's header."""
     file.seek(24)
     bits, colour = file.read(2)
@@ -249,9 +249,9 @@ def _read_subfile_types(file: IO[bytes]) -> list[int]:
             continue
         types[place] = 0
         file.seek(place)
-        (n,) = _unpack(file, order + count)
-        entries = [_unpack(file, f"{order}HH{number}{size}s") for _ in range(n)]
-        (following,) = _unpack(file, order + number)
+        (n,) = _read_numbers(file, order + count)
+        entries = [_read_numbers(file, f"{order}HH{number}{size}s") for _ in range(n)]
+        (following,) = _read_numbers(file, order + number)
         for tag, kind, length, data in entries:
             if tag in (_SUBFILE_TYPE, _SUB_IFDS):
                 values = list(_read_values(file, order, kind, length, data, number))
@@ -277,6 +277,6 @@ def _read_values(
         yield value
 
 
-def _unpack(file: IO[bytes], layout: str) -> tuple[Any, ...]:
+def _read_numbers(file: IO[bytes], layout: str) -> tuple[Any, ...]:
     """Read numbers from the current position of a file."""
     return struct.unpack(layout, file.read(struct.calcsize(layout)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from daskkm.storage.records import grid
+from daskkm.storage.records import grid_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +15,7 @@ def cut(image: NDArray[Any], tile: tuple[int, int]) -> NDArray[Any]:
 
     (H, W[, bands]) becomes (rows * columns, height, width[, bands]).
     """
-    (rows, columns), (height, width) = grid(image.shape, tile), tile
+    (rows, columns), (height, width) = grid_shape(image.shape, tile), tile
     bands = image.shape[2:]
     whole = image[: rows * height, : columns * width]
     return (

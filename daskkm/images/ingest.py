@@ -19,9 +19,15 @@ from daskkm.images.grid import cut
 from daskkm.parameters import as_choice, as_flag
 from daskkm.storage import commit, locations
 from daskkm.storage.labels import list_labels
-from daskkm.storage.records import Skipped, describe_differences, find_differences, grid, state
+from daskkm.storage.records import (
+    Skipped,
+    describe_differences,
+    find_differences,
+    grid_shape,
+    read_state,
+)
 from daskkm.storage.tile_store import STORE, TileStore, is_present, open_store, remove_leftovers
-from daskkm.storage.writer import OVERWRITE, describe_tiles, open_writer, partial_tile_size
+from daskkm.storage.writer import OVERWRITE, describe_tiles, open_writer, read_partial_tile_size
 
 if TYPE_CHECKING:
     import os
@@ -103,16 +109,16 @@ def create_store(
     >>> store.provenance()["row"].tolist()
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
-    size = None if tile is None else _tile_size(tile)
+    size = None if tile is None else _parse_tile_size(tile)
     on_bad = as_choice("on_bad", on_bad, ("fail", "skip"))
     overwrite = as_flag("overwrite", overwrite)
-    store = locations.local(store, StoreError)
+    store = locations.as_local_path(store, StoreError)
     files, unread = find_images(images, store)
     if unread:
         warnings.warn(describe_unread(unread), stacklevel=2)
-    partial_size = _partial_size(store)  # first: the partial store may be completed meanwhile
-    present = _open_present(store, overwrite=overwrite)
-    ingest = _Ingest(files, size or _default_size(store, present, partial_size), on_bad)
+    partial_size = _read_partial_size(store)  # first: the partial store may be completed meanwhile
+    present = _open_existing_store(store, overwrite=overwrite)
+    ingest = _Ingest(files, size or _choose_tile_size(store, present, partial_size), on_bad)
     if present is None or not ingest.is_complete(present, overwrite=overwrite):
         present = ingest.write(store, on_image, overwrite=overwrite)
     ingest.check_skipped(present.skipped)
@@ -135,7 +141,7 @@ class _Ingest:
             present.check()
         except StoreError as error:
             if not overwrite:
-                raise _resolved_by_overwrite(error, present.path) from error
+                raise _add_overwrite_hint(error, present.path) from error
             return False
         differences = find_differences(present.images, present.skipped, self.files)
         sizes = describe_tiles(present.tile[:2], self.tile)
@@ -143,7 +149,7 @@ class _Ingest:
         if texts and not overwrite:
             msg = (
                 f"{present.path}: the store differs from what is asked for: {', '.join(texts)}. "
-                f"Choose another store, or overwrite this one{_losses(present.path)}"
+                f"Choose another store, or overwrite this one{_describe_losses(present.path)}"
             )
             raise StoreError(msg, options=OVERWRITE)
         if not texts:
@@ -156,7 +162,7 @@ class _Ingest:
         """Write the store, from the start or from where an ingest was interrupted."""
         self._read_headers()
         bands = next(iter(self.shapes.values()))[2:]
-        n_tiles = sum(math.prod(grid(shape, self.tile)) for shape in self.shapes.values())
+        n_tiles = sum(math.prod(grid_shape(shape, self.tile)) for shape in self.shapes.values())
         with open_writer(
             store, n_tiles, self.tile, bands, self.files, overwrite=overwrite
         ) as writer:
@@ -185,9 +191,9 @@ class _Ingest:
         """Read the shapes of all images, and find the files that are not images or do not match."""
         before: dict[Path, tuple[int, ...]] = {}
         for path in self.files:
-            before[path] = state(path)
+            before[path] = read_state(path)
             try:
-                self.shapes[path] = pillow.image_shape(path)
+                self.shapes[path] = pillow.read_shape(path)
             except ImageError as error:
                 self._skip(path, error, before[path])
         kinds = Counter(shape[2:] for shape in self.shapes.values())
@@ -207,7 +213,7 @@ class _Ingest:
 
     def _append(self, writer: StoreWriter, path: Path) -> None:
         """Append the tiles of an image to the store, or skip the file."""
-        before = state(path)
+        before = read_state(path)
         if path not in self.skipped:
             try:
                 image, pixels = pillow.read_image(path, self.tile)
@@ -222,7 +228,7 @@ class _Ingest:
         writer.append(image, cut(pixels, self.tile))
 
 
-def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
+def _parse_tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a tile, at least one pixel each."""
     try:
         height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
@@ -238,7 +244,7 @@ def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
     return size
 
 
-def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
+def _open_existing_store(path: Path, *, overwrite: bool) -> TileStore | None:
     """Return the store at a path, or None if there is none or it is damaged and overwritten."""
     commit.check_free(path, STORE)
     if not is_present(path):
@@ -247,18 +253,18 @@ def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
         return open_store(path)
     except StoreError as error:
         if not overwrite:
-            raise _resolved_by_overwrite(error, path) from error
+            raise _add_overwrite_hint(error, path) from error
         return None
 
 
-def _partial_size(path: Path) -> tuple[int, int] | None:
+def _read_partial_size(path: Path) -> tuple[int, int] | None:
     """Return the size of tiles of an interrupted ingest, if there is one and its size is known."""
     with suppress(StoreError):
-        return partial_tile_size(path)
+        return read_partial_tile_size(path)
     return None
 
 
-def _default_size(
+def _choose_tile_size(
     path: Path, present: TileStore | None, partial: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Return the size of tiles of the store at a path, complete or interrupted; else 16 x 16."""
@@ -279,12 +285,12 @@ def _default_size(
     return height, width
 
 
-def _resolved_by_overwrite(error: StoreError, path: Path) -> StoreError:
+def _add_overwrite_hint(error: StoreError, path: Path) -> StoreError:
     """Return the error of a damaged store with the hint to overwrite it."""
-    return type(error)(f"{error}, or overwrite it{_losses(path)}", options=OVERWRITE)
+    return type(error)(f"{error}, or overwrite it{_describe_losses(path)}", options=OVERWRITE)
 
 
-def _losses(path: Path) -> str:
+def _describe_losses(path: Path) -> str:
     """Return the end of a message about labels and distances that are deleted with a store."""
     names = list_labels(path)
     return f", which deletes its {', '.join(names)}" if names else ""
@@ -298,7 +304,7 @@ def _find_mismatch(
     if shape[2:] != usual:
         problem = f"it is {kinds[shape[2:]]} while the other images are {kinds[usual]}"
         return ImageError(f"{path}: {problem}. Convert or remove the image")
-    if not math.prod(grid(shape, tile)):
+    if not math.prod(grid_shape(shape, tile)):
         sizes = f"{shape[0]} x {shape[1]} pixels hold no whole tile of {tile[0]} x {tile[1]}"
         return ImageError(f"{path}: its {sizes}. Choose smaller tiles, or remove the image")
     return None

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from daskkm.errors import ImageError, printable, reason
 from daskkm.images import formats
-from daskkm.storage.records import ImageRecord, check_regular, settled_times
+from daskkm.storage.records import ImageRecord, check_regular, select_settled_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,39 +39,39 @@ _PILLOW = threading.Lock()
 _PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
 
 
-def image_shape(path: Path) -> tuple[int, ...]:
+def read_shape(path: Path) -> tuple[int, ...]:
     """Return (height, width) or (height, width, 3) from an image's header, without its pixels."""
-    with _named_errors(path), _strict_pillow():
+    with _translate_errors_of(path), _configure_pillow():
         check_regular(path)
-        with path.open("rb") as file, _open(file) as image:
-            return _read_shape(image, file)
+        with path.open("rb") as file, _open_image(file) as image:
+            return _compute_shape(image, file)
 
 
 def read_image(path: Path, tile: tuple[int, int]) -> tuple[ImageRecord, NDArray[np.uint8]]:
-    """Read an image: its record, for tiles of a size, and its pixels, of shape `image_shape`."""
-    with _named_errors(path), _strict_pillow():
+    """Read an image: its record, for tiles of a size, and its pixels, of shape `read_shape`."""
+    with _translate_errors_of(path), _configure_pillow():
         check_regular(path)
         # Read once: the digest is that of the very bytes that are decoded.
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            times = settled_times(status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
+            times = select_settled_times(status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
             data = file.read()
-        shape, pixels = _decode(data)
+        shape, pixels = _decode_image(data)
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
     digest = hashlib.sha256(data).hexdigest()
     return ImageRecord(path.name, len(data), digest, shape, cropped, **times), pixels
 
 
-def _decode(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
+def _decode_image(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
     """Return shape and pixels of an image file's content."""
-    with _open(io.BytesIO(data)) as image:
-        shape = _read_shape(image, io.BytesIO(data))
+    with _open_image(io.BytesIO(data)) as image:
+        shape = _compute_shape(image, io.BytesIO(data))
         if formats.has_unused_bits(image, data):
             msg = f"4 bands, of which Pillow shows 3; {formats.CONVERT}"
             raise ImageError(msg)
         if image.format == "PNG":
             image.verify()  # decoding skips the checksums behind the pixels
-    with _open(io.BytesIO(data)) as image:
+    with _open_image(io.BytesIO(data)) as image:
         pixels = _read_pixels(image)
     if pixels.shape != shape:  # as of a PNG with its orientation behind its pixels
         msg = "shape of the pixels differs from the header's. Save the image again"
@@ -79,7 +79,7 @@ def _decode(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
     return shape, pixels
 
 
-def _open(file: IO[bytes]) -> Image.Image:
+def _open_image(file: IO[bytes]) -> Image.Image:
     """Open an image of a known format; the ImageError for any other describes the file."""
     try:
         return Image.open(file, formats=formats.FORMATS)
@@ -88,7 +88,7 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 
 @contextmanager
-def _strict_pillow() -> Iterator[None]:
+def _configure_pillow() -> Iterator[None]:
     """Raise for all that Pillow can detect, whatever other code in this process configured.
 
     The settings are those of the process, so one thread at a time reads images.
@@ -106,7 +106,7 @@ def _strict_pillow() -> Iterator[None]:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def _translate_errors_of(path: Path) -> Iterator[None]:
     """Turn any error into an ImageError that names the file."""
     try:
         yield
@@ -121,7 +121,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise ImageError(msg) from error
 
 
-def _read_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
+def _compute_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
     """Return the shape that `_read_pixels` will give, from the header."""
     if loss := formats.find_loss(image, file):
         raise ImageError(loss)
@@ -130,10 +130,10 @@ def _read_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
     exif = Image.Image.getexif(image) if image.format != "TIFF" else {}
     if exif.get(ExifTags.Base.Orientation) in _TRANSPOSED:
         size = size[::-1]
-    return (*size, *_BANDS[_mode(image)])
+    return (*size, *_BANDS[_choose_mode(image)])
 
 
-def _mode(image: Image.Image) -> str:
+def _choose_mode(image: Image.Image) -> str:
     """Return the mode to which an image can be converted without a change of its pixels."""
     if image.mode == "P" and image.palette is not None:
         # A palette in the file's order of bands, without decoding pixels.
@@ -147,7 +147,7 @@ def _mode(image: Image.Image) -> str:
 
 def _read_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Decode, rotate and convert an image."""
-    mode = _mode(image)
+    mode = _choose_mode(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")

@@ -172,7 +172,7 @@ class FittedModel:
         # Not at the top: fits and predictions do not need zarr, and importing it takes time.
         from daskkm.storage import models
 
-        path = locations.local(path, ModelError)
+        path = locations.as_local_path(path, ModelError)
         if problem := _problem(self):
             msg = f"{path}: the model is not saved, because {problem}. Fit it again"
             raise ModelError(msg)
@@ -210,7 +210,7 @@ class FittedModel:
             "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
         }
         with (
-            store.writing_labels(attributes, distances=distances) as targets,
+            store.open_label_targets(attributes, distances=distances) as targets,
             on_start(targets[0]),
         ):
             blocks = Tiles.of(store).in_blocks(scheduler.threads())

@@ -79,7 +79,7 @@ def open_checkpoint_file(
     CheckpointError
         If it is damaged, locked by another fit, holds other files, or cannot be read or written.
     """
-    folder = locations.local(folder, partial(CheckpointError, options=_ANOTHER))
+    folder = locations.as_local_path(folder, partial(CheckpointError, options=_ANOTHER))
     msg = f"{folder}: locked by another fit. Wait for it, or choose another folder"
     with ExitStack() as stack:
         with _translate_errors(folder, "written"):

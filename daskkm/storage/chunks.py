@@ -33,7 +33,7 @@ class ChunkError(Exception):
     """A chunk that is missing or changed: its index, and a reason."""
 
 
-def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
+def read_rows(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     """Read rows first … last - 1, in whatever chunks they lie, into new memory.
 
     Raises
@@ -49,13 +49,13 @@ def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
         begin, end = max(first, i * rows), min(last, (i + 1) * rows)
         place = found[begin - first : end - first]
         if end - begin == rows:
-            _fill(array, i, place)
+            _read_whole(array, i, place)
         else:
-            place[:] = _in_buffer(array, i)[begin - i * rows : end - i * rows]
+            place[:] = _read_into_buffer(array, i)[begin - i * rows : end - i * rows]
     return found
 
 
-def borrow(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
+def read_chunk(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     """Read rows first … last - 1 of one chunk into a buffer of this thread, read-only.
 
     `first` is the first row of a chunk. The next call in this thread overwrites the buffer. The
@@ -63,49 +63,49 @@ def borrow(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     """
     i = first // array.chunks[0]
     if last < array.shape[0]:
-        _announce(array, i + 1)
-    return _in_buffer(array, i)[: last - first]
+        _prefetch(array, i + 1)
+    return _read_into_buffer(array, i)[: last - first]
 
 
-def check(array: zarr.Array[Any]) -> None:
+def check_sizes(array: zarr.Array[Any]) -> None:
     """Raise ChunkError if a chunk is missing or not of its size; read none."""
     for i in range(array.cdata_shape[0]):
-        with _errors_of_chunk(i):
-            _check_size(array, i, os.stat(_path(array, i)))  # noqa: PTH116 (a Path costs twice as much)
+        with _translate_missing(i):
+            _check_size(array, i, os.stat(_get_path(array, i)))  # noqa: PTH116 (a Path costs twice as much)
 
 
-def folder(node: Any) -> Path:
+def get_folder(node: Any) -> Path:
     """Return the folder of the group that was opened, or of an array that was opened itself."""
     return Path(cast("LocalStore", node.store).root)
 
 
-def key(array: zarr.Array[Any], i: int) -> str:
+def get_key(array: zarr.Array[Any], i: int) -> str:
     """Return the path of a chunk within the folder of the array, or of its group."""
     name = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
     return f"{array.path}/{name}".removeprefix("/")
 
 
-def _path(array: zarr.Array[Any], i: int) -> str:
-    return f"{cast('LocalStore', array.store).root}/{key(array, i)}"
+def _get_path(array: zarr.Array[Any], i: int) -> str:
+    return f"{cast('LocalStore', array.store).root}/{get_key(array, i)}"
 
 
-def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
+def _read_into_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
     """Read a chunk into the buffer of this thread."""
     size = math.prod(array.chunks) * array.dtype.itemsize
     buffer = getattr(_OF_THREAD, "buffer", None)
     if buffer is None or len(buffer) < size:
         buffer = _OF_THREAD.buffer = np.empty(size, np.uint8)
     chunk = buffer[:size].view(array.dtype).reshape(array.chunks)
-    _fill(array, i, chunk)
+    _read_whole(array, i, chunk)
     chunk.flags.writeable = False
     return chunk
 
 
-def _fill(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
+def _read_whole(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
     """Read a whole chunk into an array of its shape."""
     data = chunk.reshape(-1).view(np.uint8)
     checksum = bytearray(_CHECKSUM_BYTES)
-    with _errors_of_chunk(i), open(_path(array, i), "rb", buffering=0) as file:  # noqa: PTH123
+    with _translate_missing(i), open(_get_path(array, i), "rb", buffering=0) as file:  # noqa: PTH123
         _check_size(array, i, os.fstat(file.fileno()))
         whole = _read_into(file, data.data) and _read_into(file, memoryview(checksum))
     data.flags.writeable = False  # as google_crc32c asks for
@@ -125,12 +125,12 @@ def _read_into(file: BinaryIO, place: memoryview) -> bool:
     return True
 
 
-def _announce(array: zarr.Array[Any], i: int) -> None:
+def _prefetch(array: zarr.Array[Any], i: int) -> None:
     """Ask the system to read a chunk ahead. A later read finds its errors."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     with suppress(OSError):
-        file = os.open(_path(array, i), os.O_RDONLY)
+        file = os.open(_get_path(array, i), os.O_RDONLY)
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
@@ -144,7 +144,7 @@ def _check_size(array: zarr.Array[Any], i: int, status: os.stat_result) -> None:
 
 
 @contextmanager
-def _errors_of_chunk(i: int) -> Iterator[None]:
+def _translate_missing(i: int) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:

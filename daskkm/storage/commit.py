@@ -34,7 +34,7 @@ def replace_node(path: str | os.PathLike[str], kind: Kind) -> Iterator[Path]:
     """
     with open_partial(path, kind) as partial:
         yield partial
-        put(partial, path, kind)
+        put_node(partial, path, kind)
 
 
 @contextmanager
@@ -47,27 +47,27 @@ def open_partial(
     if `path` holds something else or another run writes there.
     """
     location = check_free(path, kind)
-    with lock(location, kind):
+    with lock_location(location, kind):
         partial = partial_path(location)
         check_replaceable(partial, kind)
-        with zarr_nodes.write_errors(location, kind):
+        with zarr_nodes.translate_write_errors(location, kind):
             if resume:
                 _remove_temporary_files(partial)
             else:
-                remove(partial)
+                remove_node(partial)
         try:
             yield partial
         finally:
             if not resume:
-                _discard(partial)
+                _discard_partial(partial)
 
 
 @contextmanager
-def lock(location: Path, kind: Kind) -> Iterator[None]:
+def lock_location(location: Path, kind: Kind) -> Iterator[None]:
     """Hold the write lock of a location, with the node that a killed run moved away restored."""
     msg = f"{location}: another run is writing this {kind.noun}. Wait until it ends"
     with ExitStack() as stack:
-        with zarr_nodes.write_errors(location, kind):
+        with zarr_nodes.translate_write_errors(location, kind):
             if not kind.inner:  # else a store that is gone would be made again
                 location.parent.mkdir(parents=True, exist_ok=True)
             path = location.with_name(f"{location.name}.lock")
@@ -76,17 +76,17 @@ def lock(location: Path, kind: Kind) -> Iterator[None]:
         yield
 
 
-def put(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
+def put_node(partial: Path, path: str | os.PathLike[str], kind: Kind) -> None:
     """Move a complete node to its location; the node that was there is removed after that."""
     location = check_free(path, kind)  # again: much may have happened since
-    with zarr_nodes.write_errors(location, kind), set_aside(location, kind):
+    with zarr_nodes.translate_write_errors(location, kind), set_aside(location, kind):
         partial.rename(location)
 
 
 @contextmanager
 def set_aside(location: Path, kind: Kind) -> Iterator[None]:
     """Move a node away; remove it when the context ends, or move it back if the context fails."""
-    old = _old_path(location)
+    old = _get_old_path(location)
     with suppress(FileNotFoundError):
         location.rename(old)
     try:
@@ -96,17 +96,17 @@ def set_aside(location: Path, kind: Kind) -> Iterator[None]:
             _recover(location, kind)
         raise
     with suppress(OSError):  # else the next run does it
-        remove(old)
+        remove_node(old)
 
 
 def _recover(location: Path, kind: Kind) -> None:
     """Move back a node that was set aside, or remove it if another one is at its location."""
-    old = _old_path(location)
+    old = _get_old_path(location)
     if not old.exists():
         return
     check_replaceable(old, kind)
     if (location / metadata.FILE).exists():
-        remove(old)
+        remove_node(old)
     elif not location.exists() or is_empty(location):
         old.rename(location)
 
@@ -115,11 +115,11 @@ def remove_leftovers(path: str | os.PathLike[str], kind: Kind) -> None:
     """Remove the leftovers of killed runs beside a location, unless a run writes there now."""
     location = Path(os.path.realpath(path))
     partial = partial_path(location)
-    leftovers = partial, _old_path(location), location.with_name(f"{location.name}.lock")
+    leftovers = partial, _get_old_path(location), location.with_name(f"{location.name}.lock")
     if any(leftover.exists() for leftover in leftovers):
-        with suppress(kind.error), lock(location, kind):
+        with suppress(kind.error), lock_location(location, kind):
             check_replaceable(partial, kind)
-            remove(partial)
+            remove_node(partial)
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:
@@ -128,7 +128,7 @@ def partial_path(path: str | os.PathLike[str]) -> Path:
     return location.with_name(f"{location.name}.partial")
 
 
-def _old_path(location: Path) -> Path:
+def _get_old_path(location: Path) -> Path:
     return location.with_name(f".{location.name}.old")
 
 
@@ -161,22 +161,22 @@ def _find_obstacle(path: Path, kind: Kind) -> str | None:
         return "it is a link"
     if not path.is_dir():
         return "it is a file" if path.exists() else None
-    names = _names(path)
+    names = _list_names(path)
     if strays := sorted(names - kind.members):
         return f"it holds {strays[0]}"
-    return zarr_nodes.describe_other_kind(path, kind) if names else None
+    return zarr_nodes.describe_mismatch(path, kind) if names else None
 
 
 def is_empty(folder: Path) -> bool:
     """Return True if a folder holds nothing, or only files of the system."""
-    return not _names(folder)
+    return not _list_names(folder)
 
 
-def _names(folder: Path) -> set[str]:
+def _list_names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir() if not _IGNORED.fullmatch(entry.name)}
 
 
-def remove(folder: Path) -> None:
+def remove_node(folder: Path) -> None:
     """Remove a node, its root metadata last: by it a later run recognizes leftovers."""
     if not folder.exists():
         return
@@ -188,11 +188,11 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _discard(partial: Path) -> None:
+def _discard_partial(partial: Path) -> None:
     """Remove a node that was not completed. Threads of Zarr may still write after an interrupt."""
     for _ in range(100):
         with suppress(OSError):
-            remove(partial)
+            remove_node(partial)
             return
 
 

@@ -49,12 +49,12 @@ DISTANCES = Kind(
 )
 
 
-def location(store: Path, kind: Kind, k: int) -> Path:
+def get_path(store: Path, kind: Kind, k: int) -> Path:
     """Return the folder of the labels or distances for k clusters."""
     return store / kind.name / str(k)
 
 
-def known_ks(store: Path, kind: Kind) -> list[int]:
+def list_ks(store: Path, kind: Kind) -> list[int]:
     """Return each k for which a store has labels or distances."""
     folder = store / kind.name
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -63,30 +63,30 @@ def known_ks(store: Path, kind: Kind) -> list[int]:
 
 def list_labels(store: Path) -> list[str]:
     """Return the names of all labels and distances in a store: labels/5, distances/5."""
-    return [f"{kind.name}/{k}" for kind in (LABELS, DISTANCES) for k in known_ks(store, kind)]
+    return [f"{kind.name}/{k}" for kind in (LABELS, DISTANCES) for k in list_ks(store, kind)]
 
 
 def open_labels(store: Path, k: int, n: int) -> zarr.Array[Any]:
     """Open the labels of n tiles, (n,) int32."""
-    return _open(store, LABELS, k, (n,), "int32")[0]
+    return _open_array(store, LABELS, k, (n,), "int32")[0]
 
 
 def open_distances(store: Path, k: int, n: int) -> zarr.Array[Any]:
     """Open the distances of n tiles to k centroids, (n, k) float64, if the labels match them."""
-    array, attributes = _open(store, DISTANCES, k, (n, k), "float64")
-    if attributes != zarr_nodes.open_node(location(store, LABELS, k), LABELS)[1]:
+    array, attributes = _open_array(store, DISTANCES, k, (n, k), "float64")
+    if attributes != zarr_nodes.open_node(get_path(store, LABELS, k), LABELS)[1]:
         msg = (
-            f"{location(store, DISTANCES, k)}: the distances are of another model than the labels. "
+            f"{get_path(store, DISTANCES, k)}: the distances are of another model than the labels. "
             f"To repair them, {DISTANCES.repair}"
         )
         raise StoreError(msg)
     return array
 
 
-def _open(
+def _open_array(
     store: Path, kind: Kind, k: int, shape: tuple[int, ...], dtype: str
 ) -> tuple[zarr.Array[Any], dict[str, Any]]:
-    path = location(store, kind, k)
+    path = get_path(store, kind, k)
     array, attributes = zarr_nodes.open_node(path, kind)
     if (array.shape, array.dtype, attributes.get("k")) != (shape, dtype, k):
         msg = (
@@ -115,7 +115,7 @@ class Target:
         return self.array.chunks[0]
 
     def __setitem__(self, key: Any, rows: NDArray[Any]) -> None:
-        with zarr_nodes.write_errors(self.path, self.kind):
+        with zarr_nodes.translate_write_errors(self.path, self.kind):
             # Zarr would make the folder again that the failure of another task has removed.
             (self.partial / metadata.FILE).stat()
             self.array[key] = rows
@@ -129,16 +129,16 @@ class Target:
     def complete(self, attributes: Mapping[str, Any]) -> None:
         """Check that all chunks were written, and mark the array as complete."""
         zarr_nodes.check_chunks(self.array, self.kind)
-        with zarr_nodes.write_errors(self.path, self.kind):
+        with zarr_nodes.translate_write_errors(self.path, self.kind):
             zarr_nodes.write_attributes(self.partial, self.kind, attributes, complete=True)
 
     def put(self) -> None:
         """Move the array to its location."""
-        commit.put(self.partial, self.path, self.kind)
+        commit.put_node(self.partial, self.path, self.kind)
 
 
 @contextmanager
-def writing_labels(
+def open_label_targets(
     store: Path, tiles: zarr.Array[Any], attributes: Mapping[str, Any], *, distances: bool
 ) -> Iterator[tuple[Target, Target | None]]:
     """Yield targets for labels, (n,) int32, and distances, (n, k) float64, or None.
@@ -148,14 +148,14 @@ def writing_labels(
     another model.
     """
     k, n = attributes["k"], tiles.shape[0]
-    stale = location(store, DISTANCES, k)
+    stale = get_path(store, DISTANCES, k)
     with ExitStack() as stack:
         # Chunks of whole tiles, of which the last block may have fewer.
         rows = min(tiles.chunks[0], n)
         labels = stack.enter_context(_new_target(store, LABELS, k, (n,), "int32", rows))
         target = None
         if distances:
-            part = part_rows(rows, 8 * k, alone=n == rows)
+            part = choose_part_rows(rows, 8 * k, alone=n == rows)
             new = _new_target(store, DISTANCES, k, (n, k), "float64", part)
             target = stack.enter_context(new)
         else:
@@ -165,7 +165,10 @@ def writing_labels(
         for each in filter(None, (labels, target)):
             each.complete(attributes)
         # Whenever this is cut short, a reader has distances of these labels or none.
-        with zarr_nodes.write_errors(stale, DISTANCES), commit.set_aside(stale, DISTANCES):
+        with (
+            zarr_nodes.translate_write_errors(stale, DISTANCES),
+            commit.set_aside(stale, DISTANCES),
+        ):
             labels.put()
         if target is not None:
             target.put()
@@ -175,13 +178,13 @@ def writing_labels(
 def _new_target(
     store: Path, kind: Kind, k: int, shape: tuple[int, ...], dtype: str, rows: int
 ) -> Iterator[Target]:
-    path = location(store, kind, k)
+    path = get_path(store, kind, k)
     # Another run may make the group between the question whether it is there and its making.
-    with zarr_nodes.write_errors(path, kind), suppress(ContainsGroupError):
+    with zarr_nodes.translate_write_errors(path, kind), suppress(ContainsGroupError):
         (store / metadata.FILE).stat()  # else the folder of a store that is gone would be made
         zarr.open_group(path.parent, mode="a", zarr_format=3)
     with commit.open_partial(path, kind) as partial:
-        with zarr_nodes.write_errors(path, kind):
+        with zarr_nodes.translate_write_errors(path, kind):
             dimensions = ("tile", "cluster")[: len(shape)]
             array = zarr_nodes.create_array(
                 partial, shape, dtype, rows=rows, dimensions=dimensions, kind=kind
@@ -189,7 +192,7 @@ def _new_target(
         yield Target(array, path, partial, kind)
 
 
-def part_rows(rows: int, row_bytes: int, *, alone: bool) -> int:
+def choose_part_rows(rows: int, row_bytes: int, *, alone: bool) -> int:
     """Return into how many rows to cut those that one task writes, for chunks of the usual size.
 
     If the task is not alone they must divide: the divisor nearest in ratio is taken.

@@ -40,7 +40,7 @@ class StoreArray(da.Array):  # type: ignore[misc]
         return self._tile_store if self.name == self._store_name else None
 
 
-def lazy_rows(
+def build_lazy_array(
     array: zarr.Array[Any], kind: Kind, version: Version, row: tuple[int, ...] = ()
 ) -> da.Array:
     """Return an array lazily, one block a chunk, with each of its items in the shape `row`."""
@@ -69,12 +69,12 @@ def _read_rows(
     """Read a block: the items of one chunk, each in the shape of a row."""
     rows = array.chunks[0]
     first = block_id[0] * rows
-    with version.reading():
-        block = zarr_nodes.read(array, first, min(first + rows, array.shape[0]), kind)
+    with version.guard_read():
+        block = zarr_nodes.read_rows(array, first, min(first + rows, array.shape[0]), kind)
     return block.reshape(len(block), *row)
 
 
-def streamed_rows(
+def build_stream_array(
     array: zarr.Array[Any], kind: Kind, version: Version, block_bytes: int
 ) -> da.Array:
     """Return an array as (n, d) of `Chunks`: blocks of whole chunks, of at least so many bytes."""
@@ -114,14 +114,14 @@ class Chunks:
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
-        with self._version.reading():
-            for chunk in zarr_nodes.stream(self._array, self._first, self._last, self._kind):
+        with self._version.guard_read():
+            for chunk in zarr_nodes.stream_chunks(self._array, self._first, self._last, self._kind):
                 yield chunk.reshape(len(chunk), -1)
 
     def whole(self) -> tuple[NDArray[Any], list[int]]:
         """Read all of it, (n, n_features), and return how many tiles are in each chunk."""
-        with self._version.reading():
-            found = zarr_nodes.read(self._array, self._first, self._last, self._kind)
+        with self._version.guard_read():
+            found = zarr_nodes.read_rows(self._array, self._first, self._last, self._kind)
         rows = self._array.chunks[0]
         starts = range(0, len(found), rows)
         return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]

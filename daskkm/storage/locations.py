@@ -36,7 +36,7 @@ def url_problem(path: str | os.PathLike[str]) -> str | None:
     return f"{text}: this is a URL, not a local path. {hint}"
 
 
-def local(path: str | os.PathLike[str], error: Callable[[str], Exception]) -> Path:
+def as_local_path(path: str | os.PathLike[str], error: Callable[[str], Exception]) -> Path:
     """Return a path as a local Path; raise `error` with a message if it is a URL."""
     if problem := url_problem(path):
         raise error(problem)

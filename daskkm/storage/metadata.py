@@ -19,14 +19,14 @@ _COPIES = {"kind": "inline", "must_understand": False, "metadata": {}}
 GROUP = {"zarr_format": 3, "node_type": "group", CONSOLIDATED: _COPIES}
 
 
-def attributes_of(document: Any) -> dict[str, Any]:
+def get_attributes(document: Any) -> dict[str, Any]:
     """Return the attributes of daskkm in the metadata of a node; empty if there are none."""
     attributes = document.get("attributes") if isinstance(document, dict) else None
     found = attributes.get("daskkm") if isinstance(attributes, dict) else None
     return found if isinstance(found, dict) else {}
 
 
-def write(folder: Path, document: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+def write_root(folder: Path, document: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
     """Write the metadata of a node with these attributes of daskkm, and a digest of all of it."""
     sealed = {"daskkm": {**attributes, "sha256": _NO_DIGEST}}
     data = json.dumps({**document, "attributes": sealed}, indent=2).encode()
@@ -41,7 +41,7 @@ def is_sealed(data: bytes, attributes: Mapping[str, Any]) -> bool:
     return hashlib.sha256(data.replace(digest, _NO_DIGEST.encode())).hexdigest() == digest.decode()
 
 
-def consolidated(folder: Path, names: list[str]) -> dict[str, Any]:
+def consolidate(folder: Path, names: list[str]) -> dict[str, Any]:
     """Return copies of the metadata of nodes in a folder, as Zarr consolidates them."""
     copies = {name: json.loads((folder / name / FILE).read_bytes()) for name in sorted(names)}
     return {**_COPIES, "metadata": copies}

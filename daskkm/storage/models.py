@@ -32,10 +32,10 @@ def save_model(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
 ) -> None:
     """Write arrays of at least one dimension, and attributes as JSON; replace a saved model."""
-    location = locations.local(path, ModelError)
+    location = locations.as_local_path(path, ModelError)
     with (
         commit.replace_node(location, MODEL) as partial,
-        zarr_nodes.write_errors(location, MODEL),
+        zarr_nodes.translate_write_errors(location, MODEL),
     ):
         zarr_nodes.create_group(partial, MODEL, {})
         for name, values in arrays.items():
@@ -55,9 +55,9 @@ def load_model_arrays(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays and attributes of a saved model, the same to the last bit."""
-    group, attributes = zarr_nodes.open_node(locations.local(path, ModelError), MODEL)
+    group, attributes = zarr_nodes.open_node(locations.as_local_path(path, ModelError), MODEL)
     arrays = {
-        name: zarr_nodes.read(array, 0, array.shape[0], MODEL)
+        name: zarr_nodes.read_rows(array, 0, array.shape[0], MODEL)
         for name, array in group.members(max_depth=None)
         if isinstance(array, zarr.Array)
     }

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-_MOST_BYTES = 1 << 30
-_UNREAD = (0, "")
-_TICK_NS = 2_000_000_000
+_MAX_BYTES = 1 << 30
+_NO_IDENTITY = (0, "")
+_CLOCK_TICK_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class File:
         """
         if path.name != self.name:
             return False
-        if self.sha256 and (found := state(path)):
+        if self.sha256 and (found := read_state(path)):
             *_, size, mtime_ns, ctime_ns = found
             if size != self.size:
                 return False
             if (mtime_ns, ctime_ns) == (self.mtime_ns, self.ctime_ns):
                 return True
-        return identity(path) == (self.size, self.sha256)
+        return read_identity(path) == (self.size, self.sha256)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -108,11 +108,11 @@ class Skipped(File):
         """Return the record of a bad file, which had the state `before` when it was looked at."""
         reason = str(error).removeprefix(f"{printable(str(path))}: ")
         began = time.time_ns()
-        size, sha256 = identity(path)
+        size, sha256 = read_identity(path)
         # A passing problem, or a file that was still being written, is looked at again next time.
-        if _is_passing(error.__cause__) or state(path) != before:
-            size, sha256 = _UNREAD
-        times = settled_times(before[-2], before[-1], began) if sha256 else {}
+        if _is_transient(error.__cause__) or read_state(path) != before:
+            size, sha256 = _NO_IDENTITY
+        times = select_settled_times(before[-2], before[-1], began) if sha256 else {}
         return cls(path.name, size, sha256, reason, **times)
 
 
@@ -157,7 +157,7 @@ def describe_differences(found: Mapping[str, Sequence[str]]) -> list[str]:
     return texts
 
 
-def state(path: Path) -> tuple[int, ...]:
+def read_state(path: Path) -> tuple[int, ...]:
     """Return device, inode, size and times of a file: one changes if the file does."""
     try:
         found = path.stat()
@@ -167,13 +167,13 @@ def state(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, *times
 
 
-def settled_times(mtime_ns: int, ctime_ns: int, began: int) -> dict[str, int]:
+def select_settled_times(mtime_ns: int, ctime_ns: int, began: int) -> dict[str, int]:
     """Return the times to record of a file that began to be read at a time.
 
     There are none if a later change could have the same times: clocks of file systems tick in up to
     two seconds.
     """
-    settled = mtime_ns < began - _TICK_NS
+    settled = mtime_ns < began - _CLOCK_TICK_NS
     return {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns} if settled else {}
 
 
@@ -183,12 +183,12 @@ def check_regular(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         msg = f"{path}: not a file. Remove it"
         raise ImageError(msg)
-    if found.st_size > _MOST_BYTES:
-        msg = f"{path}: {found.st_size} bytes, more than {_MOST_BYTES}. Cut it into smaller images"
+    if found.st_size > _MAX_BYTES:
+        msg = f"{path}: {found.st_size} bytes, more than {_MAX_BYTES}. Cut it into smaller images"
         raise ImageError(msg)
 
 
-def identity(path: Path) -> tuple[int, str]:
+def read_identity(path: Path) -> tuple[int, str]:
     """Return the size of a file in bytes, and its digest; 0 and "" if it cannot be read."""
     try:
         check_regular(path)
@@ -196,14 +196,14 @@ def identity(path: Path) -> tuple[int, str]:
             digest = hashlib.file_digest(file, "sha256")
             return file.tell(), digest.hexdigest()
     except (OSError, ImageError):
-        return _UNREAD
+        return _NO_IDENTITY
 
 
-def _is_passing(error: BaseException | None) -> bool:
+def _is_transient(error: BaseException | None) -> bool:
     """Return True if an error may be of the moment, or the machine, and not of the file."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and bool(error.errno))
 
 
-def grid(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, int]:
+def grid_shape(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, int]:
     """Return how many rows and columns of whole tiles an image of this shape holds."""
     return shape[0] // tile[0], shape[1] // tile[1]

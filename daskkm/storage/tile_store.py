@@ -115,10 +115,10 @@ class TileStore:
         """
         row = (math.prod(self.tile),)
         return lazy_arrays.StoreArray(
-            self, lazy_arrays.lazy_rows(self.tiles, STORE, self._version, row)
+            self, lazy_arrays.build_lazy_array(self.tiles, STORE, self._version, row)
         )
 
-    def streamed(self, block_bytes: int) -> da.Array:
+    def stream(self, block_bytes: int) -> da.Array:
         """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
 
         Parameters
@@ -131,7 +131,7 @@ class TileStore:
         dask array of shape (n_tiles, n_features), uint8
             Of `Chunks` in place of arrays: for functions that iterate over these.
         """
-        return lazy_arrays.streamed_rows(self.tiles, STORE, self._version, block_bytes)
+        return lazy_arrays.build_stream_array(self.tiles, STORE, self._version, block_bytes)
 
     def labels(self, k: int) -> da.Array:
         """Return the label of every tile under the model of k clusters, lazily.
@@ -156,9 +156,9 @@ class TileStore:
             If `k` is not an integer of at least 1.
         """
         k = as_integer("k", k, 1)
-        version = self._version.extended(labels.location(self.path, LABELS, k))
+        version = self._version.extend(labels.get_path(self.path, LABELS, k))
         array = labels.open_labels(self.path, k, len(self))
-        return lazy_arrays.lazy_rows(array, LABELS, version)
+        return lazy_arrays.build_lazy_array(array, LABELS, version)
 
     def distances(self, k: int) -> da.Array:
         """Return the distances of every tile to the centroids of a model, lazily.
@@ -182,17 +182,17 @@ class TileStore:
             If `k` is not an integer of at least 1.
         """
         k = as_integer("k", k, 1)
-        version = self._version.extended(labels.location(self.path, DISTANCES, k))
+        version = self._version.extend(labels.get_path(self.path, DISTANCES, k))
         array = labels.open_distances(self.path, k, len(self))
-        return lazy_arrays.lazy_rows(array, DISTANCES, version, (k,))
+        return lazy_arrays.build_lazy_array(array, DISTANCES, version, (k,))
 
     @contextmanager
-    def writing_labels(
+    def open_label_targets(
         self, attributes: Mapping[str, Any], *, distances: bool
     ) -> Iterator[tuple[Target, Target | None]]:
-        """Yield targets for labels, and distances or None, as `labels.writing_labels`."""
+        """Yield targets for labels, and distances or None, as `labels.open_label_targets`."""
         self._version.check()
-        with labels.writing_labels(
+        with labels.open_label_targets(
             self.path, self.tiles, attributes, distances=distances
         ) as targets:
             yield targets
@@ -270,9 +270,9 @@ class TileStore:
         CorruptChunkError
             If a chunk is missing or damaged.
         """
-        with self._version.reading():
+        with self._version.guard_read():
             return {
-                name: zarr_nodes.read(array, 0, len(self), STORE)
+                name: zarr_nodes.read_rows(array, 0, len(self), STORE)
                 for name, array in self._provenance.items()
             }
 
@@ -295,7 +295,7 @@ class TileStore:
             If `name` is another name.
         """
         name = as_choice("name", name, self._provenance)
-        lazy = lazy_arrays.lazy_rows(self._provenance[name], STORE, self._version)
+        lazy = lazy_arrays.build_lazy_array(self._provenance[name], STORE, self._version)
         return lazy.rechunk(normalize_chunks(self.tiles.chunks[:1], (len(self),)))
 
 
@@ -329,7 +329,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     (4, (24, 32))
     """
     # Absolute, because workers read it from folders of their own.
-    path = locations.local(path, StoreError).absolute()
+    path = locations.as_local_path(path, StoreError).absolute()
     if is_partial(path):
         msg = (
             f"{path}: the store is not complete: an ingest was cut short, or is under way. To "

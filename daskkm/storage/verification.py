@@ -15,7 +15,7 @@ from daskkm.storage import labels, locations, metadata, zarr_nodes
 from daskkm.storage.labels import DISTANCES, LABELS
 from daskkm.storage.tile_store import PROVENANCE, STORE, TileStore
 from daskkm.storage.versions import Version
-from daskkm.storage.writer import provenance
+from daskkm.storage.writer import compute_provenance
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +40,7 @@ class Finding(NamedTuple):
     total: int = 0  # chunks of the store, known from its metadata
 
 
-class _Content(NamedTuple):
+class _StoreArray(NamedTuple):
     """An array of a store, and a function that returns a problem of its rows from `first` on."""
 
     array: zarr.Array[Any]
@@ -55,18 +55,21 @@ def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
     Provenance is compared with the images, and labels with the number of clusters. Raise StoreError
     if the store cannot be opened, or was replaced meanwhile.
     """
-    path = locations.local(path, StoreError)
-    return [error for finding in iter_checked(path) for error in finding.errors]
+    path = locations.as_local_path(path, StoreError)
+    return [error for finding in iter_findings(path) for error in finding.errors]
 
 
-def iter_checked(path: Path) -> Iterator[Finding]:
+def iter_findings(path: Path) -> Iterator[Finding]:
     """Check the metadata of a store, then its chunks, run after run; yield what is found."""
     path = path.absolute()
     version = Version().extended(path)
     group, attributes = zarr_nodes.open_node(path, STORE)
     store = TileStore(path, group, attributes, version)
     errors = _check_copies(path)
-    contents = [*_store_contents(store, group, version), *_label_contents(store, version, errors)]
+    contents = [
+        *_list_store_arrays(store, group, version),
+        *_list_label_arrays(store, version, errors),
+    ]
     yield Finding(errors, total=sum(content.array.cdata_shape[0] for content in contents))
     runs = [
         (content, first)
@@ -96,39 +99,39 @@ def _check_copies(path: Path) -> list[StoreError]:
 _REPAIR = f"Restore the store, or remove it and {STORE.repair}"
 
 
-def _store_contents(store: TileStore, group: Any, version: Version) -> Iterator[_Content]:
-    yield _Content(store.tiles, STORE, version, lambda _rows, _first: None)
+def _list_store_arrays(store: TileStore, group: Any, version: Version) -> Iterator[_StoreArray]:
+    yield _StoreArray(store.tiles, STORE, version, lambda _rows, _first: None)
     for name in PROVENANCE:
-        yield _Content(group[name], STORE, version, partial(_unlike_images, store, name))
+        yield _StoreArray(group[name], STORE, version, partial(_compare_with_images, store, name))
 
 
-def _label_contents(
+def _list_label_arrays(
     store: TileStore, version: Version, errors: list[StoreError]
-) -> Iterator[_Content]:
+) -> Iterator[_StoreArray]:
     """Yield labels and distances; append an error for each that cannot be opened."""
     openers = {LABELS: labels.open_labels, DISTANCES: labels.open_distances}
     for kind, open_array in openers.items():
-        for k in labels.known_ks(store.path, kind):
-            own = version.extended(labels.location(store.path, kind, k))
+        for k in labels.list_ks(store.path, kind):
+            own = version.extended(labels.get_path(store.path, kind, k))
             try:
                 array = open_array(store.path, k, len(store))
             except StoreError as error:
-                errors.append(own.find_replaced() or error)
+                errors.append(own.find_replacement() or error)
             else:
-                yield _Content(array, kind, own, partial(_out_of_range, kind, k))
+                yield _StoreArray(array, kind, own, partial(_compare_with_range, kind, k))
 
 
-def _unlike_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
-    expected = provenance(store.images, store.tile, first, first + len(rows))[name]
+def _compare_with_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
+    expected = compute_provenance(store.images, store.tile, first, first + len(rows))[name]
     return None if np.array_equal(rows, expected) else "not what the images say"
 
 
-def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
+def _compare_with_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
     largest = k - 1 if kind is LABELS else np.finfo(np.float64).max
     return None if ((rows >= 0) & (rows <= largest)).all() else f"not all within 0 and {largest}"
 
 
-def _check_run(content: _Content, first: int) -> Finding:
+def _check_run(content: _StoreArray, first: int) -> Finding:
     """Check some chunks of an array: those from a row on."""
     array, kind, version, problem = content
     rows, n = array.chunks[0], array.shape[0]
@@ -138,7 +141,7 @@ def _check_run(content: _Content, first: int) -> Finding:
     for start in starts:
         end = min(start + rows, n)
         try:
-            for values in zarr_nodes.stream(array, start, end, kind):
+            for values in zarr_nodes.stream_chunks(array, start, end, kind):
                 n_bytes += values.nbytes
                 if found := problem(values, start):
                     span = zarr_nodes.describe_rows(array, start, end, kind)
@@ -146,6 +149,6 @@ def _check_run(content: _Content, first: int) -> Finding:
                     errors.append(StoreError(f"{span} cannot be right ({found}). {hint}"))
         except StoreError as error:
             errors.append(error.with_traceback(None))
-    if errors and (replaced := version.find_replaced()):
+    if errors and (replaced := version.find_replacement()):
         errors = [replaced]
     return Finding(errors, len(starts), n_bytes)

@@ -25,7 +25,7 @@ class Version:
 
     digests: tuple[tuple[Path, str], ...] = ()
 
-    def extended(self, path: Path) -> Version:
+    def extend(self, path: Path) -> Version:
         """Return this version with a further node, as it is now."""
         return Version((*self.digests, (path, _digest(path))))
 
@@ -34,7 +34,7 @@ class Version:
         """The last of the nodes."""
         return self.digests[-1][0]
 
-    def find_replaced(self) -> StoreError | None:
+    def find_replacement(self) -> StoreError | None:
         """Return an error if one of the nodes is another now, else None."""
         for path, digest in self.digests:
             if _digest(path) != digest:
@@ -43,11 +43,11 @@ class Version:
 
     def check(self) -> None:
         """Raise StoreError if one of the nodes is another now."""
-        if error := self.find_replaced():
+        if error := self.find_replacement():
             raise error
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def guard_read(self) -> Iterator[None]:
         """Raise StoreError at the end if the data may be of other nodes."""
         try:
             yield

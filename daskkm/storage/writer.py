@@ -20,7 +20,7 @@ from daskkm.storage.records import (
     Skipped,
     describe_differences,
     find_differences,
-    grid,
+    grid_shape,
 )
 from daskkm.storage.tile_store import PROVENANCE, STORE
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 OVERWRITE = ("overwrite=True",)
 # How often at most a writer notes its progress: a note lists every image so far.
-_NOTES = 100
+_MAX_NOTES = 100
 
 
 class StoreWriter:
@@ -53,7 +53,7 @@ class StoreWriter:
     def __init__(self, path: Path, partial: Path, shape: tuple[int, ...]) -> None:
         self._path, self._partial, self._shape = path, partial, shape
         self._tile = shape[1], shape[2]
-        self.rows = min(shape[0], chunk_rows(math.prod(shape[1:])))
+        self.rows = min(shape[0], choose_chunk_rows(math.prod(shape[1:])))
         self.images: list[ImageRecord] = []
         self.skipped: list[Skipped] = []
         self._buffer: list[NDArray[np.uint8]] = []
@@ -68,8 +68,8 @@ class StoreWriter:
 
     def start(self) -> None:
         """Start a new store."""
-        with zarr_nodes.write_errors(self._path, STORE):
-            commit.remove(self._partial)
+        with zarr_nodes.translate_write_errors(self._path, STORE):
+            commit.remove_node(self._partial)
             # The attributes hold the size of tiles.
             zarr_nodes.create_group(self._partial, STORE, self._progress())
             self._tiles = self._create("tiles", self._shape, "uint8", self.rows)
@@ -78,14 +78,14 @@ class StoreWriter:
     def resume(self, earlier: PartialStore, files: Sequence[Path]) -> None:
         """Resume an ingest that was cut short."""
         attributes = {**earlier.attributes, "written": earlier.n_written}
-        with zarr_nodes.write_errors(self._path, STORE):
+        with zarr_nodes.translate_write_errors(self._path, STORE):
             self._tiles = earlier.tiles.with_config({"write_empty_chunks": True})
             self._n_written = earlier.n_written
             self._tiles.resize(self._shape)  # its own metadata may be of another size, or damaged
             zarr_nodes.write_attributes(self._partial, STORE, attributes, complete=False)
-        self._take_over(earlier, files)
+        self._load_records(earlier, files)
 
-    def _take_over(self, earlier: PartialStore, files: Sequence[Path]) -> None:
+    def _load_records(self, earlier: PartialStore, files: Sequence[Path]) -> None:
         """Take over the records of files whose tiles are written."""
         n_left = earlier.n_written
         both: list[ImageRecord | Skipped] = [*earlier.images, *earlier.skipped]
@@ -95,7 +95,7 @@ class StoreWriter:
             if isinstance(record, Skipped):
                 self.skipped.append(record)
                 continue
-            count = math.prod(grid(record.shape, self._tile))
+            count = math.prod(grid_shape(record.shape, self._tile))
             if count > n_left:
                 self._resumed = record, n_left
                 break
@@ -104,7 +104,7 @@ class StoreWriter:
 
     def append(self, image: ImageRecord, tiles: NDArray[np.uint8]) -> None:
         """Add the tiles of the next image, (m, height, width) or (m, height, width, bands)."""
-        new = tiles[self._n_resumed(image) :]
+        new = tiles[self._take_n_resumed(image) :]
         self._buffer.append(new)
         self._n_buffered += len(new)
         self.images.append(image)
@@ -116,10 +116,10 @@ class StoreWriter:
 
     def skip(self, file: Skipped) -> None:
         """Leave the next file out."""
-        self._n_resumed(file)
+        self._take_n_resumed(file)
         self.skipped.append(file)
 
-    def _n_resumed(self, file: File) -> int:
+    def _take_n_resumed(self, file: File) -> int:
         """Return how many tiles of the next file an earlier writer wrote."""
         (expected, n), self._resumed = self._resumed or (file, 0), None
         if file != expected:
@@ -134,10 +134,10 @@ class StoreWriter:
         )
 
     def _write(self, tiles: NDArray[np.uint8]) -> None:
-        with zarr_nodes.write_errors(self._path, STORE):
+        with zarr_nodes.translate_write_errors(self._path, STORE):
             before, self._n_written = self._n_written, self._n_written + len(tiles)
             self._tiles[before : self._n_written] = tiles
-            interval = -(-self._shape[0] // _NOTES)
+            interval = -(-self._shape[0] // _MAX_NOTES)
             if before // interval < self._n_written // interval:
                 self._note()
 
@@ -158,7 +158,7 @@ class StoreWriter:
         """Write the last tiles and the provenance of all, and mark the store as complete."""
         if self._n_buffered:
             self._write(np.concatenate(self._buffer))
-        with zarr_nodes.write_errors(self._path, STORE):
+        with zarr_nodes.translate_write_errors(self._path, STORE):
             if self._n_written < self._shape[0]:  # files were left out
                 self._tiles.resize((self._n_written, *self._shape[1:]))
                 self._note()
@@ -168,11 +168,11 @@ class StoreWriter:
     def _write_provenance(self) -> None:
         n, rows = self._n_written, sizes.provenance_rows
         for name in PROVENANCE:  # an earlier writer may have been stopped here
-            commit.remove(self._partial / name)
+            commit.remove_node(self._partial / name)
         arrays = {name: self._create(name, (n,), "int32", rows) for name in PROVENANCE}
         for first in range(0, n, rows):
             last = min(first + rows, n)
-            for name, values in provenance(self.images, self._tile, first, last).items():
+            for name, values in compute_provenance(self.images, self._tile, first, last).items():
                 arrays[name][first:last] = values
 
 
@@ -200,7 +200,7 @@ def _open_partial_store(partial: Path) -> PartialStore | None:
     return PartialStore(tiles, attributes, images, skipped, n_written)
 
 
-def _find_partial_differences(
+def _compare_partial_store(
     earlier: PartialStore, files: Sequence[Path], shape: tuple[int, ...]
 ) -> list[str]:
     """Return how an ingest that was cut short differs from one of these files."""
@@ -244,7 +244,7 @@ def open_writer(
             writer.start()
         yield writer
         writer.finish()
-        commit.put(partial, path, STORE)
+        commit.put_node(partial, path, STORE)
 
 
 def _resume(
@@ -260,10 +260,12 @@ def _resume(
         earlier = _open_partial_store(partial)
         if earlier is None:
             return False
-        differences = _find_partial_differences(earlier, files, shape)
+        differences = _compare_partial_store(earlier, files, shape)
         # Chunks of a store of less than one have other rows.
         fits = not differences and earlier.tiles.chunks[0] == writer.rows
-        for _ in zarr_nodes.stream(earlier.tiles, 0, earlier.n_written if fits else 0, STORE):
+        for _ in zarr_nodes.stream_chunks(
+            earlier.tiles, 0, earlier.n_written if fits else 0, STORE
+        ):
             pass  # a damaged chunk is an error
     except StoreError as error:
         msg = f"{partial}: the partial store is damaged and starts anew ({error})"
@@ -280,17 +282,17 @@ def _resume(
     return fits
 
 
-def chunk_rows(tile_bytes: int) -> int:
+def choose_chunk_rows(tile_bytes: int) -> int:
     """Return how many tiles make a chunk: a number that divides well, for those of distances."""
     rows = max(1, sizes.chunk_bytes // tile_bytes)
     return rows - rows % (1 << max(0, rows.bit_length() - 5))
 
 
-def provenance(
+def compute_provenance(
     images: Sequence[ImageRecord], tile: tuple[int, ...], first: int, last: int
 ) -> dict[str, NDArray[np.int32]]:
     """Return image, row and column of the tiles first … last - 1."""
-    grids = np.array([grid(image.shape, tile) for image in images])
+    grids = np.array([grid_shape(image.shape, tile) for image in images])
     ends = np.cumsum(grids.prod(axis=1))
     indices = np.arange(first, last)
     image = np.searchsorted(ends, indices, side="right")
@@ -307,7 +309,7 @@ def describe_tiles(shape: Sequence[int], asked: Sequence[int]) -> list[str]:
     return [f"tiles of {' x '.join(map(str, shape))}, not {' x '.join(map(str, asked))}"]
 
 
-def partial_tile_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+def read_partial_tile_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return height and width of the tiles of a partial store, or None if there is none.
 
     Raise StoreError if the partial store is damaged, or something else is at its path.

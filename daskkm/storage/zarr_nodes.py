@@ -76,7 +76,7 @@ def open_node(path: Path, kind: Kind, *, partial: bool = False) -> tuple[Any, di
     """
     document, attributes = _read_root(path, kind)
     if not (partial or attributes.get("complete")):
-        msg = f"{path}: the {kind.noun} is not complete. {_capitalized(kind.repair)}"
+        msg = f"{path}: the {kind.noun} is not complete. {_capitalize(kind.repair)}"
         raise kind.error(msg)
     where = StorePath(LocalStore(path, read_only=not partial))
     node: Any = (
@@ -94,13 +94,13 @@ def _read_root(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
         data = (path / metadata.FILE).read_bytes()
         document = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
-        raise kind.error(_missing(path, kind)) from None
+        raise kind.error(_describe_missing(path, kind)) from None
     except (OSError, ValueError) as error:
         hint = f"Restore the {kind.noun}, or remove it and {kind.repair}"
         msg = f"{path}: the metadata cannot be read ({error}). {hint}"
         raise kind.error(msg) from error
-    attributes = metadata.attributes_of(document)
-    if problem := _other_kind(attributes, kind):
+    attributes = metadata.get_attributes(document)
+    if problem := _describe_mismatch(attributes, kind):
         msg = f"{path}: not a {kind.noun} ({problem}). Name a {kind.noun}, or {kind.create}"
         raise kind.error(msg)
     if (found := attributes.get("format")) != FORMAT:
@@ -118,18 +118,18 @@ def _read_root(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
     return document, attributes
 
 
-def _missing(path: Path, kind: Kind) -> str:
+def _describe_missing(path: Path, kind: Kind) -> str:
     if path.exists():
-        return f"{path}: not a {kind.noun}. {_capitalized(kind.create)}"
-    near = similar_names(path)
-    return f"{path}: the {kind.noun} does not exist{near}. {_capitalized(kind.create)}"
+        return f"{path}: not a {kind.noun}. {_capitalize(kind.create)}"
+    near = suggest_names(path)
+    return f"{path}: the {kind.noun} does not exist{near}. {_capitalize(kind.create)}"
 
 
-def _capitalized(hint: str) -> str:
+def _capitalize(hint: str) -> str:
     return hint[0].upper() + hint[1:]
 
 
-def similar_names(path: Path) -> str:
+def suggest_names(path: Path) -> str:
     """Return " (did you mean NAME?)" if there are Zarr groups of similar names, else ""."""
     with suppress(OSError):
         names = [entry.parent.name for entry in path.parent.glob("*/zarr.json")]
@@ -139,7 +139,7 @@ def similar_names(path: Path) -> str:
     return ""
 
 
-def describe_other_kind(path: Path, kind: Kind) -> str | None:
+def describe_mismatch(path: Path, kind: Kind) -> str | None:
     """Return a reason why a folder is not a node of a kind, or None; damaged metadata is none."""
     try:
         document = json.loads((path / metadata.FILE).read_bytes())
@@ -147,10 +147,10 @@ def describe_other_kind(path: Path, kind: Kind) -> str | None:
         return f"it has no {metadata.FILE}"
     except ValueError:
         return None
-    return _other_kind(metadata.attributes_of(document), kind)
+    return _describe_mismatch(metadata.get_attributes(document), kind)
 
 
-def _other_kind(attributes: Mapping[str, Any], kind: Kind) -> str | None:
+def _describe_mismatch(attributes: Mapping[str, Any], kind: Kind) -> str | None:
     if not attributes:
         return "it is not of daskkm"
     found = attributes.get("kind")
@@ -160,7 +160,7 @@ def _other_kind(attributes: Mapping[str, Any], kind: Kind) -> str | None:
 def create_group(path: Path, kind: Kind, attributes: Mapping[str, Any]) -> zarr.Group:
     """Create a group that is not complete, in a folder without one."""
     path.mkdir(parents=True, exist_ok=True)
-    metadata.write(path, metadata.GROUP, dict(attributes) | _incomplete(kind))
+    metadata.write_root(path, metadata.GROUP, dict(attributes) | _make_own_attributes(kind))
     return zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
 
 
@@ -186,7 +186,7 @@ def create_array(
         filters=None,
         compressors=[Crc32cCodec()],
         dimension_names=dimensions,
-        attributes={"daskkm": _incomplete(kind)} if kind else None,
+        attributes={"daskkm": _make_own_attributes(kind)} if kind else None,
         zarr_format=3,
         # Else an all-zero chunk is left out, and cannot be told from one that was lost. The
         # setting is not stored: it goes with the object, and through pickle to other processes.
@@ -206,22 +206,24 @@ def write_attributes(
     if document["node_type"] == "group":
         group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
         names = [name for name, _ in group.members(max_depth=None)]
-        document[metadata.CONSOLIDATED] = metadata.consolidated(path, names)
-    own = _incomplete(kind) | {"complete": complete}
-    metadata.write(path, document, dict(attributes) | own)
+        document[metadata.CONSOLIDATED] = metadata.consolidate(path, names)
+    own = _make_own_attributes(kind) | {"complete": complete}
+    metadata.write_root(path, document, dict(attributes) | own)
 
 
-def _incomplete(kind: Kind) -> dict[str, Any]:
+def _make_own_attributes(kind: Kind) -> dict[str, Any]:
     return {"format": FORMAT, "kind": kind.name, "complete": False}
 
 
-def read(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[Any]:
+def read_rows(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> NDArray[Any]:
     """Read rows first … last - 1 of an array; raise the kind's error with the bad chunk."""
-    with _read_errors(array, first, last, kind):
-        return chunks.read(array, first, last)
+    with _translate_read_errors(array, first, last, kind):
+        return chunks.read_rows(array, first, last)
 
 
-def stream(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[NDArray[Any]]:
+def stream_chunks(
+    array: zarr.Array[Any], first: int, last: int, kind: Kind
+) -> Iterator[NDArray[Any]]:
     """Yield rows first … last - 1 chunk by chunk, read-only, each in the memory of the one before.
 
     `first` is the first row of a chunk. Errors are those of `read`.
@@ -229,25 +231,25 @@ def stream(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterato
     rows = array.chunks[0]
     for start in range(first, last, rows):
         end = min(start + rows, last)
-        with _read_errors(array, start, end, kind):
-            chunk = chunks.borrow(array, start, end)
+        with _translate_read_errors(array, start, end, kind):
+            chunk = chunks.read_chunk(array, start, end)
         yield chunk
 
 
 def check_chunks(array: zarr.Array[Any], kind: Kind) -> None:
     """Raise the kind's error if a chunk of an array is missing or not of its size; read none."""
-    with _read_errors(array, 0, array.shape[0], kind):
-        chunks.check(array)
+    with _translate_read_errors(array, 0, array.shape[0], kind):
+        chunks.check_sizes(array)
 
 
 def describe_rows(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> str:
     """Return words for rows first … last - 1, such as "row of tiles 14 to 20"."""
     name = array.path or kind.name
     what = name if name == kind.items else f"{name} of {kind.items}"
-    return f"{chunks.folder(array)}: {what} {first} to {last - 1}"
+    return f"{chunks.get_folder(array)}: {what} {first} to {last - 1}"
 
 
-def write_errors(path: Path, kind: Kind) -> AbstractContextManager[None]:
+def translate_write_errors(path: Path, kind: Kind) -> AbstractContextManager[None]:
     """Turn an OSError into the kind's error, with the reason."""
     hint = "check that the folder can be written" if kind.inner else "choose another location"
     problem = f"the {kind.noun} cannot be written"
@@ -255,8 +257,10 @@ def write_errors(path: Path, kind: Kind) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _read_errors(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> Iterator[None]:
-    folder = chunks.folder(array)
+def _translate_read_errors(
+    array: zarr.Array[Any], first: int, last: int, kind: Kind
+) -> Iterator[None]:
+    folder = chunks.get_folder(array)
     try:
         yield
     except chunks.ChunkError as error:
@@ -267,7 +271,7 @@ def _read_errors(array: zarr.Array[Any], first: int, last: int, kind: Kind) -> I
         rows = array.chunks[0]
         span = describe_rows(array, i * rows, min((i + 1) * rows, array.shape[0]), kind)
         msg = (
-            f"{span} cannot be read{on_worker()} from chunk {chunks.key(array, i)} ({reason}). "
+            f"{span} cannot be read{on_worker()} from chunk {chunks.get_key(array, i)} ({reason}). "
             f"Restore the {kind.noun}, or remove it and {kind.repair}"
         )
         raise (kind.chunk_error or kind.error)(msg) from error

@@ -89,7 +89,7 @@ def save(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object)
 
 def read(path: Path) -> NDArray[np.uint8]:
     image, pixels = pillow.read_image(path, (8, 8))
-    assert pillow.image_shape(path) == pixels.shape == image.shape
+    assert pillow.read_shape(path) == pixels.shape == image.shape
     assert pixels.dtype == np.uint8
     return pixels
 
@@ -285,10 +285,10 @@ def test_read_image_of_bad_file_raises_one_line_with_its_name(tmp_path: Path, na
     assert "\n" not in str(found.value)
     if name in BAD:  # the header gives the error
         with pytest.raises(ImageError) as again:
-            pillow.image_shape(tmp_path / name)
+            pillow.read_shape(tmp_path / name)
         assert str(again.value) == str(found.value)
     else:
-        pillow.image_shape(tmp_path / name)
+        pillow.read_shape(tmp_path / name)
 
 
 def test_read_image_without_permission_raises_error_with_its_name(images: Path) -> None:
@@ -306,7 +306,7 @@ def test_read_image_without_permission_raises_error_with_its_name(images: Path) 
             os.setgid(65534)
             os.setuid(65534)
         for function, args in (
-            (pillow.image_shape, (folder / "s_2.png",)),
+            (pillow.read_shape, (folder / "s_2.png",)),
             (pillow.read_image, (folder / "s_2.png", (8, 8))),
             (find.find_images, (folder / "closed",)),
         ):
@@ -428,7 +428,7 @@ def test_create_store_with_many_bad_files_uses_little_memory(tmp_path: Path) -> 
 def test_strict_pillow_with_warning_of_other_code_does_not_raise(tmp_path: Path) -> None:
     """Another thread may warn while an image is read."""
     path = save(tmp_path / "a.png", GREY)
-    with pillow._strict_pillow(), pytest.warns(UserWarning, match="mine"):
+    with pillow._configure_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
     np.testing.assert_array_equal(read(path), GREY)
 
@@ -626,7 +626,7 @@ FUZZ = """if True:
         try:
             image, pixels = pillow.read_image(path, (8, 8))
             found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
-            assert pillow.image_shape(path) == pixels.shape
+            assert pillow.read_shape(path) == pixels.shape
         except ImageError as error:
             assert str(error).isprintable() and path.name in str(error), error
         print(json.dumps([path.name, found]))

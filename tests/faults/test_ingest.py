@@ -476,7 +476,7 @@ def test_labels_of_a_store_that_was_replaced_are_not_written(
     store = daskkm.open_store(place)
     model = daskkm.fit_sweep(store, [2], n_init=1, random_state=0).models[2]
     found = model.predict(store).compute()
-    writing = store.writing_labels({"k": 2}, distances=False)
+    writing = store.open_label_targets({"k": 2}, distances=False)
     labels, _ = writing.__enter__()
     labels[:] = found
     assert world.ingest(place, world.others).status == 0
@@ -503,7 +503,7 @@ def test_label_after_a_killed_label_removes_its_leftovers(
         at = random.Random(part).randrange(events * part // 8, events * (part + 1) // 8) + 1
         daskkm.open_store(place).label(model, distances=True)
         ends.append(world.run(*args, *flags, cwd=place.parent, at=at, number=signal.SIGKILL).status)
-        with commit.lock(place / "labels" / "2", LABELS):  # labels set aside are restored
+        with commit.lock_location(place / "labels" / "2", LABELS):  # labels set aside are restored
             np.testing.assert_array_equal(daskkm.open_store(place).labels(2).compute(), expected)
         daskkm.open_store(place).label(model)
         assert [entry.name for entry in (place / "labels").glob("*2*")] == ["2"]

@@ -18,7 +18,7 @@ from PIL import Image
 import daskkm
 from daskkm.errors import CorruptChunkError, ModelError, StoreError
 from daskkm.sizes import override
-from daskkm.storage.verification import iter_checked, verify_store
+from daskkm.storage.verification import iter_findings, verify_store
 from tests.conftest import ROOT
 from tests.processes import Process
 from tests.test_layers import imports
@@ -69,7 +69,7 @@ def read(path: Path, name: str) -> None:
     """Read an array of a store in full."""
     opened = daskkm.open_store(path)
     if name == "tiles":
-        for chunk in opened.streamed(4 << 20).compute(scheduler="sync"):
+        for chunk in opened.stream(4 << 20).compute(scheduler="sync"):
             list(chunk)
     elif name in ("labels", "distances"):
         getattr(opened, name)(3).compute(scheduler="sync")
@@ -270,7 +270,7 @@ def test_verify_store_that_is_replaced_meanwhile_is_not_called_damaged(
     (tmp_path / "pictures").mkdir()
     shutil.copy(sound / "pictures" / "s_10.png", tmp_path / "pictures")
     flip(path / "col" / "c" / "2", 5)
-    findings = iter_checked(path)
+    findings = iter_findings(path)
     next(findings)
     daskkm.create_store(tmp_path / "pictures", path, tile=4, overwrite=True)
     with pytest.raises(StoreError, match=r"t\.zarr: replaced while it was being read"):
@@ -283,7 +283,7 @@ def test_verify_store_with_labels_replaced_meanwhile_keeps_other_errors(path: Pa
     fitted = daskkm.KMeans(n_clusters=3, random_state=1).fit(store)
     flip(path / "col" / "c" / "2", 5)
     flip(path / "labels" / "3" / "c" / "2", 5)
-    findings = iter_checked(path)
+    findings = iter_findings(path)
     next(findings)
     store.label(fitted)
     errors = [str(error) for finding in findings for error in finding.errors]

@@ -33,14 +33,14 @@ def refusal(path: Path, *, header: bool = True) -> str:
         pillow.read_image(path, (8, 8))
     if header:
         with pytest.raises(ImageError) as again:
-            pillow.image_shape(path)
+            pillow.read_shape(path)
         assert str(again.value) == str(found.value)
     return str(found.value).removeprefix(f"{path}: ")
 
 
 def read(path: Path) -> NDArray[np.uint8]:
     _, pixels = pillow.read_image(path, (8, 8))
-    assert pillow.image_shape(path) == pixels.shape
+    assert pillow.read_shape(path) == pixels.shape
     return pixels
 
 

@@ -55,7 +55,7 @@ def test_read_image_of_png_returns_its_pixels_and_record(tmp_path: Path, mode: s
     np.testing.assert_array_equal(read, pixels)
     assert (image.name, image.size, image.shape) == ("image.png", path.stat().st_size, pixels.shape)
     assert image.cropped == (4, 1)
-    assert pillow.image_shape(path) == pixels.shape
+    assert pillow.read_shape(path) == pixels.shape
     assert image.is_file(path)
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -75,4 +75,4 @@ def test_read_image_of_bad_file_raises_error_with_its_name(tmp_path: Path) -> No
         with pytest.raises(ImageError, match=name):
             pillow.read_image(tmp_path / name, (16, 16))
     with pytest.raises(ImageError, match=r"missing\.png"):
-        pillow.image_shape(tmp_path / "missing.png")
+        pillow.read_shape(tmp_path / "missing.png")

@@ -78,14 +78,14 @@ def test_label_with_distances_writes_those_of_transform(store: TileStore) -> Non
 def test_label_with_distances_reads_each_tile_once(
     store: TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, firsts = chunks.borrow, []
+    read, firsts = chunks.read_chunk, []
 
     def counted(array: Any, first: int, *rest: Any) -> Any:
         firsts.append(first)
         return read(array, first, *rest)
 
     model = fit(store, 3)
-    monkeypatch.setattr(chunks, "borrow", counted)
+    monkeypatch.setattr(chunks, "read_chunk", counted)
     store.label(model, distances=True)
     assert sorted(firsts) == [0, 7, 14, 21, 28]
 
@@ -221,7 +221,7 @@ def test_label_over_other_files_is_refused_before_a_read(
     model = fit(store, 2)
     (store.path / "distances" / "2").mkdir(parents=True)
     (store.path / "distances" / "2" / "thesis.tex").touch()
-    monkeypatch.setattr(zarr_nodes, "read", None)  # no tile is read
+    monkeypatch.setattr(zarr_nodes, "read_rows", None)  # no tile is read
     with pytest.raises(StoreError, match=r"distances/2: .*it holds thesis\.tex.*Move it elsewhere"):
         store.label(model, distances=distances)
     assert (store.path / "distances" / "2" / "thesis.tex").exists()

@@ -109,7 +109,7 @@ def test_replace_node_after_a_kill_in_the_exchange_restores_the_old_node(
     if has_new:
         write(tmp_path / "new", [1])
         (tmp_path / "new").rename(path)
-    with commit.lock(path, KIND):
+    with commit.lock_location(path, KIND):
         assert read(path) == [int(has_new)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
 
@@ -125,7 +125,7 @@ def test_replace_node_after_a_kill_in_the_exchange_keeps_the_old_node_beside_oth
         write(path, [1])
     (path / "odds").rmdir()
     path.rmdir()
-    with commit.lock(path, KIND):
+    with commit.lock_location(path, KIND):
         assert read(path) == [0]
 
 
@@ -134,7 +134,7 @@ def test_remove_leftovers_removes_those_of_killed_runs_only(tmp_path: Path) -> N
     write(path, [1])
     zarr_nodes.create_group(tmp_path / "h.partial", KIND, {})
     (tmp_path / "h.lock").touch()
-    with commit.lock(path, KIND):
+    with commit.lock_location(path, KIND):
         commit.remove_leftovers(path, KIND)
         assert (tmp_path / "h.partial").exists()
     commit.remove_leftovers(path, KIND)

@@ -24,7 +24,7 @@ from daskkm.images.grid import cut, join
 from daskkm.sizes import override
 from daskkm.storage import records, zarr_nodes
 from daskkm.storage import writer as writer_module
-from daskkm.storage.labels import part_rows
+from daskkm.storage.labels import choose_part_rows
 from daskkm.storage.records import ImageRecord
 from daskkm.storage.tile_store import STORE
 from daskkm.storage.writer import open_writer
@@ -70,15 +70,15 @@ def test_store_in_many_chunks_holds_the_same_as_in_one(images: Path, tmp_path: P
 
 def test_chunk_rows_of_any_tile_can_be_cut_evenly() -> None:
     for tile_bytes in (1, 9, 256, 400, 576, 640, 768, 784, 3072, 1 << 20, 5 << 20):
-        rows = writer_module.chunk_rows(tile_bytes)
+        rows = writer_module.choose_chunk_rows(tile_bytes)
         assert max(1, 0.93 * (4 << 20) / tile_bytes - 1) <= rows <= max(1, (4 << 20) / tile_bytes)
         for k in (1, 5, 256, 3000):
-            part = part_rows(rows, 8 * k, alone=False)
+            part = choose_part_rows(rows, 8 * k, alone=False)
             assert rows % part == 0
             assert part * 8 * k <= 6 << 20
             assert part == rows or part * 8 * k >= 1 << 20
     # What one task writes need not: a number of tiles may be prime.
-    assert [part_rows(16_381, 8 * k, alone=True) for k in (5, 1000)] == [16_381, 524]
+    assert [choose_part_rows(16_381, 8 * k, alone=True) for k in (5, 1000)] == [16_381, 524]
 
 
 def test_create_store_of_rgb_images_has_bands(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
     change(images)
     with monkeypatch.context() as patched:
         patched.setattr(pillow, "read_image", None)  # no image is decoded
-        patched.setattr(pillow, "image_shape", None)
+        patched.setattr(pillow, "read_shape", None)
         with pytest.raises(StoreError, match=said) as refused:
             daskkm.create_store(images, path, **asked)
     assert f"{path}: the store differs" in str(refused.value)
@@ -250,14 +250,14 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
 ) -> None:
     path, other = tmp_path / "t.zarr", tmp_path / "other.zarr"
     daskkm.create_store(images, other, tile=8)
-    shape = pillow.image_shape
+    shape = pillow.read_shape
 
     def meanwhile(image: Path) -> tuple[int, ...]:
         if other.exists():
             other.rename(path)
         return shape(image)
 
-    monkeypatch.setattr(pillow, "image_shape", meanwhile)
+    monkeypatch.setattr(pillow, "read_shape", meanwhile)
     with pytest.raises(StoreError, match=r"t\.zarr: a store is there now\. Run this again$"):
         daskkm.create_store(images, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
@@ -271,7 +271,7 @@ def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, order: tuple[int, ...]
 ) -> None:
     """Of images, which would give tiles of one the name of another, and of files left out."""
-    monkeypatch.setattr(writer_module, "_NOTES", 1000)
+    monkeypatch.setattr(writer_module, "_MAX_NOTES", 1000)
     names = ["c.png", "a.png", "bad.png", "also_bad.png"]
     for i, name in enumerate(names):
         if i < 2:
@@ -324,13 +324,13 @@ def test_ingest_of_unchanged_images_reads_none(
     settings: Any = {"tile": 8, "on_bad": "skip"}
     daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     read: list[str] = []
-    identity = records.identity
+    identity = records.read_identity
 
     def noted(path: Path) -> tuple[int, str]:
         read.append(path.name)
         return identity(path)
 
-    monkeypatch.setattr(records, "identity", noted)
+    monkeypatch.setattr(records, "read_identity", noted)
     files = contents(tmp_path / "t.zarr")
     daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     assert read == []

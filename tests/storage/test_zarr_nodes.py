@@ -47,7 +47,7 @@ def create(path: Path, n: int, dtype: str) -> zarr.Array[Any]:
 def read(path: Path) -> list[int]:
     group, attributes = zarr_nodes.open_node(path, KIND)
     array = group["odds"]
-    return zarr_nodes.read(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
+    return zarr_nodes.read_rows(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
 
 
 def test_open_node_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
@@ -99,21 +99,21 @@ def test_array_of_zeros_through_a_pickle_is_written_chunk_by_chunk(tmp_path: Pat
     there[:2] = 0
     there[2:] = 0
     zarr_nodes.check_chunks(array, KIND)
-    assert zarr_nodes.read(array, 0, 3, KIND).tolist() == [0, 0, 0]
+    assert zarr_nodes.read_rows(array, 0, 3, KIND).tolist() == [0, 0, 0]
     (tmp_path / "a" / "c" / "1").unlink()
-    assert zarr_nodes.read(array, 0, 2, KIND).tolist() == [0, 0]
+    assert zarr_nodes.read_rows(array, 0, 2, KIND).tolist() == [0, 0]
     with pytest.raises(OddError, match="odds 2 to 2 cannot be read"):
-        zarr_nodes.read(array, 2, 3, KIND)
+        zarr_nodes.read_rows(array, 2, 3, KIND)
 
 
 def test_stream_reads_chunks_into_the_same_memory(tmp_path: Path) -> None:
     array = create(tmp_path / "a", 5, "int32")
     array[:] = np.arange(5, dtype=np.int32)
     values, places = [], set()
-    for chunk in zarr_nodes.stream(array, 0, 5, KIND):
+    for chunk in zarr_nodes.stream_chunks(array, 0, 5, KIND):
         values += chunk.tolist()
         places.add(chunk.__array_interface__["data"][0])
         assert not chunk.flags.writeable
     assert values == [0, 1, 2, 3, 4]
     assert len(places) == 1
-    assert chunks.read(array, 1, 4).tolist() == [1, 2, 3]
+    assert chunks.read_rows(array, 1, 4).tolist() == [1, 2, 3]
