@@ -1,4 +1,4 @@
-"""Cut images into tiles and join tiles into images, exactly."""
+"""Cut images into tiles, and join tiles into images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def cut(image: NDArray[Any], tile: tuple[int, int]) -> NDArray[Any]:
-    """Cut an image into whole tiles, row by row, without the rest at the bottom and the right.
+    """Cut an image into whole tiles, row by row; crop pixels at the bottom and the right.
 
     (H, W[, bands]) becomes (rows * columns, height, width[, bands]).
     """
@@ -26,7 +26,7 @@ def cut(image: NDArray[Any], tile: tuple[int, int]) -> NDArray[Any]:
 
 
 def join(tiles: NDArray[Any], columns: int) -> NDArray[Any]:
-    """Join tiles into an image with so many columns of tiles: the inverse of `cut`."""
+    """Join tiles into an image with `columns` columns of tiles, the inverse of `cut`."""
     n, height, width, *bands = tiles.shape
     rows = n // columns
     return (

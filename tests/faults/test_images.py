@@ -165,7 +165,9 @@ def test_read_image_of_png_with_late_orientation_rotates_or_raises(tmp_path: Pat
     with pytest.raises(ImageError, match=r"bad header checksum in b'eXIf'"):
         pillow.read_image(path, (8, 8))
     path.write_bytes(late_orientation(6))
-    with pytest.raises(ImageError, match=r"a\.png: shape of the pixels differs from the header"):
+    with pytest.raises(
+        ImageError, match=r"a\.png: the shape of the pixels differs from the header"
+    ):
         pillow.read_image(path, (8, 8))
 
 
@@ -210,8 +212,8 @@ def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
 
 
 CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert the image"
-UNREAD = "not an image that can be read. Replace or remove the file"
-FRAMES = "2 frames; daskkm reads one a file. Save each frame as a file of its own"
+UNREAD = "not an image of a known format. Replace or remove the file"
+FRAMES = "2 frames; daskkm reads one per file. Save each frame as a separate file"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.png": (Path.touch, UNREAD),
     "text.jpg": (lambda path: path.write_text("not an image"), UNREAD),
@@ -221,8 +223,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),
         "EPS image; dask",
     ),
-    "folder.png": (Path.mkdir, "not a file. Remove it"),
-    "pipe.png": (os.mkfifo, "not a file. Remove it"),
+    "folder.png": (Path.mkdir, "not a regular file. Remove the entry"),
+    "pipe.png": (os.mkfifo, "not a regular file. Remove the entry"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
     "bomb.png": (
@@ -233,7 +235,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "animated.gif": (frames, FRAMES),
     "animated.png": (frames, FRAMES),
     "animated.webp": (lambda path: frames(path, lossless=True), FRAMES),
-    "pages.tif": (frames, "2 pages; daskkm reads one a file. Save each page as a file of its own"),
+    "pages.tif": (frames, "2 pages; daskkm reads one per file. Save each page as a separate file"),
     "deep.png": (lambda path: save(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
     "deep.tif": (lambda path: save(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
     "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), "16-bit greyscale"),
@@ -513,7 +515,7 @@ def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Pa
         "-m", "daskkm.ingest", mixed, "--store", path, "--tile", "8", "--on-bad", "skip"
     ) as made:
         assert made.wait() == 0, made.lines
-    bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "it is RGB"), "small.png": (None, "no whole")}
+    bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "RGB, while"), "small.png": (None, "no whole")}
     assert made.lines == []
     assert made.output[0].endswith("t.zarr: 30 tiles of 8 x 8 from 3 images")
     assert made.output[1] == f"{len(bad)} files skipped:"
@@ -522,7 +524,7 @@ def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Pa
     assert {file.name for file in store.skipped} == set(bad)
     for file, line in zip(store.skipped, made.output[2:], strict=True):
         assert line == f"  {file.name}: {file.reason}"
-        assert bad[file.name][1] in file.reason or "it is RGB while" in file.reason
+        assert bad[file.name][1] in file.reason or "RGB, while" in file.reason
         assert str(mixed) not in line
     # Apart from these files the store equals that of the good images alone.
     good = tmp_path / "good"
@@ -550,7 +552,9 @@ def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
     assert "3 files skipped:" in capsys.readouterr().out
     # With on_bad="fail" the first skipped file is an error.
-    with pytest.raises(ImageError, match=r"pictures/folder\.png: not a file\. Remove it"):
+    with pytest.raises(
+        ImageError, match=r"pictures/folder\.png: not a regular file\. Remove the entry"
+    ):
         daskkm.create_store(images, path, tile=8)
     out = tmp_path / "out"
     settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]

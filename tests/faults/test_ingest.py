@@ -219,10 +219,10 @@ def test_ingest_while_another_writes_is_refused(world: World, place: Path) -> No
         with Process(*flags) as second:
             assert second.wait() == 1
         (said,) = second.lines
-        assert "t.zarr: another run is writing this store. Wait until it ends" in said
+        assert "t.zarr: another run is writing this store. Wait until the run ends" in said
         with pytest.raises(StoreError, match="another run is writing this store"):
             daskkm.create_store(world.images, place, tile=8)
-        with pytest.raises(StoreError, match="not complete: an ingest was cut short, or is under"):
+        with pytest.raises(StoreError, match="not complete: an ingest was interrupted, or is run"):
             daskkm.open_store(place)
         first.append(ImageRecord("a", 1, "", (8, 8), (0, 0)), np.full((1, 8, 8), 7, np.uint8))
     assert daskkm.open_store(place).features().compute().tolist() == [[7] * 64]
@@ -235,7 +235,7 @@ def test_ingest_while_another_writes_is_refused(world: World, place: Path) -> No
         ("edited", r"t\.zarr\.partial: .* 1 image changed \(s_1\.png\)\. Ingest the same"),
         ("added", r"1 image added \(s_0\.png\)\. Ingest"),
         ("removed", r"1 image removed \(s_1\.png\)\. Ingest"),
-        ("tile", r"there: tiles of 8 x 8, not 4 x 4\. Ingest"),
+        ("tile", r"ingest: tiles of 8 x 8, not 4 x 4\. Ingest"),
     ],
 )
 def test_ingest_of_other_images_than_the_partial_store_is_refused(
@@ -305,9 +305,7 @@ def test_ingest_with_a_link_as_partial_store_is_refused(world: World, place: Pat
     place.with_name("t.zarr.partial").symlink_to(place.parent / "mine")
     ended = world.ingest(place)
     assert ended.status == 1
-    assert (
-        "t.zarr.partial: not a store of daskkm's to be replaced (it is a link)" in (ended.lines[0])
-    )
+    assert "t.zarr.partial: not a store that daskkm may replace (a link)" in (ended.lines[0])
     assert not list((place.parent / "mine").iterdir())
 
 
@@ -317,7 +315,7 @@ def test_ingest_beside_files_of_others_leaves_them(world: World, place: Path) ->
     (partial / "thesis.tex").write_text("precious")
     ended = world.ingest(place)
     assert ended.status == 1
-    assert "t.zarr.partial: not a store of daskkm's to be replaced" in ended.lines[0]
+    assert "t.zarr.partial: not a store that daskkm may replace" in ended.lines[0]
     assert tree(partial) == {"thesis.tex": b"precious"}
     shutil.rmtree(partial)
     lock = place.with_name("t.zarr.lock")
@@ -328,7 +326,7 @@ def test_ingest_beside_files_of_others_leaves_them(world: World, place: Path) ->
     partial.mkdir()
     (partial / "thesis.tex").write_text("precious")
     assert world.ingest(place).status == 0
-    with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
+    with pytest.raises(StoreError, match="not a store that daskkm may replace"):
         sweep("--store", place, "--images", world.images, out=place.with_name("out"))
     assert tree(partial) == {"thesis.tex": b"precious"}
 
@@ -342,7 +340,7 @@ def test_sweep_after_a_killed_ingest_resumes_it(world: World, place: Path) -> No
     assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
     out = place.with_name("out")
     with pytest.raises(
-        StoreError, match=r"t\.zarr: the store is not complete: an ingest was cut short"
+        StoreError, match=r"t\.zarr: the store is not complete: an ingest was interrupted"
     ):
         sweep("--store", place, out=out)
     assert not place.exists()
@@ -374,9 +372,7 @@ def test_sweep_of_a_store_beside_a_partial_one_of_other_tiles_is_refused(
     daskkm.create_store(world.images, place.with_name("u.zarr"), tile=4)
     place.with_name("u.zarr").rename(place)
     flags = ("--store", place, "--images", world.images)
-    with pytest.raises(
-        StoreError, match=r"tiles are 4 x 4, but an interrupted ingest has tiles of 8"
-    ):
+    with pytest.raises(StoreError, match=r"tiles of 4 x 4, the partial store of 8 x 8"):
         sweep(*flags, out=place.with_name("out"))
     assert daskkm.open_store(place).tile == (4, 4)
     assert noted_chunks(place)
@@ -408,7 +404,7 @@ def test_read_of_a_store_that_was_replaced_is_refused(world: World, place: Path)
     first = X[:7].compute()
     assert world.ingest(place, world.others).status == 0
     for read in (X[7:14].compute, store.provenance, store.provenance_of("row").compute):
-        with pytest.raises(StoreError, match=r"t\.zarr: replaced while it was being"):
+        with pytest.raises(StoreError, match=r"t\.zarr: replaced during a read"):
             read()
     with pytest.raises(StoreError, match="replaced"):
         daskkm.fit_sweep(store, [2], n_init=1)
@@ -418,7 +414,7 @@ def test_read_of_a_store_that_was_replaced_is_refused(world: World, place: Path)
     np.testing.assert_array_equal(X.compute(), before)
     # Where chunks cannot be read, that it was replaced is what is said.
     daskkm.create_store(world.images, place, tile=4, overwrite=True)
-    with pytest.raises(StoreError, match="replaced while"):
+    with pytest.raises(StoreError, match="replaced during"):
         X.compute()
 
 
@@ -433,7 +429,7 @@ def test_read_of_labels_that_were_replaced_is_refused(world: World, place: Path)
     first = labels[:7].compute()
     store.label(other, distances=True)
     for read in (labels[7:].compute, distances.compute):
-        with pytest.raises(StoreError, match=r"/3: replaced while it was being read\. Run"):
+        with pytest.raises(StoreError, match=r"/3: replaced during a read\. Open"):
             read()
     assert not np.array_equal(store.labels(3).compute()[:7], first)
     store.label(one, distances=True)  # the same again
@@ -465,7 +461,7 @@ def test_sweep_of_a_store_replaced_between_passes_is_refused(world: World, place
     # Of the same images there is nothing to do.
     result = daskkm.fit_sweep(store, [2], **settings, on_pass=ingest(world.images))
     assert result.models[2].inertia_ == undisturbed.models[2].inertia_
-    with pytest.raises(StoreError, match="replaced while it was being read"):
+    with pytest.raises(StoreError, match="replaced during a read"):
         daskkm.fit_sweep(store, [2], **settings, on_pass=ingest(world.others))
 
 

@@ -77,7 +77,7 @@ def test_find_images_of_impossible_path_raises_image_error(tmp_path: Path) -> No
 def test_find_images_with_equal_names_raises_image_error(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "b/1.png", "b/2.png")
     for given in (["a", "b"], ["a", "b/1.png"], ["**/*.png"]):
-        with pytest.raises(ImageError, match=r"/1\.png: a second image of this name, besides"):
+        with pytest.raises(ImageError, match=r"/1\.png: same name as "):
             find_images([tmp_path / name for name in given])
 
 
@@ -140,9 +140,9 @@ def test_describe_unread_of_large_sub_folder_stops_at_a_limit(
 @pytest.mark.parametrize(
     ("entries", "description"),
     [
-        (["a.txt", "b.txt", "c.jp2"], "only 3 files (.txt 2, .jp2 1). Put images there (.bmp, "),
+        (["a.txt", "b.txt", "c.jp2"], "only 3 files (.txt 2, .jp2 1). Add images (.bmp, "),
         (["cats/1.png", "dogs/1.txt"], "only 2 folders (cats, 1 file; dogs, 1 file). Name the fol"),
-        ([".DS_Store"], "it is empty. Put images there (.bmp, "),
+        ([".DS_Store"], "which is empty. Add images (.bmp, "),
     ],
 )
 def test_find_images_of_folder_without_images_describes_it(

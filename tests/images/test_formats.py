@@ -191,7 +191,7 @@ def test_read_image_of_tiff_with_pages_ignores_reduced_copies_only(
     if whole:
         np.testing.assert_array_equal(read(path), RGB)
     else:
-        assert refusal(path).startswith("3 pages; daskkm reads one a file.")
+        assert refusal(path).startswith("3 pages; daskkm reads one per file.")
 
 
 def test_read_image_of_tiff_with_several_planes_raises_image_error(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_read_image_of_jpeg_with_second_picture_ignores_previews_only(
     if whole:
         np.testing.assert_array_equal(read(path), read(tmp_path / "alone.jpg"))
     else:
-        assert refusal(path).startswith("2 pictures; daskkm reads one a file.")
+        assert refusal(path).startswith("2 pictures; daskkm reads one per file.")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_read_image_of_bmp_with_fourth_band_requires_it_constant(
     unused = 0 if masks and masks[-1] == 0xFF00 else 3
     pixels = RNG.integers(0, 256, (32, 48, 4), np.uint8)
     refused = refusal(bmp(tmp_path / "a.bmp", pixels, 32, masks), header=False)
-    assert refused == f"4 bands, of which Pillow shows 3{CONVERT}"
+    assert refused == f"4 bands, of which Pillow decodes 3{CONVERT}"
     for opacity in (0, 255):
         pixels[..., unused] = opacity
         found = read(bmp(tmp_path / "a.bmp", pixels, 32, masks))
@@ -313,5 +313,5 @@ def test_read_image_of_other_format_names_it(tmp_path: Path, name: str, start: b
 def test_read_image_of_other_file_describes_it(tmp_path: Path, data: bytes) -> None:
     message = refusal(write(tmp_path / "a.png", data))
     assert (
-        "not an image that can be read. Replace or remove the file" in message or "TIFF" in message
+        "not an image of a known format. Replace or remove the file" in message or "TIFF" in message
     )

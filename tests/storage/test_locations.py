@@ -39,7 +39,7 @@ def test_url_problem_of_a_url_has_a_hint(url: str | Path) -> None:
     problem = url_problem(url)
     assert problem is not None
     assert problem.startswith(f"{url}: this is a URL, not a local path. Give ")
-    assert problem.endswith("as /data/t.zarr") == str(url).startswith("file:")
+    assert problem.endswith("the path /data/t.zarr") == str(url).startswith("file:")
 
 
 @pytest.mark.parametrize("path", [*PATHS, *map(Path, ["t.zarr", "a:b", "/s3://b", "dir/s3:/b"])])

@@ -156,7 +156,7 @@ OTHER_CONTENT: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "remove": (remove, {"tile": 8}, r"1 image removed \(s_10\.png\)\."),
     "rename": (rename, {}, r"1 image added \(s_3\.png\), 1 image removed \(s_10\.png\)\."),
     "add": (add, {}, r"5 images added \(s_3\.png, s_4\.png, s_5\.png, …\)\."),
-    "tile": (nothing, {"tile": (8, 4)}, r"for: tiles of 8 x 8, not 8 x 4\."),
+    "tile": (nothing, {"tile": (8, 4)}, r"content: tiles of 8 x 8, not 8 x 4\."),
     "both": (edit, {"tile": 4}, r"changed \(s_10\.png\), tiles of 8 x 8, not 4 x 4\."),
 }
 
@@ -180,7 +180,7 @@ def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
         patched.setattr(pillow, "read_shape", None)
         with pytest.raises(StoreError, match=said) as refused:
             daskkm.create_store(images, path, **asked)
-    assert f"{path}: the store differs" in str(refused.value)
+    assert f"{path}: the store has other content" in str(refused.value)
     assert "which deletes its labels/3, labels/12, distances/12" in str(refused.value)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
@@ -227,12 +227,14 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
     files = contents(path)
-    with pytest.raises(StoreError, match="or overwrite it, which deletes its labels/3") as refused:
+    with pytest.raises(
+        StoreError, match="or overwrite the store, which deletes its labels/3"
+    ) as refused:
         daskkm.create_store(images, path, tile=8)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
     if file == "zarr.json":
-        said = r"t\.zarr: .*size of its tiles not known\. Give daskkm\.create_store a size"
+        said = r"t\.zarr: .*size of tiles is unknown\. Ingest the images with a given size of tiles"
         with pytest.raises(StoreError, match=said) as refused:
             daskkm.create_store(images, path, overwrite=True)
         assert refused.value.options == ("tile",)
@@ -258,7 +260,9 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
         return shape(image)
 
     monkeypatch.setattr(pillow, "read_shape", meanwhile)
-    with pytest.raises(StoreError, match=r"t\.zarr: a store is there now\. Run this again$"):
+    with pytest.raises(
+        StoreError, match=r"t\.zarr: another run has written a store\. Ingest the images again$"
+    ):
         daskkm.create_store(images, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
 
@@ -271,7 +275,7 @@ def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, order: tuple[int, ...]
 ) -> None:
     """Of images, which would give tiles of one the name of another, and of files left out."""
-    monkeypatch.setattr(writer_module, "_MAX_NOTES", 1000)
+    monkeypatch.setattr(writer_module, "_MAX_SAVES", 1000)
     names = ["c.png", "a.png", "bad.png", "also_bad.png"]
     for i, name in enumerate(names):
         if i < 2:
@@ -478,12 +482,12 @@ def test_create_store_of_bad_images_writes_nothing(images: Path, tmp_path: Path)
             daskkm.create_store(images, store, tile)
         assert not store.exists()
 
-    refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
-    refused("0 x 8 pixels holds nothing", (0, 8))
+    refused(r"s_1\.png: 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
+    refused("0 x 8 pixels is empty", (0, 8))
     for tile in ("16", (8.5, 8), (8, 8, 3), True, False, (True, 8), (8, np.True_)):
         refused("is not a size. Give height and width in pixels", tile)
     Image.new("RGB", (8, 8)).save(images / "s_3.png")
-    refused(r"s_3\.png: it is RGB while the other images are greyscale")
+    refused(r"s_3\.png: RGB, while the other images are greyscale")
     (images / "s_3.png").write_text("text")
     refused(r"s_3\.png: not an image")
 
@@ -511,7 +515,7 @@ def test_create_store_over_other_content_is_refused(
             (path / "zarr.json").write_text("{")
         (path / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
-    with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
+    with pytest.raises(StoreError, match="not a store that daskkm may replace"):
         daskkm.create_store(images, path, tile=4, overwrite=True)
     assert path.exists()
     assert sorted(path.rglob("*")) == before
@@ -521,7 +525,7 @@ def test_open_store_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"none\.zarr: the store does not exist\. Ingest"):
         daskkm.open_store(tmp_path / "none.zarr")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match=r"not a store \(it is not of daskkm\)\. Name a store"):
+    with pytest.raises(StoreError, match=r"not a store \(no attributes of daskkm\)\. Name a store"):
         daskkm.open_store(tmp_path / "other.zarr")
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
@@ -544,7 +548,7 @@ def test_create_store_where_a_file_appears_meanwhile_is_refused(
         return read(image, tile)
 
     monkeypatch.setattr(pillow, "read_image", meanwhile)
-    with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
+    with pytest.raises(StoreError, match=r"the folder holds thesis\.tex"):
         daskkm.create_store(images, path, tile=8)
     assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
     (path / "thesis.tex").unlink()
