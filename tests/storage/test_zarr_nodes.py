@@ -1,4 +1,4 @@
-"""Groups and arrays: complete, of their kind and as they were written, or an error."""
+"""Test that groups and arrays are complete, intact and of the right kind, or an error is raised."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(path: Path) -> list[int]:
     return zarr_nodes.read_rows(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
 
 
-def test_open_node_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
+def test_open_node_of_missing_node_gives_a_hint(tmp_path: Path) -> None:
     write(tmp_path / "odds.zarr", [1])
     with pytest.raises(OddError) as caught:
         zarr_nodes.open_node(tmp_path / "oods.zarr", KIND)
@@ -90,8 +90,8 @@ def test_open_node_with_damaged_metadata_is_refused(tmp_path: Path) -> None:
             zarr_nodes.open_node(tmp_path / "h", KIND)
 
 
-def test_array_of_zeros_through_a_pickle_is_written_chunk_by_chunk(tmp_path: Path) -> None:
-    """A chunk left out reads as zeros, and could not be told from one that was lost."""
+def test_array_of_zeros_through_pickle_writes_all_chunks(tmp_path: Path) -> None:
+    """Zarr reads a missing chunk as zeros, so a lost chunk would not be noticed."""
     array = create(tmp_path / "a", 3, "uint8")
     with pytest.raises(OddError, match=r"a: odd of odds 0 to 1 cannot be read .*Restore"):
         zarr_nodes.check_chunks(array, KIND)
@@ -106,7 +106,7 @@ def test_array_of_zeros_through_a_pickle_is_written_chunk_by_chunk(tmp_path: Pat
         zarr_nodes.read_rows(array, 2, 3, KIND)
 
 
-def test_stream_reads_chunks_into_the_same_memory(tmp_path: Path) -> None:
+def test_stream_chunks_of_array_reuses_one_buffer(tmp_path: Path) -> None:
     array = create(tmp_path / "a", 5, "int32")
     array[:] = np.arange(5, dtype=np.int32)
     values, places = [], set()
