@@ -333,7 +333,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
             "resume the ingest, ingest the same images again"
         )
         raise StoreError(msg)
-    version = Version().extended(path)
+    version = Version().extend(path)
     store = TileStore(path, *zarr_nodes.open_node(path, STORE), version)
     if link := next((entry for entry in path.iterdir() if entry.is_symlink()), None):
         msg = f"{path}: the store holds a link, {link.name}. Remove the link"

@@ -62,7 +62,7 @@ def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
 def iter_findings(path: Path) -> Iterator[Finding]:
     """Check the metadata of a store, then its chunks, and yield a Finding for each task."""
     path = path.absolute()
-    version = Version().extended(path)
+    version = Version().extend(path)
     group, attributes = zarr_nodes.open_node(path, STORE)
     store = TileStore(path, group, attributes, version)
     errors = _check_copies(path)
@@ -112,7 +112,7 @@ def _list_label_arrays(
     openers = {LABELS: labels.open_labels, DISTANCES: labels.open_distances}
     for kind, open_array in openers.items():
         for k in labels.list_ks(store.path, kind):
-            own = version.extended(labels.get_path(store.path, kind, k))
+            own = version.extend(labels.get_path(store.path, kind, k))
             try:
                 array = open_array(store.path, k, len(store))
             except StoreError as error:

@@ -82,7 +82,7 @@ def test_open_node_with_damaged_metadata_is_refused(tmp_path: Path) -> None:
     whole = file.read_text()
     for text, problem in (
         ("{", "metadata cannot be read .*begin anew"),
-        ("[]", "not of daskkm"),
+        ("[]", "no attributes of daskkm"),
         (whole.replace('"n": 1', '"n": 2'), "metadata is damaged"),
     ):
         file.write_text(text)
