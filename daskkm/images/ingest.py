@@ -115,9 +115,9 @@ def create_store(
     files, unread = find_images(images, store)
     if unread:
         warnings.warn(describe_unread(unread), stacklevel=2)
-    partial_size = _read_partial_size(
-        store
-    )  # first, since another run may complete the partial store
+    partial_size = None
+    with suppress(StoreError):  # first, since another run may commit the partial store
+        partial_size = read_partial_tile_size(store)
     present = _open_existing_store(store, overwrite=overwrite)
     ingest = _Ingest(files, size or _choose_tile_size(store, present, partial_size), on_bad)
     if present is None or not ingest.is_complete(present, overwrite=overwrite):
@@ -258,13 +258,6 @@ def _open_existing_store(path: Path, *, overwrite: bool) -> TileStore | None:
         if not overwrite:
             raise _add_overwrite_hint(error, path) from error
         return None
-
-
-def _read_partial_size(path: Path) -> tuple[int, int] | None:
-    """Return the size of tiles of a partial store, or None if missing or damaged."""
-    with suppress(StoreError):
-        return read_partial_tile_size(path)
-    return None
 
 
 def _choose_tile_size(

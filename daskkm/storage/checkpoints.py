@@ -33,14 +33,7 @@ _CHECKPOINT_OPTION, _FRESH_OPTION = ("checkpoint",), ("fresh=True",)
 
 
 class CheckpointFile:
-    """File of arrays in a locked folder.
-
-    Attributes
-    ----------
-    folder : Path
-    arrays : dict of str to ndarray, or None
-        Arrays in the file when the folder was opened; None if there was no file.
-    """
+    """File of arrays in a locked folder; `arrays` is None if there was no file at first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,11 +67,8 @@ def open_checkpoint_file(
 ) -> Iterator[CheckpointFile]:
     """Create and lock the folder of a checkpoint; remove the folder at exit if it is empty.
 
-    Raises
-    ------
-    CheckpointError
-        If the folder is locked or holds other files, or the file is damaged, or cannot be read or
-        written.
+    Raise CheckpointError if the folder is locked or holds other files, or the checkpoint is
+    damaged, or cannot be read or written.
     """
     folder = locations.as_local_path(folder, partial(CheckpointError, options=_CHECKPOINT_OPTION))
     msg = f"{folder}: locked by another fit. Wait for the fit, or choose another folder"

@@ -35,12 +35,7 @@ class ChunkError(Exception):
 def read_rows(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
     """Read rows first … last - 1 into new memory.
 
-    Raises
-    ------
-    ChunkError
-        If a chunk is missing, has another size, or does not match its checksum.
-    OSError
-        If a chunk cannot be read.
+    Raise ChunkError if a chunk is missing or damaged, and OSError if a chunk cannot be read.
     """
     rows = array.chunks[0]
     result = np.empty((last - first, *array.shape[1:]), array.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -36,16 +36,12 @@ LABELS = Kind(
     chunk_error=CorruptChunkError,
     inner=True,
 )
-DISTANCES = Kind(
+DISTANCES = replace(
+    LABELS,
     name="distances",
     noun="set of distances",
-    items="tiles",
-    members=LABELS.members,
-    error=StoreError,
     create="label the store with distances first",
     repair="label the tiles again, with distances",
-    chunk_error=CorruptChunkError,
-    inner=True,
 )
 
 

@@ -21,24 +21,12 @@ _CLOCK_TICK_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class File:
-    """Record of a file at the time of its read.
+    """Record of a file at the time of its read."""
 
-    Attributes
-    ----------
-    name : str
-        File name, without its folder.
-    size : int
-        Bytes of the file.
-    sha256 : str
-        Hexadecimal digest of the file; "" if the file was unreadable, or still being written.
-    mtime_ns, ctime_ns : int, optional
-        Times of the last change of content and of the inode; None if the content changed so
-        shortly before the read that a later change could have the same time.
-    """
-
-    name: str
-    size: int
-    sha256: str
+    name: str  # without the folder
+    size: int  # in bytes
+    sha256: str  # hexadecimal; "" if the file was unreadable, or still being written
+    # Changes of content and inode; None if a later change could have the same times.
     mtime_ns: int | None = field(default=None, kw_only=True, compare=False)
     ctime_ns: int | None = field(default=None, kw_only=True, compare=False)
 
@@ -67,20 +55,10 @@ class File:
 
 @dataclass(frozen=True)
 class ImageRecord(File):
-    """Record of an image at the time of its read.
+    """Record of an image at the time of its read."""
 
-    Attributes
-    ----------
-    name, size, sha256, mtime_ns, ctime_ns
-        As in `File`.
-    shape : tuple of int
-        (height, width) or (height, width, bands) in pixels.
-    cropped : tuple of int
-        Numbers of rows at the bottom and of columns at the right that fill no whole tile.
-    """
-
-    shape: tuple[int, ...]
-    cropped: tuple[int, int]
+    shape: tuple[int, ...]  # (height, width) or (height, width, bands) in pixels
+    cropped: tuple[int, int]  # rows at the bottom and columns at the right that fill no whole tile
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ImageRecord:
@@ -91,17 +69,9 @@ class ImageRecord(File):
 
 @dataclass(frozen=True)
 class Skipped(File):
-    """Record of a file that is not an image, or does not match the other images.
+    """Record of a file that is not an image, or does not match the other images."""
 
-    Attributes
-    ----------
-    name, size, sha256, mtime_ns, ctime_ns
-        As in `File`.
-    reason : str
-        The problem and a hint.
-    """
-
-    reason: str
+    reason: str  # the problem and a hint
 
     @classmethod
     def from_error(cls, path: Path, error: ImageError, before: tuple[int, ...]) -> Skipped:

@@ -40,14 +40,7 @@ class StoreWriter:
     """Writer of a store: appends tiles in order, in whole chunks.
 
     The attributes of the partial store hold the progress, from which the next writer resumes.
-
-    Attributes
-    ----------
-    images : list of ImageRecord
-        Images whose tiles are all written or buffered.
-    skipped : list of Skipped
-    rows : int
-        Number of tiles of a chunk.
+    `images` and `skipped` are the records of the files so far; a chunk has `rows` tiles.
     """
 
     def __init__(self, path: Path, partial: Path, shape: tuple[int, ...]) -> None:
@@ -229,12 +222,8 @@ def open_writer(
     The store has at most `n_tiles` tiles of height and width `tile`, with bands () or (3,). A
     partial store is resumed if its records match the first of `files`, the files in order of
     `append` and `skip`. With `overwrite` a store, or a partial store of other files, is replaced.
-    After an error the partial store stays.
-
-    Raises
-    ------
-    StoreError
-        If `path` holds other content, the store cannot be written, or another run writes the store.
+    After an error the partial store stays. Raise StoreError if `path` holds other content, the
+    store cannot be written, or another run writes the store.
     """
     with commit.open_partial(path, STORE, resume=True) as partial:
         # `lock_location` may have restored a store, or another run may have committed a store.
@@ -270,7 +259,7 @@ def _resume(
         ):
             pass  # raises for a damaged chunk
     except StoreError as error:
-        msg = f"{partial}: the partial store is damaged and is written anew ({error})"
+        msg = f"{partial}: the partial store is damaged and starts over ({error})"
         warnings.warn(msg, stacklevel=2)
         return False
     if differences and earlier.n_written and not overwrite:

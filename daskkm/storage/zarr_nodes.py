@@ -36,36 +36,17 @@ _OWN_ATTRIBUTES = {"format", "kind", "complete", "sha256"}
 
 @dataclass(frozen=True)
 class Kind:
-    """Kind of a node, with the words of messages.
+    """Kind of a node, with the words of messages."""
 
-    Attributes
-    ----------
-    name : str
-        Name in the attributes of the node.
-    noun : str
-        Name in messages.
-    items : str
-        Name of the items along the first axis of the arrays.
-    members : frozenset of str
-        Names that the folder may hold; a folder with other names is never replaced.
-    error : type of DaskkmError
-    create, repair : str
-        Hints for a missing and for a damaged node.
-    chunk_error : type of DaskkmError, optional
-        Error for a bad chunk; the default is `error`.
-    inner : bool
-        Whether the node lies within a store, and not at a path of the user.
-    """
-
-    name: str
-    noun: str
-    items: str
-    members: frozenset[str]
+    name: str  # in the attributes of the node
+    noun: str  # in messages
+    items: str  # along the first axis of the arrays
+    members: frozenset[str]  # names in the folder; a folder with other names is never replaced
     error: type[DaskkmError]
-    create: str
-    repair: str
-    chunk_error: type[DaskkmError] | None = None
-    inner: bool = False
+    create: str  # hint for a missing node
+    repair: str  # hint for a damaged node
+    chunk_error: type[DaskkmError] | None = None  # for a bad chunk, if not `error`
+    inner: bool = False  # True within a store
 
 
 def open_node(path: Path, kind: Kind, *, partial: bool = False) -> tuple[Any, dict[str, Any]]:

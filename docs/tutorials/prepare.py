@@ -1,7 +1,7 @@
 """Prepare the folder and the kernel of a tutorial: ``%load_ext prepare``.
 
-The sample images appear as ``images``, as in a clone. Shell cells print the output in one piece; the
-magic of IPython would split lines.
+The sample images appear as ``images``, as in a clone. Shell cells print the output in one piece,
+unlike the magic of IPython.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ from tests.processes import Process, once_iterations_began
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from daskkm.kmeans.model import FittedModel
     from tests.forks import Done, Forks
 
 pytestmark = pytest.mark.faults
@@ -525,7 +524,3 @@ def test_label_after_killed_label_removes_leftovers(
         assert not list((place / "distances").glob("*2*"))
     assert ends.count(-signal.SIGKILL) >= 7
     assert verify_store(place) == []
-
-
-def fitted() -> FittedModel:
-    return daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [2], random_state=0).models[2]
