@@ -56,8 +56,8 @@ _BMP_UNUSED = {
     "BGR;15": ("<u2", 0x8000),
 }
 # Formats with the same first bytes, and formats without a plugin in Pillow.
-_ALIKE = {"CUR": "TGA or CUR"}
-_FOREIGN = (
+_AMBIGUOUS = {"CUR": "TGA or CUR"}
+_OTHER_SIGNATURES = (
     (re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL), "HEIC"),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
     (re.compile(rb"P7\n"), "PAM"),
@@ -134,11 +134,11 @@ def describe_unopened(file: IO[bytes]) -> str:
 def _list_formats(head: bytes) -> list[str]:
     """Return the possible formats of a file by its first bytes."""
     Image.init()
-    names = [name for pattern, name in _FOREIGN if pattern.match(head)]
+    names = [name for pattern, name in _OTHER_SIGNATURES if pattern.match(head)]
     for name, (_, accept) in Image.OPEN.items():
         with suppress(struct.error, IndexError):  # a file shorter than the signature
             if accept and accept(head[:16]):
-                names.append(_ALIKE.get(name, name))
+                names.append(_AMBIGUOUS.get(name, name))
     return names
 
 
@@ -198,8 +198,8 @@ def _count_bands(tags: Mapping[int, Any]) -> tuple[int, int, int]:
     return bands, colours + (not extra or extra[0] in _ALPHA), colours
 
 
-def _describe_tiff(tags: Mapping[int, Any], shown: int) -> str | None:
-    """Return a description of a TIFF, or None for 8-bit greyscale or RGB of `shown` bands."""
+def _describe_tiff(tags: Mapping[int, Any], n_decoded: int) -> str | None:
+    """Return a description of a TIFF, or None for 8-bit greyscale or RGB of `n_decoded` bands."""
     compression = tags.get(_COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
         return f"TIFF of compression {compression}, which Pillow does not read"
@@ -208,7 +208,7 @@ def _describe_tiff(tags: Mapping[int, Any], shown: int) -> str | None:
     bits = max(8, int(np.max(tags.get(_BITS, 1))))
     kinds = {_NUMBERS.get(kind, "") for kind in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist()}
     number = kinds.pop() if len(kinds) == 1 else " mixed"
-    if bands > shown:
+    if bands > n_decoded:
         return f"{bands} bands of {bits}{number} bits"
     if bits > 8 or number or colour not in ("greyscale", "RGB", "palette", "YCbCr"):
         with_alpha = " with alpha" if bands > colours else ""

@@ -20,7 +20,7 @@ from daskkm.parameters import as_choice, as_flag
 from daskkm.storage import commit, locations
 from daskkm.storage.labels import list_labels
 from daskkm.storage.records import (
-    Skipped,
+    SkippedFile,
     describe_differences,
     find_differences,
     grid_shape,
@@ -136,27 +136,27 @@ class _Ingest:
     shapes: dict[Path, tuple[int, ...]] = field(
         default_factory=dict
     )  # shapes of images, from headers
-    skipped: dict[Path, Skipped] = field(default_factory=dict)
+    skipped: dict[Path, SkippedFile] = field(default_factory=dict)
 
-    def is_complete(self, present: TileStore, *, overwrite: bool) -> bool:
+    def is_complete(self, store: TileStore, *, overwrite: bool) -> bool:
         """Return True if a store has these tiles; raise StoreError unless `overwrite`."""
         try:
-            present.check()
+            store.check()
         except StoreError as error:
             if not overwrite:
-                raise _add_overwrite_hint(error, present.path) from error
+                raise _add_overwrite_hint(error, store.path) from error
             return False
-        differences = find_differences(present.images, present.skipped, self.files)
-        sizes = describe_tiles(present.tile[:2], self.tile)
+        differences = find_differences(store.images, store.skipped, self.files)
+        sizes = describe_tiles(store.tile[:2], self.tile)
         texts = [*describe_differences(differences), *sizes]
         if texts and not overwrite:
             msg = (
-                f"{present.path}: the store has other content: {', '.join(texts)}. "
-                f"Choose another store, or overwrite this store{_describe_losses(present.path)}"
+                f"{store.path}: the store has other content: {', '.join(texts)}. "
+                f"Choose another store, or overwrite this store{_describe_losses(store.path)}"
             )
             raise StoreError(msg, options=OVERWRITE)
         if not texts:
-            commit.remove_leftovers(present.path, STORE)
+            commit.remove_leftovers(store.path, STORE)
         return not texts
 
     def write(
@@ -180,48 +180,48 @@ class _Ingest:
         _warn_of_cropping(written.images)
         return written
 
-    def check_skipped(self, skipped: Sequence[Skipped]) -> None:
+    def check_skipped(self, skipped: Sequence[SkippedFile]) -> None:
         """Raise ImageError for the first skipped file unless files may be skipped."""
         if skipped and self.on_bad == "fail":
             raise self._make_error(skipped[0])
 
-    def _make_error(self, skipped: Skipped) -> ImageError:
+    def _make_error(self, skipped: SkippedFile) -> ImageError:
         """Return the error of a skipped file."""
         path = next(path for path in self.files if path.name == skipped.name)
         return ImageError(f"{path}: {skipped.reason}")
 
     def _read_headers(self) -> None:
         """Read the shapes of all images, and find bad files."""
-        before: dict[Path, tuple[int, ...]] = {}
+        states: dict[Path, tuple[int, ...]] = {}
         for path in self.files:
-            before[path] = read_state(path)
+            states[path] = read_state(path)
             try:
                 self.shapes[path] = pillow.read_shape(path)
             except ImageError as error:
-                self._skip(path, error, before[path])
+                self._skip(path, error, states[path])
         kinds = Counter(shape[2:] for shape in self.shapes.values())
         for path, shape in list(self.shapes.items()):
             if mismatch := _find_mismatch(path, shape, kinds.most_common(1)[0][0], self.tile):
-                self._skip(path, mismatch, before[path])
+                self._skip(path, mismatch, states[path])
                 del self.shapes[path]
         if not self.shapes:
             raise self._make_error(next(iter(self.skipped.values())))
 
-    def _skip(self, path: Path, error: ImageError, before: tuple[int, ...]) -> None:
+    def _skip(self, path: Path, error: ImageError, state: tuple[int, ...]) -> None:
         """Record a bad file, with its state before the read, or raise the error."""
         if self.on_bad == "fail":
             raise error
         # Keep no error: the traceback would keep the pixels in memory.
-        self.skipped[path] = Skipped.from_error(path, error, before)
+        self.skipped[path] = SkippedFile.from_error(path, error, state)
 
     def _append(self, writer: StoreWriter, path: Path) -> None:
         """Append the tiles of an image to the store, or skip the file."""
-        before = read_state(path)
+        state = read_state(path)
         if path not in self.skipped:
             try:
                 image, pixels = pillow.read_image(path, self.tile)
             except ImageError as error:
-                self._skip(path, error, before)
+                self._skip(path, error, state)
         if path in self.skipped:
             writer.skip(self.skipped[path])
             return
@@ -261,10 +261,10 @@ def _open_existing_store(path: Path, *, overwrite: bool) -> TileStore | None:
 
 
 def _choose_tile_size(
-    path: Path, present: TileStore | None, partial: tuple[int, int] | None
+    path: Path, store: TileStore | None, partial: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Return the size of tiles of the store at a path, complete or partial, else 16 x 16."""
-    complete = present.tile[:2] if present else None
+    complete = store.tile[:2] if store else None
     if partial and complete and partial != complete:
         msg = (
             f"{path}: the store has tiles of {complete[0]} x {complete[1]}, the partial store of "
@@ -295,12 +295,12 @@ def _describe_losses(path: Path) -> str:
 
 
 def _find_mismatch(
-    path: Path, shape: tuple[int, ...], usual: tuple[int, ...], tile: tuple[int, int]
+    path: Path, shape: tuple[int, ...], bands: tuple[int, ...], tile: tuple[int, int]
 ) -> ImageError | None:
     """Return an error for an image with other bands, or smaller than a tile, or None."""
     kinds = {(): "greyscale", (3,): "RGB"}
-    if shape[2:] != usual:
-        problem = f"{kinds[shape[2:]]}, while the other images are {kinds[usual]}"
+    if shape[2:] != bands:
+        problem = f"{kinds[shape[2:]]}, while the other images are {kinds[bands]}"
         return ImageError(f"{path}: {problem}. Convert or remove the image")
     if not math.prod(grid_shape(shape, tile)):
         problem = f"{shape[0]} x {shape[1]} pixels hold no whole tile of {tile[0]} x {tile[1]}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
 _MAX_PIXELS = 178_956_970  # default of Pillow
-_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
+_TRANSPOSING = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 _PILLOW = threading.Lock()
 _PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
@@ -128,7 +128,7 @@ def _compute_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
     size = (image.height, image.width)
     # Only chunks of a PNG before the pixels are read. The size of a TIFF is already transposed.
     exif = Image.Image.getexif(image) if image.format != "TIFF" else {}
-    if exif.get(ExifTags.Base.Orientation) in _TRANSPOSED:
+    if exif.get(ExifTags.Base.Orientation) in _TRANSPOSING:
         size = size[::-1]
     return (*size, *_BANDS[_choose_mode(image)])
 

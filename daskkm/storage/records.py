@@ -68,21 +68,21 @@ class ImageRecord(File):
 
 
 @dataclass(frozen=True)
-class Skipped(File):
+class SkippedFile(File):
     """Record of a file that is not an image, or does not match the other images."""
 
     reason: str  # the problem and a hint
 
     @classmethod
-    def from_error(cls, path: Path, error: ImageError, before: tuple[int, ...]) -> Skipped:
-        """Return the record of a bad file, which had the state `before` at its read."""
+    def from_error(cls, path: Path, error: ImageError, state: tuple[int, ...]) -> SkippedFile:
+        """Return the record of a bad file, with its state before the read."""
         reason = str(error).removeprefix(f"{printable(str(path))}: ")
         start = time.time_ns()
         size, sha256 = read_identity(path)
         # After a transient error, or a change during the read, the next run reads the file again.
-        if _is_transient(error.__cause__) or read_state(path) != before:
+        if _is_transient(error.__cause__) or read_state(path) != state:
             size, sha256 = _NO_IDENTITY
-        times = select_settled_times(before[-2], before[-1], start) if sha256 else {}
+        times = select_settled_times(state[-2], state[-1], start) if sha256 else {}
         return cls(path.name, size, sha256, reason, **times)
 
 

@@ -19,7 +19,7 @@ from daskkm.errors import CorruptChunkError, ParameterError, StoreError
 from daskkm.parameters import as_choice, as_flag, as_integer
 from daskkm.storage import commit, labels, lazy_arrays, locations, metadata, zarr_nodes
 from daskkm.storage.labels import DISTANCES, LABELS
-from daskkm.storage.records import ImageRecord, Skipped
+from daskkm.storage.records import ImageRecord, SkippedFile
 from daskkm.storage.versions import Version
 from daskkm.storage.zarr_nodes import Kind
 
@@ -58,7 +58,7 @@ class TileStore:
     tiles : zarr.Array of shape (n, height, width) or (n, height, width, bands), uint8
     images : tuple of ImageRecord
         In the order of their tiles.
-    skipped : tuple of Skipped
+    skipped : tuple of SkippedFile
         Files that were left out, each with the reason.
 
     Examples
@@ -83,7 +83,7 @@ class TileStore:
         self.tiles: zarr.Array[Any] = group["tiles"]
         self._provenance = {name: group[name] for name in PROVENANCE}
         self.images = tuple(map(ImageRecord.from_json, attributes["images"]))
-        self.skipped = tuple(Skipped(**record) for record in attributes["skipped"])
+        self.skipped = tuple(SkippedFile(**record) for record in attributes["skipped"])
 
     @property
     def tile(self) -> tuple[int, ...]:

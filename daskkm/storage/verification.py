@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Chunks of a task: enough that prefetching the next chunk pays.
 _CHUNKS_PER_TASK = 16
+_REPAIR = f"Restore the store, or remove it and {STORE.repair}"
 
 
 class Finding(NamedTuple):
@@ -66,15 +67,15 @@ def iter_findings(path: Path) -> Iterator[Finding]:
     group, attributes = zarr_nodes.open_node(path, STORE)
     store = TileStore(path, group, attributes, version)
     errors = _check_copies(path)
-    contents = [
+    arrays = [
         *_list_store_arrays(store, group, version),
         *_list_label_arrays(store, version, errors),
     ]
-    yield Finding(errors, total=sum(content.array.cdata_shape[0] for content in contents))
+    yield Finding(errors, total=sum(array.array.cdata_shape[0] for array in arrays))
     runs = [
-        (content, first)
-        for content in contents
-        for first in range(0, content.array.shape[0], _CHUNKS_PER_TASK * content.array.chunks[0])
+        (array, first)
+        for array in arrays
+        for first in range(0, array.array.shape[0], _CHUNKS_PER_TASK * array.array.chunks[0])
     ]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         yield from pool.map(lambda run: _check_run(*run), runs)
@@ -94,9 +95,6 @@ def _check_copies(path: Path) -> list[StoreError]:
             msg = f"{path}: the metadata of {name} has changed. {_REPAIR}"
             errors.append(StoreError(msg))
     return errors
-
-
-_REPAIR = f"Restore the store, or remove it and {STORE.repair}"
 
 
 def _list_store_arrays(store: TileStore, group: Any, version: Version) -> Iterator[_StoreArray]:
@@ -131,9 +129,9 @@ def _compare_with_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> 
     return None if ((rows >= 0) & (rows <= largest)).all() else f"not all within 0 and {largest}"
 
 
-def _check_run(content: _StoreArray, first: int) -> Finding:
+def _check_run(store_array: _StoreArray, first: int) -> Finding:
     """Check `_CHUNKS_PER_TASK` chunks of an array from row `first` on."""
-    array, kind, version, problem = content
+    array, kind, version, problem = store_array
     rows, n = array.chunks[0], array.shape[0]
     errors: list[StoreError] = []
     n_bytes = 0

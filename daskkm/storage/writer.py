@@ -17,7 +17,7 @@ from daskkm.storage import commit, tile_store, zarr_nodes
 from daskkm.storage.records import (
     File,
     ImageRecord,
-    Skipped,
+    SkippedFile,
     describe_differences,
     find_differences,
     grid_shape,
@@ -48,7 +48,7 @@ class StoreWriter:
         self._tile = shape[1], shape[2]
         self.rows = min(shape[0], choose_chunk_rows(math.prod(shape[1:])))
         self.images: list[ImageRecord] = []
-        self.skipped: list[Skipped] = []
+        self.skipped: list[SkippedFile] = []
         self._buffer: list[NDArray[np.uint8]] = []
         self._n_buffered = self._n_written = 0
         # The next file, and the number of its tiles that an earlier writer wrote.
@@ -64,30 +64,30 @@ class StoreWriter:
         with zarr_nodes.translate_write_errors(self._path, STORE):
             commit.remove_node(self._partial)
             # From the first write on, the attributes hold the size of tiles.
-            zarr_nodes.create_group(self._partial, STORE, self._progress())
-            self._tiles = self._create("tiles", self._shape, "uint8", self.rows)
+            zarr_nodes.create_group(self._partial, STORE, self._make_progress())
+            self._tiles = self._create_array("tiles", self._shape, "uint8", self.rows)
             self._save_progress()
 
-    def resume(self, earlier: PartialStore, files: Sequence[Path]) -> None:
+    def resume(self, partial_store: PartialStore, files: Sequence[Path]) -> None:
         """Resume an interrupted ingest."""
-        attributes = {**earlier.attributes, "written": earlier.n_written}
+        attributes = {**partial_store.attributes, "written": partial_store.n_written}
         with zarr_nodes.translate_write_errors(self._path, STORE):
-            self._tiles = earlier.tiles.with_config({"write_empty_chunks": True})
-            self._n_written = earlier.n_written
+            self._tiles = partial_store.tiles.with_config({"write_empty_chunks": True})
+            self._n_written = partial_store.n_written
             self._tiles.resize(
                 self._shape
             )  # rewrites the metadata of the array, which may be damaged
             zarr_nodes.write_attributes(self._partial, STORE, attributes, complete=False)
-        self._load_records(earlier, files)
+        self._load_records(partial_store, files)
 
-    def _load_records(self, earlier: PartialStore, files: Sequence[Path]) -> None:
+    def _load_records(self, partial_store: PartialStore, files: Sequence[Path]) -> None:
         """Load the records of files whose tiles are written."""
-        n_left = earlier.n_written
-        both: list[ImageRecord | Skipped] = [*earlier.images, *earlier.skipped]
+        n_left = partial_store.n_written
+        both: list[ImageRecord | SkippedFile] = [*partial_store.images, *partial_store.skipped]
         records = {record.name: record for record in both}
         for path in files[: len(records)]:
             record = records[path.name]
-            if isinstance(record, Skipped):
+            if isinstance(record, SkippedFile):
                 self.skipped.append(record)
                 continue
             count = math.prod(grid_shape(record.shape, self._tile))
@@ -109,7 +109,7 @@ class StoreWriter:
             self._write(buffered[:whole])
             self._buffer, self._n_buffered = [buffered[whole:]], len(buffered) - whole
 
-    def skip(self, file: Skipped) -> None:
+    def skip(self, file: SkippedFile) -> None:
         """Record the next file as skipped."""
         self._take_n_resumed(file)
         self.skipped.append(file)
@@ -122,7 +122,9 @@ class StoreWriter:
             raise StoreError(msg)
         return n
 
-    def _create(self, name: str, shape: tuple[int, ...], dtype: str, rows: int) -> zarr.Array[Any]:
+    def _create_array(
+        self, name: str, shape: tuple[int, ...], dtype: str, rows: int
+    ) -> zarr.Array[Any]:
         dimensions = ("tile", "y", "x", "band")[: len(shape)]
         return zarr_nodes.create_array(
             self._partial / name, shape, dtype, rows=rows, dimensions=dimensions
@@ -136,18 +138,18 @@ class StoreWriter:
             if before // interval < self._n_written // interval:
                 self._save_progress()
 
-    def _records(self) -> dict[str, Any]:
+    def _make_records(self) -> dict[str, Any]:
         return {
             "tile": self._tile,
             "images": [asdict(image) for image in self.images],
             "skipped": [asdict(file) for file in self.skipped],
         }
 
-    def _progress(self) -> dict[str, Any]:
-        return {**self._records(), "written": self._n_written}
+    def _make_progress(self) -> dict[str, Any]:
+        return {**self._make_records(), "written": self._n_written}
 
     def _save_progress(self) -> None:
-        zarr_nodes.write_attributes(self._partial, STORE, self._progress(), complete=False)
+        zarr_nodes.write_attributes(self._partial, STORE, self._make_progress(), complete=False)
 
     def finish(self) -> None:
         """Write the buffered tiles and the provenance, and mark the store as complete."""
@@ -158,13 +160,13 @@ class StoreWriter:
                 self._tiles.resize((self._n_written, *self._shape[1:]))
                 self._save_progress()
             self._write_provenance()
-            zarr_nodes.write_attributes(self._partial, STORE, self._records(), complete=True)
+            zarr_nodes.write_attributes(self._partial, STORE, self._make_records(), complete=True)
 
     def _write_provenance(self) -> None:
         n, rows = self._n_written, sizes.provenance_rows
         for name in PROVENANCE:  # leftovers of an earlier writer
             commit.remove_node(self._partial / name)
-        arrays = {name: self._create(name, (n,), "int32", rows) for name in PROVENANCE}
+        arrays = {name: self._create_array(name, (n,), "int32", rows) for name in PROVENANCE}
         for first in range(0, n, rows):
             last = min(first + rows, n)
             for name, values in compute_provenance(self.images, self._tile, first, last).items():
@@ -177,7 +179,7 @@ class PartialStore(NamedTuple):
     tiles: zarr.Array[Any]
     attributes: dict[str, Any]
     images: list[ImageRecord]
-    skipped: list[Skipped]
+    skipped: list[SkippedFile]
     n_written: int
 
 
@@ -190,21 +192,24 @@ def _open_partial_store(partial: Path) -> PartialStore | None:
         return None
     tiles = group["tiles"]
     images = [ImageRecord.from_json(record) for record in attributes["images"]]
-    skipped = [Skipped(**record) for record in attributes["skipped"]]
+    skipped = [SkippedFile(**record) for record in attributes["skipped"]]
     n_written = attributes.get("written", tiles.shape[0])  # a complete store has no such attribute
     return PartialStore(tiles, attributes, images, skipped, n_written)
 
 
 def _compare_partial_store(
-    earlier: PartialStore, files: Sequence[Path], shape: tuple[int, ...]
+    partial_store: PartialStore, files: Sequence[Path], shape: tuple[int, ...]
 ) -> list[str]:
     """Return the differences between a partial store and an ingest of these files."""
-    differences = find_differences(earlier.images, earlier.skipped, files)
-    if not earlier.attributes["complete"]:  # files after these have no record yet
-        n_files = len(earlier.images) + len(earlier.skipped)
+    differences = find_differences(partial_store.images, partial_store.skipped, files)
+    if not partial_store.attributes["complete"]:  # files after these have no record yet
+        n_files = len(partial_store.images) + len(partial_store.skipped)
         first = {path.name for path in files[:n_files]}
         differences["added"] = [name for name in differences["added"] if name in first]
-    return [*describe_differences(differences), *describe_tiles(earlier.tiles.shape[1:], shape[1:])]
+    return [
+        *describe_differences(differences),
+        *describe_tiles(partial_store.tiles.shape[1:], shape[1:]),
+    ]
 
 
 @contextmanager
@@ -248,28 +253,28 @@ def _resume(
 ) -> bool:
     """Resume a partial store; return False if the writer must start a new store."""
     try:
-        earlier = _open_partial_store(partial)
-        if earlier is None:
+        partial_store = _open_partial_store(partial)
+        if partial_store is None:
             return False
-        differences = _compare_partial_store(earlier, files, shape)
+        differences = _compare_partial_store(partial_store, files, shape)
         # A store smaller than one chunk has chunks of another size.
-        fits = not differences and earlier.tiles.chunks[0] == writer.rows
+        fits = not differences and partial_store.tiles.chunks[0] == writer.rows
         for _ in zarr_nodes.stream_chunks(
-            earlier.tiles, 0, earlier.n_written if fits else 0, STORE
+            partial_store.tiles, 0, partial_store.n_written if fits else 0, STORE
         ):
             pass  # raises for a damaged chunk
     except StoreError as error:
         msg = f"{partial}: the partial store is damaged and starts over ({error})"
         warnings.warn(msg, stacklevel=2)
         return False
-    if differences and earlier.n_written and not overwrite:
+    if differences and partial_store.n_written and not overwrite:
         msg = (
             f"{partial}: partial store of another ingest: {', '.join(differences)}. Ingest the "
             "same images and tiles, choose another store, or overwrite the partial store"
         )
         raise StoreError(msg, options=OVERWRITE)
     if fits:
-        writer.resume(earlier, files)
+        writer.resume(partial_store, files)
     return fits
 
 
@@ -293,11 +298,11 @@ def compute_provenance(
     return {name: values.astype(np.int32) for name, values in arrays.items()}
 
 
-def describe_tiles(shape: Sequence[int], requested: Sequence[int]) -> list[str]:
+def describe_tiles(shape: Sequence[int], other: Sequence[int]) -> list[str]:
     """Return the difference between two shapes of a tile as a list of at most one text."""
-    if tuple(shape) == tuple(requested):
+    if tuple(shape) == tuple(other):
         return []
-    return [f"tiles of {' x '.join(map(str, shape))}, not {' x '.join(map(str, requested))}"]
+    return [f"tiles of {' x '.join(map(str, shape))}, not {' x '.join(map(str, other))}"]
 
 
 def read_partial_tile_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:

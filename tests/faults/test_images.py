@@ -229,7 +229,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
     "bomb.png": (
         lambda path: path.write_bytes(bomb()),
-        "the image has more than 178956970 pixels. Cut",
+        "the image has more than 178956970 pixels. Split",
     ),
     "big.png": (lambda path: sized(path, (1 << 30) + 1), "1073741825 bytes, more than"),
     "animated.gif": (frames, FRAMES),
