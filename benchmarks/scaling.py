@@ -170,7 +170,7 @@ def _reading(path: str, rounds: int) -> dict[str, float]:
 
     def borrow() -> None:
         for first in firsts:
-            chunks.borrow(array, first, min(n, first + rows))
+            chunks.read_chunk(array, first, min(n, first + rows))
 
     def whole() -> None:
         for first in firsts:
@@ -178,7 +178,7 @@ def _reading(path: str, rounds: int) -> dict[str, float]:
 
     def drop() -> None:
         os.sync()
-        for path in chunks.folder(array).joinpath(array.path).rglob("*"):
+        for path in chunks.get_folder(array).joinpath(array.path).rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -319,7 +319,7 @@ def _runs(store: TileStore, sizes: Sizes) -> tuple[dict[str, Any], list[dict[str
             if workers == min(sizes.workers):
                 # In a worker: its memory is given back more often than another process's.
                 of_kernel, said["kernel"] = client.submit(_kernel, sizes).result()
-                place = str(chunks.folder(store.tiles))
+                place = str(chunks.get_folder(store.tiles))
                 reading = client.submit(_reading, place, sizes.rounds).result()
                 chunk = str(next(_files(store)))
                 said["fresh"] = client.submit(_fresh, chunk, Path(chunk).stat().st_size).result()
@@ -363,7 +363,7 @@ def _runs(store: TileStore, sizes: Sizes) -> tuple[dict[str, Any], list[dict[str
 
 
 def _files(store: TileStore) -> Any:
-    place = chunks.folder(store.tiles) / store.tiles.path
+    place = chunks.get_folder(store.tiles) / store.tiles.path
     return (path for path in place.rglob("*") if path.is_file() and path.suffix != ".json")
 
 

@@ -31,11 +31,11 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_templates"]
 nitpicky = True
-# Single backticks in docstrings: a link to a public name, else code. The rest must lead somewhere.
+# Single backticks in docstrings are links to public names, else code. All other links must resolve.
 default_role = "autolink"
 nitpick_ignore_regex = [("py:obj", r"(?!daskkm\.\w+$).*")]
 
-# Types stand in the docstrings, with shapes; signatures stay short.
+# Docstrings give types with shapes, so signatures omit types.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 toc_object_entries_show_parents = "hide"
@@ -45,7 +45,7 @@ numpydoc_show_class_members = False
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
-# Kernels inherit the environment: commands of this installation, and tutorials/prepare.py.
+# Kernels inherit the environment: paths to commands and to tutorials/prepare.py.
 for name, folder in (
     ("PATH", Path(sys.executable).parent),
     ("PYTHONPATH", Path(__file__).parent / "tutorials"),

@@ -187,11 +187,11 @@ def _open_store(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
     Named alone, it must be there: it is never made of the images that happen to lie in ./images.
     """
     from daskkm.storage.tile_store import is_partial, is_present, open_store
-    from daskkm.storage.zarr_nodes import similar_names
+    from daskkm.storage.zarr_nodes import suggest_names
 
     exists = is_present(store_path) or is_partial(store_path)
     if options.is_given("store_path") and not exists:
-        msg = f"{store_path}: not a store{similar_names(store_path)}. Name a store, or its images"
+        msg = f"{store_path}: not a store{suggest_names(store_path)}. Name a store, or its images"
         raise StoreError(msg, options=("images",))
     if options.is_given("store_path") or (exists and not images[0].exists()):
         return open_store(store_path)
@@ -208,9 +208,9 @@ def _ingest(
 ) -> TileStore:
     """Return the store of the images, ingested if it is not there."""
     from daskkm.images.ingest import create_store
-    from daskkm.storage.writer import partial_tile_size
+    from daskkm.storage.writer import read_partial_tile_size
 
-    partial_tile_size(store_path)  # a partial store is not cut anew in tiles of another size
+    read_partial_tile_size(store_path)  # a partial store is not cut anew in tiles of another size
     return create_store(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=on_image)
 
 

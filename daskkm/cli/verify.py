@@ -23,12 +23,12 @@ def command(store: Path, quiet: bool) -> None:
     """
     from rich.filesize import decimal
 
-    from daskkm.storage.verification import iter_checked
+    from daskkm.storage.verification import iter_findings
 
     started = time.perf_counter()
     n_errors, n_chunks, n_bytes, total = 0, 0, 0, 0
     with Progress(quiet=quiet) as progress, progress.stage("verify", "chunks") as advance:
-        for checked in iter_checked(store):
+        for checked in iter_findings(store):
             for error in checked.errors:
                 click.echo(error, file=sys.stdout)  # by name: above the display
             n_errors += len(checked.errors)

@@ -1,1 +1,1 @@
-"""Image files to pixels to tiles."""
+"""Find and read image files, and cut images into tiles."""

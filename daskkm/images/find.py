@@ -1,4 +1,4 @@
-"""Image files that a user names: single files, folders, and patterns."""
+"""Find image files by paths of files and folders, and by patterns."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
     *(".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
-# Left by systems in folders of pictures; hidden files and folders are ignored too.
+# Entries that operating systems create; hidden entries are ignored too.
 _SYSTEM_FILES = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found"),
     *("$recycle.bin", "system volume information"),
 }
-_MAX_COUNT = 1_000  # of files in a sub-folder
-_MAX_NAMES = 3  # in a message
+_MAX_COUNT = 1_000  # files counted in a sub-folder
+_MAX_NAMES = 3  # names in a message
 
 
 @dataclass(frozen=True)
-class Unread:
+class UnreadEntries:
     """Entries of a folder that are not read."""
 
     folder: Path
-    files: Counter[str]  # files by suffix, in lower case; "" for files without one
+    files: Counter[str]  # files by suffix, in lower case; "" without a suffix
     folders: tuple[str, ...]  # names of sub-folders
 
     def __bool__(self) -> bool:
@@ -46,31 +46,31 @@ class Unread:
         parts = []
         if n := self.files.total():
             suffixes = [f"{suffix or 'no suffix'} {m}" for suffix, m in self.files.most_common()]
-            parts.append(f"{count(n, 'file')} ({_shorten(suffixes, ', ')})")
+            parts.append(f"{count(n, 'file')} ({_join_first(suffixes, ', ')})")
         if self.folders:
             names = list(self.folders)
             names[:_MAX_NAMES] = [
                 f"{name}, {_count_files(self.folder / name)}" for name in names[:_MAX_NAMES]
             ]
-            parts.append(f"{count(len(names), 'folder')} ({_shorten(names, '; ')})")
+            parts.append(f"{count(len(names), 'folder')} ({_join_first(names, '; ')})")
         return ", ".join(parts)
 
 
 def find_images(
     images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], store: Path | None = None
-) -> tuple[list[Path], list[Unread]]:
-    """Return image files in the order given, and the entries of folders that are not read.
+) -> tuple[list[Path], list[UnreadEntries]]:
+    """Return image files in the given order, and the entries of folders that are not read.
 
-    Files may have any suffix. Of a folder all files with the suffix of an image are returned, in
-    natural order (image_2 before image_10). Patterns are those of `glob`. A store that lies in
-    one of the folders is not reported as unread. An ImageError is raised if a file does
-    not exist, a folder has no image or cannot be read, or two images have the same name.
+    Single files may have any suffix. A folder stands for its files with the suffix of an image, in
+    natural order (image_2 before image_10). Patterns are those of `glob`. A store in one of the
+    folders does not count as unread. Raise ImageError if a file does not exist, a folder has no
+    image or cannot be read, or two images have the same name.
     """
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
     files: list[Path] = []
-    unread: list[Unread] = []
-    expanded = (_expand(locations.local(path, ImageError)) for path in paths)
-    for path in _unique(itertools.chain.from_iterable(expanded)):
+    unread: list[UnreadEntries] = []
+    expanded = (_expand_pattern(locations.as_local_path(path, ImageError)) for path in paths)
+    for path in _drop_repeats(itertools.chain.from_iterable(expanded)):
         if path.is_dir():
             in_folder, others = _list_folder(path, store)
             files += in_folder
@@ -80,47 +80,47 @@ def find_images(
     if not files:
         msg = "images: the list is empty. Name at least one image or folder"
         raise ImageError(msg)
-    files = _unique(files)
+    files = _drop_repeats(files)
     _check_names(files)
     return files, unread
 
 
-def describe_unread(unread: list[Unread]) -> str:
-    """Return one line that counts the entries of folders that are not read."""
+def describe_unread(unread: list[UnreadEntries]) -> str:
+    """Return the counts of unread entries of folders in one line."""
     lines = [f"{others.folder}: not read: {others}" for others in unread]
-    return printable(_shorten(lines, "; ", "more folders"))
+    return printable(_join_first(lines, "; ", "more folders"))
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Return a sort key that compares numbers inside names as numbers."""
+    """Return a sort key that compares numbers within names by value."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def _unique(paths: Iterable[Path]) -> list[Path]:
-    """Return each path once, as it was first given."""
+def _drop_repeats(paths: Iterable[Path]) -> list[Path]:
+    """Return paths without repetitions, in order of the first occurrences."""
     first: dict[Path, Path] = {}
     for path in paths:
         first.setdefault(path.absolute(), path)
     return list(first.values())
 
 
-def _expand(path: Path) -> list[Path]:
-    """Return the path if it exists, else the files that match the pattern, else the folders."""
+def _expand_pattern(path: Path) -> list[Path]:
+    """Return an existing path, or the files that match a pattern, or the matching folders."""
     if _exists(path):
         return [path]
     is_pattern = glob.has_magic(str(path))
     matches = glob.glob(str(path), recursive=True) if is_pattern else []  # noqa: PTH207 (absolute too)
     if not matches:
         problem = "no file matches this pattern" if is_pattern else "no such file or folder"
-        msg = f"{path}: {problem}. Name the images, or a folder that holds them"
+        msg = f"{path}: {problem}. Name the images, or a folder with images"
         raise ImageError(msg)
-    found = [Path(match) for match in sorted(matches, key=natural_key)]
-    return [path for path in found if not path.is_dir()] or found
+    paths = [Path(match) for match in sorted(matches, key=natural_key)]
+    return [path for path in paths if not path.is_dir()] or paths
 
 
 def _exists(path: Path) -> bool:
-    """Return True if a path exists; raise ImageError if the system does not tell."""
+    """Return True if a path exists; raise ImageError if the system refuses the answer."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: not a file name
@@ -128,28 +128,28 @@ def _exists(path: Path) -> bool:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG and glob.has_magic(str(path)):
             return False
-        raise _unreadable(path, error) from error
+        raise _make_read_error(path, error) from error
     return True
 
 
-def _unreadable(path: Path, error: OSError) -> ImageError:
-    """Return an error for a file or folder that the system does not let daskkm read."""
+def _make_read_error(path: Path, error: OSError) -> ImageError:
+    """Return an error for an unreadable file or folder."""
     return ImageError(f"{path}: cannot be read ({reason(error)}). Check path and permissions")
 
 
-def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
-    """Return the images of a folder, and its other entries."""
+def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], UnreadEntries]:
+    """Return images and other entries of a folder."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         entries = [entry for entry in entries if not _is_system_file(entry.name)]
         images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
         others = {entry: entry.is_dir() for entry in entries if entry not in set(images)}
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _make_read_error(folder, error) from error
     if store is not None and folder.absolute() == store.absolute().parent:
-        own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # with its lock and checkpoint
+        own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # the store, its lock and checkpoint
         others = {path: is_dir for path, is_dir in others.items() if not own.fullmatch(path.name)}
-    unread = Unread(
+    unread = UnreadEntries(
         folder,
         Counter(path.suffix.lower() for path, is_dir in others.items() if not is_dir),
         tuple(path.name for path, is_dir in others.items() if is_dir),
@@ -160,25 +160,27 @@ def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], Unread]:
     return images, unread
 
 
-def _describe_content(unread: Unread) -> str:
-    """Return the content of a folder without images, and a hint."""
-    hint = f"Put images there ({', '.join(SUFFIXES)})"
+def _describe_content(unread: UnreadEntries) -> str:
+    """Return a description of a folder without images, with a hint."""
+    hint = f"Add images ({', '.join(SUFFIXES)})"
     if unread.folders:
         pattern = unread.folder / "**" / "*.png"
-        hint = f"Name the folders that hold images, or a pattern such as '{pattern}'"
-    return f"only {unread}. {hint}" if unread else f"it is empty. {hint}"
+        hint = f"Name the folders with images, or a pattern such as '{pattern}'"
+    return f"only {unread}. {hint}" if unread else f"which is empty. {hint}"
 
 
 def _is_system_file(name: str) -> bool:
-    """Return True for hidden entries, and for those that systems leave in folders."""
+    """Return True if an entry is hidden or created by an operating system."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def _count_files(folder: Path) -> str:
-    """Return the number of files in a folder and below, without hidden ones, up to a limit."""
+    """Return the number of files in a folder and its sub-folders, in words, up to `_MAX_COUNT`."""
     n = 0
     for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_system_file(name)]  # `walk` enters these
+        folders[:] = [
+            name for name in folders if not _is_system_file(name)
+        ]  # `walk` enters the rest
         n += sum(not _is_system_file(name) for name in files)
         if n > _MAX_COUNT:
             return f"more than {_MAX_COUNT:,} files"
@@ -186,20 +188,20 @@ def _count_files(folder: Path) -> str:
 
 
 def _check_names(paths: list[Path]) -> None:
-    """Raise ImageError if two images have the same name, which identifies them in a store."""
+    """Raise ImageError if two images have the same name: a store identifies images by name."""
     first: dict[str, Path] = {}
     for path in paths:
         if path.name in first:
             msg = (
-                f"{path}: a second image of this name, besides {first[path.name]}. Name each image "
-                "once; rename images of several folders, or create a store of each folder"
+                f"{path}: same name as {first[path.name]}. Rename one of the images, or create a "
+                "store for each folder"
             )
             raise ImageError(msg)
         first[path.name] = path
 
 
-def _shorten(texts: list[str], separator: str, noun: str = "more") -> str:
-    """Join the first texts and the number of others."""
+def _join_first(texts: list[str], separator: str, noun: str = "more") -> str:
+    """Join the first `_MAX_NAMES` texts and the number of other texts."""
     rest = len(texts) - _MAX_NAMES
     shown = texts[:_MAX_NAMES] + ([f"{rest} {noun}"] if rest > 0 else [])
     return separator.join(shown)

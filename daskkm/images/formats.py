@@ -1,8 +1,7 @@
-"""Contents of image files, from their headers, compared with the pixels that Pillow decodes.
+"""Find image files of which Pillow would decode only a part.
 
-Of many files Pillow decodes a part only: the first of several pictures, three of four bands, the
-upper half of 16 bits. These functions find such losses. Smaller copies of the picture (pages and
-thumbnails marked as reduced, gain maps) are not losses.
+Examples are the first of several pictures, three of four bands, and the upper half of 16 bits.
+Smaller copies of the picture (pages and thumbnails marked as reduced, gain maps) are ignored.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from PIL import Image, ImageFile, TiffImagePlugin
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# All formats that are tried, whatever the suffix: some others of Pillow's run other programs.
+# Formats that Pillow tries, for any suffix: some other formats would run other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert the image"
 _REPLACE = "Replace or remove the file"
 
-_PICTURES = {"TIFF": "page", "MPO": "picture", "PPM": "picture"}  # else frame
-# Tags of TIFF; names and bands of its photometric interpretations; its formats of samples.
+# Word for one of several pictures; the default is "frame".
+_PICTURES = {"TIFF": "page", "MPO": "picture", "PPM": "picture"}
+# TIFF tags; colours and bands by photometric interpretation; kinds of numbers by sample format.
 _SUBFILE_TYPE, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 254, 258, 259, 262, 277
 _COLORMAP, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _DEPTH = 320, 330, 338, 339, 32997
 _COLOURS = {
@@ -55,9 +55,9 @@ _BMP_UNUSED = {
     "BGXR": ("<u4", 0x00FF0000),
     "BGR;15": ("<u2", 0x8000),
 }
-# Formats by their first bytes: those that begin alike, and those without a plugin in Pillow.
-_ALIKE = {"CUR": "TGA or CUR"}
-_FOREIGN = (
+# Formats with the same first bytes, and formats without a plugin in Pillow.
+_AMBIGUOUS = {"CUR": "TGA or CUR"}
+_OTHER_SIGNATURES = (
     (re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL), "HEIC"),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL"),
     (re.compile(rb"P7\n"), "PAM"),
@@ -66,35 +66,35 @@ _FOREIGN = (
 
 
 def find_loss(image: Image.Image, file: IO[bytes]) -> str | None:
-    """Return the content of a file that its decoded pixels would lack, and a hint, or None.
+    """Return a description of content that decoding would lose, with a hint, or None.
 
-    That is: several pictures, more bands or bits, or colours other than grey and RGB. The image is
-    open but not decoded. `has_unused_bits` completes the check for BMP.
+    Such content is several pictures, more bands or bits, and colours other than grey and RGB. The
+    image is open but not decoded. `has_unused_bits` completes the check for BMP.
     """
     n = _count_pictures(image, file)
     if n > 1:
         noun = _PICTURES.get(image.format or "", "frame")
         many = "several" if image.format == "PPM" else n
-        return f"{many} {noun}s; daskkm reads one a file. Save each {noun} as a file of its own"
+        return f"{many} {noun}s; daskkm reads one per file. Save each {noun} as a separate file"
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bands, named, _ = _count_bands(image.tag_v2)
         shown = min(named, len(image.getbands()))
         if bands > shown:
-            return f"{bands} bands, of which Pillow shows {shown}; {CONVERT}"
+            return f"{bands} bands, of which Pillow decodes {shown}; {CONVERT}"
         if holds := _describe_tiff(image.tag_v2, shown):
             return f"{holds}; {CONVERT}"
-    bits, number = _depth(image, file)
+    bits, number = _read_depth(image, file)
     plain = image.mode in ("1", "L", "LA", "RGB", "RGBA") or (image.mode == "P" and image.palette)
     if bits > 8 or number or not plain:
         colour = _MODES.get(image.mode, image.mode)
         if image.format == "PNG":
-            colour = _PNG_COLOURS.get(_png_header(file)[1], colour)
+            colour = _PNG_COLOURS.get(_read_png_header(file)[1], colour)
         return f"{bits}-bit{number} {colour}; {CONVERT}"
     return None
 
 
 def has_unused_bits(image: Image.Image, data: bytes) -> bool:
-    """Return True if pixels of a BMP differ in bits that Pillow does not decode (a fourth band).
+    """Return True if pixels of a BMP differ in bits that Pillow does not decode.
 
     The image is open but not decoded; `data` is the content of the file.
     """
@@ -105,7 +105,7 @@ def has_unused_bits(image: Image.Image, data: bytes) -> bool:
         return False
     dtype, mask = _BMP_UNUSED[args[0]]
     strides = int(args[1]), np.dtype(dtype).itemsize
-    if len(data) < offset + image.height * strides[0]:  # decoding raises
+    if len(data) < offset + image.height * strides[0]:  # decoding will raise
         return False
     pixels = np.ndarray((image.height, image.width), dtype, data, offset, strides)
     unused = pixels & np.array(mask, dtype)
@@ -113,10 +113,10 @@ def has_unused_bits(image: Image.Image, data: bytes) -> bool:
 
 
 def describe_unopened(file: IO[bytes]) -> str:
-    """Return a description of a file that Pillow does not open as one of `FORMATS`, and a hint."""
+    """Return a description, with a hint, of a file that Pillow cannot open as one of `FORMATS`."""
     file.seek(0)
     head = file.read(32)
-    with suppress(Exception):  # a damaged TIFF is described below
+    with suppress(Exception):  # the code below describes a damaged TIFF
         tags = _read_tags(file)
         if holds := _describe_tiff(tags, _count_bands(tags)[2]):
             return f"{holds}; {CONVERT}"
@@ -128,22 +128,22 @@ def describe_unopened(file: IO[bytes]) -> str:
         return (
             f"{names[0]} image; daskkm does not read this format. Convert the image to PNG or TIFF"
         )
-    return f"not an image that can be read. {_REPLACE}"
+    return f"not an image of a known format. {_REPLACE}"
 
 
 def _list_formats(head: bytes) -> list[str]:
-    """Return the formats that a file may have by its first bytes."""
+    """Return the possible formats of a file by its first bytes."""
     Image.init()
-    names = [name for pattern, name in _FOREIGN if pattern.match(head)]
+    names = [name for pattern, name in _OTHER_SIGNATURES if pattern.match(head)]
     for name, (_, accept) in Image.OPEN.items():
-        with suppress(struct.error, IndexError):  # fewer bytes than a format compares
+        with suppress(struct.error, IndexError):  # a file shorter than the signature
             if accept and accept(head[:16]):
-                names.append(_ALIKE.get(name, name))
+                names.append(_AMBIGUOUS.get(name, name))
     return names
 
 
 def _count_pictures(image: Image.Image, file: IO[bytes]) -> int:
-    """Return the number of pictures in a file, without smaller copies of the first."""
+    """Return the number of pictures in a file, without smaller copies of the first picture."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         reduced = [_REDUCED & kind for kind in _read_subfile_types(file)]
         copies = sum(map(bool, reduced[1:])) if not reduced[0] else 0
@@ -158,48 +158,48 @@ def _count_pictures(image: Image.Image, file: IO[bytes]) -> int:
 
 
 def _has_second_netpbm(image: ImageFile.ImageFile, file: IO[bytes]) -> bool:
-    """Return True if the pixels of a PBM, PGM or PPM are followed by another image."""
+    """Return True if another image follows the pixels of a PBM, PGM or PPM."""
     decoder, _, offset, _ = image.tile[0]
     if decoder == "ppm_plain":  # pixels are digits
         file.seek(offset)
         return re.search(rb"^P[1-7]\s", file.read(), re.MULTILINE) is not None
-    bits = 16 if _depth(image, file)[0] > 8 else 1 if image.mode == "1" else 8
+    bits = 16 if _read_depth(image, file)[0] > 8 else 1 if image.mode == "1" else 8
     row = -(-image.width * len(image.getbands()) * bits // 8)
     file.seek(offset + image.height * row)
     return re.match(rb"\s*P[1-7f]\s", file.read(1024)) is not None
 
 
-def _depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
-    """Return the bits of a band in the file, at least 8, and the kind of its numbers."""
+def _read_depth(image: Image.Image, file: IO[bytes]) -> tuple[int, str]:
+    """Return the bits per band, at least 8, and the kind of numbers."""
     if image.format == "PNG":
-        return max(8, _png_header(file)[0]), ""
+        return max(8, _read_png_header(file)[0]), ""
     if image.mode == "F":
         return 32, " float"
     if isinstance(image, ImageFile.ImageFile) and image.format == "PPM" and image.tile:
-        args = image.tile[0].args  # the last is the largest value, if not 255
+        args = image.tile[0].args  # the last argument is a maximum other than 255
         if isinstance(args, tuple) and int(args[-1]) > 255:
             return 16, ""
     return 16 if image.mode.startswith("I") else 8, ""
 
 
-def _png_header(file: IO[bytes]) -> tuple[int, int]:
-    """Return bits and colour type from a PNG's header."""
+def _read_png_header(file: IO[bytes]) -> tuple[int, int]:
+    """Return bits per band and colour type of a PNG."""
     file.seek(24)
     bits, colour = file.read(2)
     return bits, colour
 
 
 def _count_bands(tags: Mapping[int, Any]) -> tuple[int, int, int]:
-    """Return a TIFF's number of bands, of colours with alpha, and of colours."""
+    """Return the numbers of bands, of colours with alpha, and of colours of a TIFF."""
     extra = tags.get(_EXTRA_SAMPLES, ())
-    jpeg = tags.get(_COMPRESSION, 1) == 6  # old JPEG, for which Pillow assumes three bands
+    jpeg = tags.get(_COMPRESSION, 1) == 6  # old JPEG: Pillow assumes three bands
     _, colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 0), ("", 1))
     bands = int(tags.get(_SAMPLES, colours if jpeg else 1))
     return bands, colours + (not extra or extra[0] in _ALPHA), colours
 
 
-def _describe_tiff(tags: Mapping[int, Any], shown: int) -> str | None:
-    """Return the content of a TIFF unless it is 8-bit greyscale or RGB of `shown` bands."""
+def _describe_tiff(tags: Mapping[int, Any], n_decoded: int) -> str | None:
+    """Return a description of a TIFF, or None for 8-bit greyscale or RGB of `n_decoded` bands."""
     compression = tags.get(_COMPRESSION, 1)
     if compression not in TiffImagePlugin.COMPRESSION_INFO:
         return f"TIFF of compression {compression}, which Pillow does not read"
@@ -208,19 +208,21 @@ def _describe_tiff(tags: Mapping[int, Any], shown: int) -> str | None:
     bits = max(8, int(np.max(tags.get(_BITS, 1))))
     kinds = {_NUMBERS.get(kind, "") for kind in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist()}
     number = kinds.pop() if len(kinds) == 1 else " mixed"
-    if bands > shown:
+    if bands > n_decoded:
         return f"{bands} bands of {bits}{number} bits"
     if bits > 8 or number or colour not in ("greyscale", "RGB", "palette", "YCbCr"):
         with_alpha = " with alpha" if bands > colours else ""
         return f"{bits}-bit{number} {colour}{with_alpha}"
-    low, high = np.divmod(tags.get(_COLORMAP, 0), 256)[::-1]  # colours of 8 bits, times 256 or 257
+    low, high = np.divmod(tags.get(_COLORMAP, 0), 256)[
+        ::-1
+    ]  # 8-bit colours times 256 or 257 are allowed
     if colour == "palette" and not ((low == 0) | (low == high)).all():
         return "palette of 16 bits a band"
     return None
 
 
 def _read_tags(file: IO[bytes]) -> Mapping[int, Any]:
-    """Read the tags of a TIFF's first page."""
+    """Return the tags of the first page of a TIFF."""
     file.seek(0)
     head = file.read(8)
     head += file.read(8) if head[2] == 43 else b""
@@ -231,9 +233,9 @@ def _read_tags(file: IO[bytes]) -> Mapping[int, Any]:
 
 
 def _read_subfile_types(file: IO[bytes]) -> list[int]:
-    """Read the type of each page of a TIFF, in order, with pages inside pages.
+    """Return the subfile type of each page of a TIFF, in order, sub-pages included.
 
-    Pillow would read all tags of each page, and refuses pages of unknown types.
+    Pillow would read all tags of each page, and would refuse pages of unknown types.
     """
     file.seek(0)
     head = file.read(16)
@@ -241,32 +243,32 @@ def _read_subfile_types(file: IO[bytes]) -> list[int]:
     big = head[2:4] in (b"\x2b\0", b"\0\x2b")
     number, count = ("Q", "Q") if big else ("I", "H")
     size = struct.calcsize(number)
-    waiting = list(struct.unpack_from(order + number, head, 8 if big else 4))
+    offsets = list(struct.unpack_from(order + number, head, 8 if big else 4))
     types: dict[int, int] = {}
-    while waiting:
-        place = waiting.pop(0)
-        if not place or place in types:
+    while offsets:
+        offset = offsets.pop(0)
+        if not offset or offset in types:
             continue
-        types[place] = 0
-        file.seek(place)
-        (n,) = _unpack(file, order + count)
-        entries = [_unpack(file, f"{order}HH{number}{size}s") for _ in range(n)]
-        (following,) = _unpack(file, order + number)
+        types[offset] = 0
+        file.seek(offset)
+        (n,) = _read_numbers(file, order + count)
+        entries = [_read_numbers(file, f"{order}HH{number}{size}s") for _ in range(n)]
+        (next_offset,) = _read_numbers(file, order + number)
         for tag, kind, length, data in entries:
             if tag in (_SUBFILE_TYPE, _SUB_IFDS):
                 values = list(_read_values(file, order, kind, length, data, number))
                 if tag == _SUBFILE_TYPE:
-                    types[place] = values[0] if values else 0
+                    types[offset] = values[0] if values else 0
                 else:
-                    waiting += values
-        waiting.append(following)
+                    offsets += values
+        offsets.append(next_offset)
     return list(types.values())
 
 
 def _read_values(
     file: IO[bytes], order: str, kind: int, n: int, data: bytes, number: str
 ) -> Iterator[int]:
-    """Yield the integers of a tag, from its entry or from the offset there."""
+    """Yield the integers of a tag, from the entry or from the offset in the entry."""
     letter = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
     if letter is None:
         return
@@ -277,6 +279,6 @@ def _read_values(
         yield value
 
 
-def _unpack(file: IO[bytes], layout: str) -> tuple[Any, ...]:
+def _read_numbers(file: IO[bytes], layout: str) -> tuple[Any, ...]:
     """Read numbers from the current position of a file."""
     return struct.unpack(layout, file.read(struct.calcsize(layout)))

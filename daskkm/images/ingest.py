@@ -1,4 +1,4 @@
-"""Ingest: read images, cut them into tiles, write a store."""
+"""Ingest images: read each image, cut the image into tiles, write a store."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from daskkm.images.grid import cut
 from daskkm.parameters import as_choice, as_flag
 from daskkm.storage import commit, locations
 from daskkm.storage.labels import list_labels
-from daskkm.storage.records import Skipped, describe_differences, find_differences, grid, state
-from daskkm.storage.tile_store import STORE, TileStore, is_present, open_store, remove_leftovers
-from daskkm.storage.writer import OVERWRITE, describe_tiles, open_writer, partial_tile_size
+from daskkm.storage.records import (
+    SkippedFile,
+    describe_differences,
+    find_differences,
+    grid_shape,
+    read_state,
+)
+from daskkm.storage.tile_store import STORE, TileStore, is_present, open_store
+from daskkm.storage.writer import OVERWRITE, describe_tiles, open_writer, read_partial_tile_size
 
 if TYPE_CHECKING:
     import os
@@ -46,31 +52,30 @@ def create_store(
     """Cut images into tiles and write them to a store.
 
     Images are read in natural order and cut row by row. Pixels at the bottom and the right that
-    fill no whole tile are left out; one warning counts them, and another the entries of folders
-    that are not read. A store with the tiles of these very images is returned unchanged; any
-    other is replaced only with `overwrite`. An interrupted ingest is resumed if the images that
-    it has read are unchanged.
+    fill no whole tile are cropped, with one warning. Another warning counts the entries of folders
+    that are not read. A store of the same images and tiles is returned unchanged; any other store
+    is replaced only with `overwrite`. An interrupted ingest resumes if its images are unchanged.
 
     Parameters
     ----------
     images : path-like, or iterable of path-like
-        Images of 8 bits a band, all greyscale or all RGB: folders, single files, or
-        patterns such as ``"photos/*.png"``, in the order given. No two files may
-        have the same name. Sub-folders are not read.
+        Images of 8 bits per band, all greyscale or all RGB: folders, single files, or patterns such
+        as ``"photos/*.png"``, in the given order. No two files may have the same name. Sub-folders
+        are not read.
     store : path-like
         Path of the Zarr group.
     tile : int or (int, int), optional
-        Height and width of a tile in pixels, or one number for both. The default is that of the
-        store at this path, complete or interrupted; else 16 x 16.
+        Height and width of a tile in pixels, or one number for both. The default is the size of
+        the store at this path, complete or partial, else 16 x 16.
     on_bad : {"fail", "skip"}, default "fail"
-        For files that are not images, or do not match the others: raise an error, or skip the file
-        and list it in the store's ``skipped``.
+        Raise an error for a file that is not an image, or does not match the other images. With
+        "skip", list such files in ``skipped`` of the store.
     overwrite : bool, default False
-        Replace a store, or an interrupted ingest, with other content. Labels and distances of a
-        store that is replaced are deleted.
+        Replace a store, or a partial store, of other content. Labels and distances of a replaced
+        store are deleted.
     on_image : callable, optional
-        Called as ``on_image(done, total)`` after each image, with numbers of images. Not called if
-        the store is complete.
+        Called as ``on_image(n_done, n_images)`` after each image. Not called if the store is
+        complete.
 
     Returns
     -------
@@ -79,15 +84,15 @@ def create_store(
     Raises
     ------
     ImageError
-        If there is no image, or one cannot be read, differs in its bands from the others,
-        or is smaller than a tile. Headers are checked before anything is written. With
-        ``on_bad="skip"``, if every file is skipped.
+        If there is no image, or an image is unreadable, smaller than a tile, or of other bands than
+        the other images. With ``on_bad="skip"``, if every file is skipped. Headers are checked
+        before the first write.
     ParameterError
-        If `on_bad` or `overwrite` has another value.
+        If `on_bad` or `overwrite` has an invalid value.
     StoreError
-        If the store cannot be written, the path is not a store, or another process is writing
-        it. Without `overwrite`, before any image is decoded, if the store is damaged
-        or has other content: the message names the differences and the labels that would be lost.
+        If the store cannot be written, the path holds other content, or another process is writing
+        the store. Without `overwrite`, if the store is damaged or has other images or tiles: the
+        message names the differences and the labels that would be deleted.
 
     Examples
     --------
@@ -103,16 +108,18 @@ def create_store(
     >>> store.provenance()["row"].tolist()
     [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     """
-    size = None if tile is None else _tile_size(tile)
+    size = None if tile is None else _parse_tile_size(tile)
     on_bad = as_choice("on_bad", on_bad, ("fail", "skip"))
     overwrite = as_flag("overwrite", overwrite)
-    store = locations.local(store, StoreError)
+    store = locations.as_local_path(store, StoreError)
     files, unread = find_images(images, store)
     if unread:
         warnings.warn(describe_unread(unread), stacklevel=2)
-    partial_size = _partial_size(store)  # first: the partial store may be completed meanwhile
-    present = _open_present(store, overwrite=overwrite)
-    ingest = _Ingest(files, size or _default_size(store, present, partial_size), on_bad)
+    partial_size = None
+    with suppress(StoreError):  # first, since another run may commit the partial store
+        partial_size = read_partial_tile_size(store)
+    present = _open_existing_store(store, overwrite=overwrite)
+    ingest = _Ingest(files, size or _choose_tile_size(store, present, partial_size), on_bad)
     if present is None or not ingest.is_complete(present, overwrite=overwrite):
         present = ingest.write(store, on_image, overwrite=overwrite)
     ingest.check_skipped(present.skipped)
@@ -121,98 +128,100 @@ def create_store(
 
 @dataclass
 class _Ingest:
-    """An ingest of image files."""
+    """Ingest of image files."""
 
     files: Sequence[Path]
     tile: tuple[int, int]
     on_bad: str
-    shapes: dict[Path, tuple[int, ...]] = field(default_factory=dict)  # of images, from headers
-    skipped: dict[Path, Skipped] = field(default_factory=dict)
+    shapes: dict[Path, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # shapes of images, from headers
+    skipped: dict[Path, SkippedFile] = field(default_factory=dict)
 
-    def is_complete(self, present: TileStore, *, overwrite: bool) -> bool:
-        """Return True if a store has these tiles; else raise StoreError unless `overwrite`."""
+    def is_complete(self, store: TileStore, *, overwrite: bool) -> bool:
+        """Return True if a store has these tiles; raise StoreError unless `overwrite`."""
         try:
-            present.check()
+            store.check()
         except StoreError as error:
             if not overwrite:
-                raise _resolved_by_overwrite(error, present.path) from error
+                raise _add_overwrite_hint(error, store.path) from error
             return False
-        differences = find_differences(present.images, present.skipped, self.files)
-        sizes = describe_tiles(present.tile[:2], self.tile)
+        differences = find_differences(store.images, store.skipped, self.files)
+        sizes = describe_tiles(store.tile[:2], self.tile)
         texts = [*describe_differences(differences), *sizes]
         if texts and not overwrite:
             msg = (
-                f"{present.path}: the store differs from what is asked for: {', '.join(texts)}. "
-                f"Choose another store, or overwrite this one{_losses(present.path)}"
+                f"{store.path}: the store has other content: {', '.join(texts)}. "
+                f"Choose another store, or overwrite this store{_describe_losses(store.path)}"
             )
             raise StoreError(msg, options=OVERWRITE)
         if not texts:
-            remove_leftovers(present.path)
+            commit.remove_leftovers(store.path, STORE)
         return not texts
 
     def write(
         self, store: Path, on_image: Callable[[int, int], None] | None, *, overwrite: bool
     ) -> TileStore:
-        """Write the store, from the start or from where an ingest was interrupted."""
+        """Write the store, or resume an interrupted ingest."""
         self._read_headers()
         bands = next(iter(self.shapes.values()))[2:]
-        n_tiles = sum(math.prod(grid(shape, self.tile)) for shape in self.shapes.values())
+        n_tiles = sum(math.prod(grid_shape(shape, self.tile)) for shape in self.shapes.values())
         with open_writer(
             store, n_tiles, self.tile, bands, self.files, overwrite=overwrite
         ) as writer:
             self.check_skipped(writer.skipped)
-            for path in self.files[writer.done :]:
+            for path in self.files[writer.n_done :]:
                 self._append(writer, path)
                 if on_image is not None:
-                    on_image(writer.done, len(self.files))
+                    on_image(writer.n_done, len(self.files))
             if not writer.images:
-                raise self._error(writer.skipped[0])
+                raise self._make_error(writer.skipped[0])
         written = open_store(store)
         _warn_of_cropping(written.images)
         return written
 
-    def check_skipped(self, skipped: Sequence[Skipped]) -> None:
-        """Raise ImageError for the first skipped file if none may be skipped."""
+    def check_skipped(self, skipped: Sequence[SkippedFile]) -> None:
+        """Raise ImageError for the first skipped file unless files may be skipped."""
         if skipped and self.on_bad == "fail":
-            raise self._error(skipped[0])
+            raise self._make_error(skipped[0])
 
-    def _error(self, skipped: Skipped) -> ImageError:
-        """Return the error for which a file was skipped."""
+    def _make_error(self, skipped: SkippedFile) -> ImageError:
+        """Return the error of a skipped file."""
         path = next(path for path in self.files if path.name == skipped.name)
         return ImageError(f"{path}: {skipped.reason}")
 
     def _read_headers(self) -> None:
-        """Read the shapes of all images, and find the files that are not images or do not match."""
-        before: dict[Path, tuple[int, ...]] = {}
+        """Read the shapes of all images, and find bad files."""
+        states: dict[Path, tuple[int, ...]] = {}
         for path in self.files:
-            before[path] = state(path)
+            states[path] = read_state(path)
             try:
-                self.shapes[path] = pillow.image_shape(path)
+                self.shapes[path] = pillow.read_shape(path)
             except ImageError as error:
-                self._skip(path, error, before[path])
+                self._skip(path, error, states[path])
         kinds = Counter(shape[2:] for shape in self.shapes.values())
         for path, shape in list(self.shapes.items()):
             if mismatch := _find_mismatch(path, shape, kinds.most_common(1)[0][0], self.tile):
-                self._skip(path, mismatch, before[path])
+                self._skip(path, mismatch, states[path])
                 del self.shapes[path]
         if not self.shapes:
-            raise self._error(next(iter(self.skipped.values())))
+            raise self._make_error(next(iter(self.skipped.values())))
 
-    def _skip(self, path: Path, error: ImageError, before: tuple[int, ...]) -> None:
+    def _skip(self, path: Path, error: ImageError, state: tuple[int, ...]) -> None:
         """Record a bad file, with its state before the read, or raise the error."""
         if self.on_bad == "fail":
             raise error
-        # Not the error itself: its traceback would keep the pixels in memory.
-        self.skipped[path] = Skipped.of(path, error, before)
+        # Keep no error: the traceback would keep the pixels in memory.
+        self.skipped[path] = SkippedFile.from_error(path, error, state)
 
     def _append(self, writer: StoreWriter, path: Path) -> None:
         """Append the tiles of an image to the store, or skip the file."""
-        before = state(path)
+        state = read_state(path)
         if path not in self.skipped:
             try:
                 image, pixels = pillow.read_image(path, self.tile)
             except ImageError as error:
-                self._skip(path, error, before)
+                self._skip(path, error, state)
         if path in self.skipped:
             writer.skip(self.skipped[path])
             return
@@ -222,8 +231,8 @@ class _Ingest:
         writer.append(image, cut(pixels, self.tile))
 
 
-def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a tile, at least one pixel each."""
+def _parse_tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a tile; raise ImageError unless both are at least 1."""
     try:
         height, width = (tile, tile) if isinstance(tile, int | np.integer) else tile
         if bool in {type(height), type(width)}:
@@ -233,13 +242,13 @@ def _tile_size(tile: int | Sequence[int]) -> tuple[int, int]:
         msg = f"tile: {tile!r} is not a size. Give height and width in pixels, or one number"
         raise ImageError(msg) from error
     if min(size) < 1:
-        msg = f"tile: {size[0]} x {size[1]} pixels holds nothing. Give at least 1 x 1"
+        msg = f"tile: {size[0]} x {size[1]} pixels is empty. Give at least 1 x 1"
         raise ImageError(msg)
     return size
 
 
-def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
-    """Return the store at a path, or None if there is none or it is damaged and overwritten."""
+def _open_existing_store(path: Path, *, overwrite: bool) -> TileStore | None:
+    """Return the store at a path, or None without a store or for a damaged store to overwrite."""
     commit.check_free(path, STORE)
     if not is_present(path):
         return None
@@ -247,65 +256,60 @@ def _open_present(path: Path, *, overwrite: bool) -> TileStore | None:
         return open_store(path)
     except StoreError as error:
         if not overwrite:
-            raise _resolved_by_overwrite(error, path) from error
+            raise _add_overwrite_hint(error, path) from error
         return None
 
 
-def _partial_size(path: Path) -> tuple[int, int] | None:
-    """Return the size of tiles of an interrupted ingest, if there is one and its size is known."""
-    with suppress(StoreError):
-        return partial_tile_size(path)
-    return None
-
-
-def _default_size(
-    path: Path, present: TileStore | None, partial: tuple[int, int] | None
+def _choose_tile_size(
+    path: Path, store: TileStore | None, partial: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Return the size of tiles of the store at a path, complete or interrupted; else 16 x 16."""
-    complete = present.tile[:2] if present else None
+    """Return the size of tiles of the store at a path, complete or partial, else 16 x 16."""
+    complete = store.tile[:2] if store else None
     if partial and complete and partial != complete:
         msg = (
-            f"{path}: its tiles are {complete[0]} x {complete[1]}, but an interrupted ingest has "
-            f"tiles of {partial[0]} x {partial[1]}. Give the size of tiles that you want"
+            f"{path}: the store has tiles of {complete[0]} x {complete[1]}, the partial store of "
+            f"{partial[0]} x {partial[1]}. Ingest the images with a given size of tiles"
         )
         raise StoreError(msg, options=("tile",))
     if not partial and not complete and is_present(path):
         msg = (
-            f"{path}: the store is damaged, and the size of its tiles not known. Give "
-            "daskkm.create_store a size, or remove the store"
+            f"{path}: the store is damaged, and the size of tiles is unknown. Ingest the images "
+            "with a given size of tiles, or remove the store"
         )
         raise StoreError(msg, options=("tile",))
     height, width = partial or complete or _DEFAULT_SIZE
     return height, width
 
 
-def _resolved_by_overwrite(error: StoreError, path: Path) -> StoreError:
-    """Return the error of a damaged store with the hint to overwrite it."""
-    return type(error)(f"{error}, or overwrite it{_losses(path)}", options=OVERWRITE)
+def _add_overwrite_hint(error: StoreError, path: Path) -> StoreError:
+    """Return the error of a damaged store with a hint to overwrite the store."""
+    return type(error)(
+        f"{error}, or overwrite the store{_describe_losses(path)}", options=OVERWRITE
+    )
 
 
-def _losses(path: Path) -> str:
-    """Return the end of a message about labels and distances that are deleted with a store."""
+def _describe_losses(path: Path) -> str:
+    """Return the end of a message, which names labels and distances in a store."""
     names = list_labels(path)
     return f", which deletes its {', '.join(names)}" if names else ""
 
 
 def _find_mismatch(
-    path: Path, shape: tuple[int, ...], usual: tuple[int, ...], tile: tuple[int, int]
+    path: Path, shape: tuple[int, ...], bands: tuple[int, ...], tile: tuple[int, int]
 ) -> ImageError | None:
-    """Return an error for an image with other bands, or smaller than a tile."""
+    """Return an error for an image with other bands, or smaller than a tile, or None."""
     kinds = {(): "greyscale", (3,): "RGB"}
-    if shape[2:] != usual:
-        problem = f"it is {kinds[shape[2:]]} while the other images are {kinds[usual]}"
+    if shape[2:] != bands:
+        problem = f"{kinds[shape[2:]]}, while the other images are {kinds[bands]}"
         return ImageError(f"{path}: {problem}. Convert or remove the image")
-    if not math.prod(grid(shape, tile)):
-        sizes = f"{shape[0]} x {shape[1]} pixels hold no whole tile of {tile[0]} x {tile[1]}"
-        return ImageError(f"{path}: its {sizes}. Choose smaller tiles, or remove the image")
+    if not math.prod(grid_shape(shape, tile)):
+        problem = f"{shape[0]} x {shape[1]} pixels hold no whole tile of {tile[0]} x {tile[1]}"
+        return ImageError(f"{path}: {problem}. Choose smaller tiles, or remove the image")
     return None
 
 
 def _warn_of_cropping(images: Sequence[ImageRecord]) -> None:
-    """Warn once of pixels that fill no whole tile."""
+    """Issue one warning about cropped pixels."""
     cropped = [
         f"{printable(image.name)} ({bottom} at the bottom, {right} at the right)"
         for image in images

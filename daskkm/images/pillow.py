@@ -1,7 +1,7 @@
 """Read images with Pillow.
 
-An image is read if its file holds one picture of 8-bit greyscale or RGB in any encoding (1-bit, a
-palette, with an opaque alpha, rotated by EXIF); else an ImageError names the file.
+A file must hold one picture of 8-bit greyscale or RGB in any encoding (1-bit, a palette, with an
+opaque alpha, rotated by EXIF). Otherwise an ImageError names the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from daskkm.errors import ImageError, printable, reason
 from daskkm.images import formats
-from daskkm.storage.records import ImageRecord, check_regular, settled_times
+from daskkm.storage.records import ImageRecord, check_regular, select_settled_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,58 +29,58 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Bands of the modes to which images are converted.
+# Shape of the bands of each mode that images are converted to.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
-_MAX_PIXELS = 178_956_970  # Pillow's default
-_TRANSPOSED = {5, 6, 7, 8}  # EXIF's orientations that exchange height and width
+_MAX_PIXELS = 178_956_970  # default of Pillow
+_TRANSPOSING = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 _PILLOW = threading.Lock()
 _PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
 
 
-def image_shape(path: Path) -> tuple[int, ...]:
-    """Return (height, width) or (height, width, 3) from an image's header, without its pixels."""
-    with _named_errors(path), _strict_pillow():
+def read_shape(path: Path) -> tuple[int, ...]:
+    """Return (height, width) or (height, width, 3) from the header of an image."""
+    with _translate_errors(path), _configure_pillow():
         check_regular(path)
-        with path.open("rb") as file, _open(file) as image:
-            return _read_shape(image, file)
+        with path.open("rb") as file, _open_image(file) as image:
+            return _compute_shape(image, file)
 
 
 def read_image(path: Path, tile: tuple[int, int]) -> tuple[ImageRecord, NDArray[np.uint8]]:
-    """Read an image: its record, for tiles of a size, and its pixels, of shape `image_shape`."""
-    with _named_errors(path), _strict_pillow():
+    """Return the record of an image, for tiles of size `tile`, and its pixels."""
+    with _translate_errors(path), _configure_pillow():
         check_regular(path)
-        # Read once: the digest is that of the very bytes that are decoded.
+        # One read: digest and pixels are of the same bytes.
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            times = settled_times(status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
+            times = select_settled_times(status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
             data = file.read()
-        shape, pixels = _decode(data)
+        shape, pixels = _decode_image(data)
     cropped = (shape[0] % tile[0], shape[1] % tile[1])
     digest = hashlib.sha256(data).hexdigest()
     return ImageRecord(path.name, len(data), digest, shape, cropped, **times), pixels
 
 
-def _decode(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
-    """Return shape and pixels of an image file's content."""
-    with _open(io.BytesIO(data)) as image:
-        shape = _read_shape(image, io.BytesIO(data))
+def _decode_image(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
+    """Return shape and pixels of the content of an image file."""
+    with _open_image(io.BytesIO(data)) as image:
+        shape = _compute_shape(image, io.BytesIO(data))
         if formats.has_unused_bits(image, data):
-            msg = f"4 bands, of which Pillow shows 3; {formats.CONVERT}"
+            msg = f"4 bands, of which Pillow decodes 3; {formats.CONVERT}"
             raise ImageError(msg)
         if image.format == "PNG":
-            image.verify()  # decoding skips the checksums behind the pixels
-    with _open(io.BytesIO(data)) as image:
+            image.verify()  # decoding ignores checksums after the pixels
+    with _open_image(io.BytesIO(data)) as image:
         pixels = _read_pixels(image)
-    if pixels.shape != shape:  # as of a PNG with its orientation behind its pixels
-        msg = "shape of the pixels differs from the header's. Save the image again"
+    if pixels.shape != shape:  # a PNG with the orientation after the pixels
+        msg = "the shape of the pixels differs from the header. Save the image again"
         raise ImageError(msg)
     return shape, pixels
 
 
-def _open(file: IO[bytes]) -> Image.Image:
-    """Open an image of a known format; the ImageError for any other describes the file."""
+def _open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image; raise ImageError with a description of a file of another format."""
     try:
         return Image.open(file, formats=formats.FORMATS)
     except UnidentifiedImageError as error:
@@ -88,17 +88,17 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 
 @contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Raise for all that Pillow can detect, whatever other code in this process configured.
+def _configure_pillow() -> Iterator[None]:
+    """Configure Pillow to raise each problem, and restore the settings at exit.
 
-    The settings are those of the process, so one thread at a time reads images.
+    The settings belong to the process, so one thread at a time reads images.
     """
     with _PILLOW, warnings.catch_warnings():
-        # Not the warnings of other threads.
+        # Other modules may warn from other threads.
         warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MAX_PIXELS, False
-        _PILLOW_LOG.disabled = True  # errors contain the same
+        _PILLOW_LOG.disabled = True  # the errors hold the same text
         try:
             yield
         finally:
@@ -106,37 +106,37 @@ def _strict_pillow() -> Iterator[None]:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """Turn any error into an ImageError that names the file."""
+def _translate_errors(path: Path) -> Iterator[None]:
+    """Raise each error as an ImageError that names the file."""
     try:
         yield
     except ImageError as error:
         msg = f"{path}: {str(error).removeprefix(printable(f'{path}: '))}"
         raise ImageError(msg) from error.__cause__
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        msg = f"{path}: the image has more than {_MAX_PIXELS} pixels. Cut it into smaller images"
+        msg = f"{path}: the image has more than {_MAX_PIXELS} pixels. Split the image"
         raise ImageError(msg) from error
-    except Exception as error:  # broken files make Pillow's plugins raise any error
+    except Exception as error:  # plugins of Pillow raise any type for a damaged file
         msg = f"{path}: the image cannot be read ({reason(error)}). Replace or remove the file"
         raise ImageError(msg) from error
 
 
-def _read_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
-    """Return the shape that `_read_pixels` will give, from the header."""
+def _compute_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
+    """Return the shape of the result of `_read_pixels`, from the header."""
     if loss := formats.find_loss(image, file):
         raise ImageError(loss)
     size = (image.height, image.width)
-    # Of a PNG this reads the chunks before its pixels only. A TIFF's size is already transposed.
+    # Only chunks of a PNG before the pixels are read. The size of a TIFF is already transposed.
     exif = Image.Image.getexif(image) if image.format != "TIFF" else {}
-    if exif.get(ExifTags.Base.Orientation) in _TRANSPOSED:
+    if exif.get(ExifTags.Base.Orientation) in _TRANSPOSING:
         size = size[::-1]
-    return (*size, *_BANDS[_mode(image)])
+    return (*size, *_BANDS[_choose_mode(image)])
 
 
-def _mode(image: Image.Image) -> str:
-    """Return the mode to which an image can be converted without a change of its pixels."""
+def _choose_mode(image: Image.Image) -> str:
+    """Return "L" or "RGB", the mode that holds all pixels of an image exactly."""
     if image.mode == "P" and image.palette is not None:
-        # A palette in the file's order of bands, without decoding pixels.
+        # Convert the palette to RGB without decoding the pixels.
         probe = Image.new("P", (1, 1))
         order, colours = image.palette.getdata()
         probe.putpalette(colours, order)
@@ -147,7 +147,7 @@ def _mode(image: Image.Image) -> str:
 
 def _read_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Decode, rotate and convert an image."""
-    mode = _mode(image)
+    mode = _choose_mode(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")

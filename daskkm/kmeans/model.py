@@ -193,7 +193,7 @@ class FittedModel:
             "centroids": hashlib.sha256(centroids.tobytes()).hexdigest(),
         }
         with (
-            store.writing_labels(attributes, distances=distances) as targets,
+            store.open_label_targets(attributes, distances=distances) as targets,
             on_start(targets[0]),
         ):
             blocks = Tiles.of(store).in_blocks(scheduler.threads())

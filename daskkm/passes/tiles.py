@@ -169,7 +169,7 @@ class Tiles:
         """
         n_bytes = block_bytes(self.nbytes, threads)
         if self.store is not None:
-            return self.store.streamed(n_bytes)
+            return self.store.stream(n_bytes)
         if self.is_lazy:
             return group_short_blocks(self.array, threads)
         return arrays.in_blocks(self.given, n_bytes, self.dtype, self.file)

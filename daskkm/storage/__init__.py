@@ -1,1 +1,1 @@
-"""Zarr on disk: chunks, stores, labels, models, checkpoints."""
+"""Read and write Zarr on disk: chunks, stores, labels, models, checkpoints."""

@@ -1,6 +1,6 @@
-"""Folder of a checkpoint: arrays in one file, replaced whole, under a lock.
+"""Save the arrays of a checkpoint: one file in a locked folder, replaced atomically.
 
-The file is a SHA-256, then the bytes of NumPy's .npz without pickles.
+The file holds a SHA-256, then a NumPy .npz without pickles.
 """
 
 from __future__ import annotations
@@ -29,18 +29,11 @@ if TYPE_CHECKING:
 _STATE = "state"
 _DIGEST_BYTES = 32
 # Parameters that resolve errors.
-_ANOTHER, _START_OVER = ("checkpoint",), ("fresh=True",)
+_CHECKPOINT_OPTION, _FRESH_OPTION = ("checkpoint",), ("fresh=True",)
 
 
 class CheckpointFile:
-    """Arrays in a locked folder.
-
-    Attributes
-    ----------
-    folder : Path
-    arrays : dict of str to ndarray, or None
-        Arrays that were found.
-    """
+    """File of arrays in a locked folder; `arrays` is None if there was no file at first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,10 +41,10 @@ class CheckpointFile:
             self.arrays = _read(folder)
 
     def save(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write arrays in place of those before."""
-        packed = io.BytesIO()
-        np.savez(packed, allow_pickle=False, **arrays)
-        data = packed.getbuffer()
+        """Replace the arrays in the file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        data = buffer.getbuffer()
         with (
             _translate_errors(self.folder, "written"),
             atomic_writer(self.folder / _STATE) as file,
@@ -60,11 +53,11 @@ class CheckpointFile:
             file.write(data)
 
     def clear(self) -> None:
-        """Remove the arrays; warn if that fails, since the result of the fit is worth more."""
+        """Remove the file, with a warning if this fails."""
         try:
             _clear(self.folder)
         except OSError as error:
-            msg = f"{self.folder}: the checkpoint cannot be removed ({error}). Remove it"
+            msg = f"{self.folder}: the checkpoint cannot be removed ({error}). Remove the folder"
             warnings.warn(msg, stacklevel=3)
 
 
@@ -72,28 +65,26 @@ class CheckpointFile:
 def open_checkpoint_file(
     folder: str | os.PathLike[str], *, fresh: bool = False
 ) -> Iterator[CheckpointFile]:
-    """Open and lock the folder of a checkpoint, made if it is missing, removed if left empty.
+    """Create and lock the folder of a checkpoint; remove the folder at exit if it is empty.
 
-    Raises
-    ------
-    CheckpointError
-        If it is damaged, locked by another fit, holds other files, or cannot be read or written.
+    Raise CheckpointError if the folder is locked or holds other files, or the checkpoint is
+    damaged, or cannot be read or written.
     """
-    folder = locations.local(folder, partial(CheckpointError, options=_ANOTHER))
-    msg = f"{folder}: locked by another fit. Wait for it, or choose another folder"
+    folder = locations.as_local_path(folder, partial(CheckpointError, options=_CHECKPOINT_OPTION))
+    msg = f"{folder}: locked by another fit. Wait for the fit, or choose another folder"
     with ExitStack() as stack:
         with _translate_errors(folder, "written"):
-            missing = [path for path in folder.absolute().parents if not path.exists()]
-            busy = CheckpointError(msg, options=_ANOTHER)
-            stack.enter_context(locks.lock_folder(folder, busy))
+            new_parents = [path for path in folder.absolute().parents if not path.exists()]
+            error = CheckpointError(msg, options=_CHECKPOINT_OPTION)
+            stack.enter_context(locks.lock_folder(folder, error))
             _check_content(folder)
             if fresh:
                 _clear(folder)
         try:
             yield CheckpointFile(folder)
         finally:
-            with suppress(OSError):  # a folder that is not empty stays
-                for path in (folder, *missing):
+            with suppress(OSError):  # keep folders that are not empty
+                for path in (folder, *new_parents):
                     path.rmdir()
 
 
@@ -102,7 +93,7 @@ def _check_content(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir()} - {_STATE}
     if others := {name for name in names if not name.startswith(".")}:
         msg = f"{folder}: not a checkpoint, it holds {min(others)}. Choose another folder"
-        raise CheckpointError(msg, options=_ANOTHER)
+        raise CheckpointError(msg, options=_CHECKPOINT_OPTION)
 
 
 def _clear(folder: Path) -> None:
@@ -116,15 +107,15 @@ def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
         data = memoryview((folder / _STATE).read_bytes())
     except FileNotFoundError:
         return None
-    packed = data[_DIGEST_BYTES:]
-    if hashlib.sha256(packed).digest() != data[:_DIGEST_BYTES]:
+    archive = data[_DIGEST_BYTES:]
+    if hashlib.sha256(archive).digest() != data[:_DIGEST_BYTES]:
         msg = f"{folder}: the checkpoint is damaged (wrong checksum). Start over"
-        raise CheckpointError(msg, options=_START_OVER)
-    with np.load(io.BytesIO(packed)) as arrays:
+        raise CheckpointError(msg, options=_FRESH_OPTION)
+    with np.load(io.BytesIO(archive)) as arrays:
         return dict(arrays)
 
 
 def _translate_errors(folder: Path, verb: str) -> AbstractContextManager[None]:
     problem = f"the checkpoint cannot be {verb}"
     hint = "Make room, or choose another folder"
-    return translate_errors(CheckpointError, folder, problem, hint, options=_ANOTHER)
+    return translate_errors(CheckpointError, folder, problem, hint, options=_CHECKPOINT_OPTION)

@@ -1,9 +1,8 @@
-"""Read chunks of a local Zarr array of daskkm straight into memory, and check them.
+"""Read chunks of a local Zarr array into existing memory, and check their size and CRC-32C.
 
-Chunks are uncompressed and cut along the first axis only: the bytes of whole rows, the last chunk
-padded, then their CRC-32C. Zarr reads the same bytes, but into new memory, and a missing chunk as
-zeros. Workers give memory back after each task, and new memory costs ten times as much as
-reading from the page cache.
+Chunks are uncompressed and cut along the first axis only: whole rows, with the last chunk padded,
+then a CRC-32C of the rows. Zarr would read into new memory, which costs ten times as much as the
+page cache, and would read a missing chunk as zeros.
 """
 
 from __future__ import annotations
@@ -26,111 +25,106 @@ if TYPE_CHECKING:
     from zarr.storage import LocalStore
 
 _CHECKSUM_BYTES = 4
-_OF_THREAD = threading.local()
+_THREAD_LOCAL = threading.local()
 
 
 class ChunkError(Exception):
-    """A chunk that is missing or changed: its index, and a reason."""
+    """Missing or damaged chunk, with its index and the problem."""
 
 
-def read(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
-    """Read rows first … last - 1, in whatever chunks they lie, into new memory.
+def read_rows(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
+    """Read rows first … last - 1 into new memory.
 
-    Raises
-    ------
-    ChunkError
-        If a chunk is missing, not of its size, or does not match its checksum.
-    OSError
-        If a chunk cannot be read.
+    Raise ChunkError if a chunk is missing or damaged, and OSError if a chunk cannot be read.
     """
     rows = array.chunks[0]
-    found = np.empty((last - first, *array.shape[1:]), array.dtype)
+    result = np.empty((last - first, *array.shape[1:]), array.dtype)
     for i in range(first // rows, -(-last // rows)):
         begin, end = max(first, i * rows), min(last, (i + 1) * rows)
-        place = found[begin - first : end - first]
+        out = result[begin - first : end - first]
         if end - begin == rows:
-            _fill(array, i, place)
+            _read_whole(array, i, out)
         else:
-            place[:] = _in_buffer(array, i)[begin - i * rows : end - i * rows]
-    return found
+            out[:] = _read_into_buffer(array, i)[begin - i * rows : end - i * rows]
+    return result
 
 
-def borrow(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
-    """Read rows first … last - 1 of one chunk into a buffer of this thread, read-only.
+def read_chunk(array: zarr.Array[Any], first: int, last: int) -> NDArray[Any]:
+    """Return rows first … last - 1 of one chunk, read-only, in the buffer of this thread.
 
     `first` is the first row of a chunk. The next call in this thread overwrites the buffer. The
-    system is asked to read the next chunk meanwhile. Errors are those of `read`.
+    system prefetches the next chunk. Errors are the same as for `read_rows`.
     """
     i = first // array.chunks[0]
     if last < array.shape[0]:
-        _announce(array, i + 1)
-    return _in_buffer(array, i)[: last - first]
+        _prefetch(array, i + 1)
+    return _read_into_buffer(array, i)[: last - first]
 
 
-def check(array: zarr.Array[Any]) -> None:
-    """Raise ChunkError if a chunk is missing or not of its size; read none."""
+def check_sizes(array: zarr.Array[Any]) -> None:
+    """Raise ChunkError if a chunk is missing or has another size, without reading chunks."""
     for i in range(array.cdata_shape[0]):
-        with _errors_of_chunk(i):
-            _check_size(array, i, os.stat(_path(array, i)))  # noqa: PTH116 (a Path costs twice as much)
+        with _translate_missing(i):
+            _check_size(array, i, os.stat(_get_path(array, i)))  # noqa: PTH116 (a Path takes twice as long)
 
 
-def folder(node: Any) -> Path:
-    """Return the folder of the group that was opened, or of an array that was opened itself."""
+def get_folder(node: Any) -> Path:
+    """Return the folder of the Zarr store of a group or an array."""
     return Path(cast("LocalStore", node.store).root)
 
 
-def key(array: zarr.Array[Any], i: int) -> str:
-    """Return the path of a chunk within the folder of the array, or of its group."""
+def get_key(array: zarr.Array[Any], i: int) -> str:
+    """Return the path of a chunk relative to `get_folder`."""
     name = array.metadata.encode_chunk_key((i, *(0,) * (array.ndim - 1)))
     return f"{array.path}/{name}".removeprefix("/")
 
 
-def _path(array: zarr.Array[Any], i: int) -> str:
-    return f"{cast('LocalStore', array.store).root}/{key(array, i)}"
+def _get_path(array: zarr.Array[Any], i: int) -> str:
+    return f"{cast('LocalStore', array.store).root}/{get_key(array, i)}"
 
 
-def _in_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
-    """Read a chunk into the buffer of this thread."""
+def _read_into_buffer(array: zarr.Array[Any], i: int) -> NDArray[Any]:
+    """Return a chunk, read into the buffer of this thread."""
     size = math.prod(array.chunks) * array.dtype.itemsize
-    buffer = getattr(_OF_THREAD, "buffer", None)
+    buffer = getattr(_THREAD_LOCAL, "buffer", None)
     if buffer is None or len(buffer) < size:
-        buffer = _OF_THREAD.buffer = np.empty(size, np.uint8)
+        buffer = _THREAD_LOCAL.buffer = np.empty(size, np.uint8)
     chunk = buffer[:size].view(array.dtype).reshape(array.chunks)
-    _fill(array, i, chunk)
+    _read_whole(array, i, chunk)
     chunk.flags.writeable = False
     return chunk
 
 
-def _fill(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
-    """Read a whole chunk into an array of its shape."""
+def _read_whole(array: zarr.Array[Any], i: int, chunk: NDArray[Any]) -> None:
+    """Read a chunk into an array of the shape of a chunk, and compare the checksum."""
     data = chunk.reshape(-1).view(np.uint8)
     checksum = bytearray(_CHECKSUM_BYTES)
-    with _errors_of_chunk(i), open(_path(array, i), "rb", buffering=0) as file:  # noqa: PTH123
+    with _translate_missing(i), open(_get_path(array, i), "rb", buffering=0) as file:  # noqa: PTH123
         _check_size(array, i, os.fstat(file.fileno()))
-        whole = _read_into(file, data.data) and _read_into(file, memoryview(checksum))
-    data.flags.writeable = False  # as google_crc32c asks for
-    if not whole:
-        raise ChunkError(i, "it ended while it was read")
+        complete = _read_into(file, data.data) and _read_into(file, memoryview(checksum))
+    data.flags.writeable = False  # google_crc32c requires this
+    if not complete:
+        raise ChunkError(i, "unexpected end of file")
     if google_crc32c.value(data) != int.from_bytes(checksum, "little"):
-        raise ChunkError(i, "its checksum is not that of its bytes")
+        raise ChunkError(i, "wrong checksum")
 
 
-def _read_into(file: BinaryIO, place: memoryview) -> bool:
-    """Fill memory from a file; return False if the file ends before."""
-    while place:
-        n = file.readinto(place)  # type: ignore[attr-defined]
+def _read_into(file: BinaryIO, memory: memoryview) -> bool:
+    """Read from a file until the memory is full; return False if the file ends first."""
+    while memory:
+        n = file.readinto(memory)  # type: ignore[attr-defined]
         if not n:
             return False
-        place = place[n:]
+        memory = memory[n:]
     return True
 
 
-def _announce(array: zarr.Array[Any], i: int) -> None:
-    """Ask the system to read a chunk ahead. A later read finds its errors."""
+def _prefetch(array: zarr.Array[Any], i: int) -> None:
+    """Ask the system to prefetch a chunk, and ignore errors: a later read raises them."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     with suppress(OSError):
-        file = os.open(_path(array, i), os.O_RDONLY)
+        file = os.open(_get_path(array, i), os.O_RDONLY)
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
@@ -140,12 +134,12 @@ def _announce(array: zarr.Array[Any], i: int) -> None:
 def _check_size(array: zarr.Array[Any], i: int, status: os.stat_result) -> None:
     expected = math.prod(array.chunks) * array.dtype.itemsize + _CHECKSUM_BYTES
     if status.st_size != expected:
-        raise ChunkError(i, f"it has {status.st_size} bytes, not {expected}")
+        raise ChunkError(i, f"{status.st_size} bytes, not {expected}")
 
 
 @contextmanager
-def _errors_of_chunk(i: int) -> Iterator[None]:
+def _translate_missing(i: int) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ChunkError(i, "it is missing") from error
+        raise ChunkError(i, "missing file") from error

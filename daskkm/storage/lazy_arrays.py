@@ -1,4 +1,4 @@
-"""Dask arrays over the chunks of arrays in a store."""
+"""Build dask arrays that read the chunks of a store."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class StoreArray(da.Array):  # type: ignore[misc]
-    """All tiles of a store as a dask array that remembers the store.
+    """Dask array of all tiles of a store, with a reference to the store.
 
-    Operations on it give plain dask arrays.
+    Operations on a StoreArray return plain dask arrays.
     """
 
     def __new__(cls, store: TileStore, tiles: da.Array) -> Self:  # noqa: D102
@@ -36,14 +36,14 @@ class StoreArray(da.Array):  # type: ignore[misc]
 
     @property
     def tile_store(self) -> TileStore | None:
-        """The store of which this array is all tiles; None once it was changed in place."""
+        """Store of the tiles, or None after a change in place."""
         return self._tile_store if self.name == self._store_name else None
 
 
-def lazy_rows(
+def build_lazy_array(
     array: zarr.Array[Any], kind: Kind, version: Version, row: tuple[int, ...] = ()
 ) -> da.Array:
-    """Return an array lazily, one block a chunk, with each of its items in the shape `row`."""
+    """Return a lazy array with one block for each chunk; each item has the shape `row`."""
     shape = (array.shape[0], *row)
     name = array.path or kind.name
     return da.map_blocks(
@@ -66,18 +66,18 @@ def _read_rows(
     version: Version,
     block_id: tuple[int, ...],
 ) -> NDArray[Any]:
-    """Read a block: the items of one chunk, each in the shape of a row."""
+    """Read one chunk, with each item in the shape `row`."""
     rows = array.chunks[0]
     first = block_id[0] * rows
-    with version.reading():
-        block = zarr_nodes.read(array, first, min(first + rows, array.shape[0]), kind)
+    with version.guard_read():
+        block = zarr_nodes.read_rows(array, first, min(first + rows, array.shape[0]), kind)
     return block.reshape(len(block), *row)
 
 
-def streamed_rows(
+def build_stream_array(
     array: zarr.Array[Any], kind: Kind, version: Version, block_bytes: int
 ) -> da.Array:
-    """Return an array as (n, d) of `Chunks`: blocks of whole chunks, of at least so many bytes."""
+    """Return a lazy array, (n, d), whose blocks are `Chunks` of at least `block_bytes`."""
     n, d = array.shape[0], math.prod(array.shape[1:])
     rows = array.chunks[0]
     rows *= -(-block_bytes // (rows * d * array.dtype.itemsize))
@@ -95,7 +95,7 @@ def streamed_rows(
 
 
 class Chunks:
-    """A run of tiles, `rows` of them at most, that is read chunk by chunk when it is iterated."""
+    """Block of at most `rows` tiles, read chunk by chunk during iteration."""
 
     def __init__(
         self,
@@ -113,15 +113,15 @@ class Chunks:
         return self._last - self._first
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        """Read chunk after chunk, (m, n_features), each into the memory of the one before."""
-        with self._version.reading():
-            for chunk in zarr_nodes.stream(self._array, self._first, self._last, self._kind):
+        """Yield each chunk, (m, n_features), in a buffer that the next chunk overwrites."""
+        with self._version.guard_read():
+            for chunk in zarr_nodes.stream_chunks(self._array, self._first, self._last, self._kind):
                 yield chunk.reshape(len(chunk), -1)
 
     def whole(self) -> tuple[NDArray[Any], list[int]]:
-        """Read all of it, (n, n_features), and return how many tiles are in each chunk."""
-        with self._version.reading():
-            found = zarr_nodes.read(self._array, self._first, self._last, self._kind)
+        """Return all tiles, (n, n_features), and the number of tiles in each chunk."""
+        with self._version.guard_read():
+            tiles = zarr_nodes.read_rows(self._array, self._first, self._last, self._kind)
         rows = self._array.chunks[0]
-        starts = range(0, len(found), rows)
-        return found.reshape(len(found), -1), [min(rows, len(found) - start) for start in starts]
+        starts = range(0, len(tiles), rows)
+        return tiles.reshape(len(tiles), -1), [min(rows, len(tiles) - start) for start in starts]

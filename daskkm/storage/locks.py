@@ -1,6 +1,6 @@
-"""Exclusive locks between processes: the system releases them when a process ends, however it ends.
+"""Acquire exclusive locks between processes. The system releases a lock when its process ends.
 
-A file system without locks is taken to have one writer.
+On a file system without locks, every lock is granted.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}  # on some network file 
 
 
 @contextmanager
-def lock_folder(folder: Path, busy: Exception) -> Iterator[None]:
-    """Lock a folder, made if it is missing; raise `busy` if another process has locked it."""
+def lock_folder(folder: Path, error: Exception) -> Iterator[None]:
+    """Create and lock a folder; raise `error` if another process holds the lock."""
 
     def open_folder() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
-    descriptor = _lock(folder, open_folder, busy)
+    descriptor = _lock(folder, open_folder, error)
     try:
         yield
     finally:
@@ -34,38 +34,38 @@ def lock_folder(folder: Path, busy: Exception) -> Iterator[None]:
 
 
 @contextmanager
-def lock_file(path: Path, busy: Exception) -> Iterator[None]:
-    """Lock a file, made if it is missing and removed at the end; raise `busy` if it is locked.
+def lock_file(path: Path, error: Exception) -> Iterator[None]:
+    """Create and lock a file, and remove the file at exit; raise `error` if the lock is taken.
 
-    Unlike locks of folders, those of files hold between machines on NFS.
+    On NFS, locks of files work between machines; locks of folders do not.
     """
     descriptor = _lock(
-        path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), busy
+        path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), error
     )
     try:
         yield
     finally:
         with suppress(OSError):  # the folder may be gone
-            if not os.fstat(descriptor).st_size:  # else the file is the user's
+            if not os.fstat(descriptor).st_size:  # a file with content belongs to the user
                 path.unlink()
         os.close(descriptor)
 
 
-def _lock(path: Path, open_path: Callable[[], int], busy: Exception) -> int:
-    """Return the descriptor of a file or folder that is locked and lies at the path."""
+def _lock(path: Path, open_path: Callable[[], int], error: Exception) -> int:
+    """Open and lock a file or folder; return the descriptor."""
     while True:
         descriptor = open_path()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError as blocked:
             os.close(descriptor)
-            raise busy from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            raise error from blocked
+        except OSError as failure:
+            if failure.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise
             return descriptor
-        # The holder before may just have removed the file.
+        # Another process may have removed the file since it was opened.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor

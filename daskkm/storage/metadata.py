@@ -1,4 +1,4 @@
-"""The root ``zarr.json`` of a node: its attributes, and a SHA-256 of the file itself."""
+"""Write the root ``zarr.json`` of a node, with a SHA-256 of the file, and read its attributes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 FILE = "zarr.json"
 CONSOLIDATED = "consolidated_metadata"
-_NO_DIGEST = "0" * 64  # stands for the digest in the bytes that are digested
+_NO_DIGEST = "0" * 64  # placeholder of the digest in the digested bytes
 _COPIES = {"kind": "inline", "must_understand": False, "metadata": {}}
 GROUP = {"zarr_format": 3, "node_type": "group", CONSOLIDATED: _COPIES}
 
 
-def attributes_of(document: Any) -> dict[str, Any]:
-    """Return the attributes of daskkm in the metadata of a node; empty if there are none."""
+def get_attributes(document: Any) -> dict[str, Any]:
+    """Return the daskkm attributes in the metadata of a node, or an empty dict."""
     attributes = document.get("attributes") if isinstance(document, dict) else None
-    found = attributes.get("daskkm") if isinstance(attributes, dict) else None
-    return found if isinstance(found, dict) else {}
+    own = attributes.get("daskkm") if isinstance(attributes, dict) else None
+    return own if isinstance(own, dict) else {}
 
 
-def write(folder: Path, document: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-    """Write the metadata of a node with these attributes of daskkm, and a digest of all of it."""
+def write_root(folder: Path, document: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    """Write the metadata of a node, with daskkm attributes and a digest of the whole file."""
     sealed = {"daskkm": {**attributes, "sha256": _NO_DIGEST}}
     data = json.dumps({**document, "attributes": sealed}, indent=2).encode()
     digest = hashlib.sha256(data).hexdigest()
@@ -36,12 +36,12 @@ def write(folder: Path, document: Mapping[str, Any], attributes: Mapping[str, An
 
 
 def is_sealed(data: bytes, attributes: Mapping[str, Any]) -> bool:
-    """Return True if metadata with these attributes is as it was written, each bit of it."""
+    """Return True if the digest in the attributes matches the metadata."""
     digest = str(attributes.get("sha256")).encode()
     return hashlib.sha256(data.replace(digest, _NO_DIGEST.encode())).hexdigest() == digest.decode()
 
 
-def consolidated(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Return copies of the metadata of nodes in a folder, as Zarr consolidates them."""
+def consolidate(folder: Path, names: list[str]) -> dict[str, Any]:
+    """Return the metadata of nodes in a folder in Zarr's consolidated form."""
     copies = {name: json.loads((folder / name / FILE).read_bytes()) for name in sorted(names)}
     return {**_COPIES, "metadata": copies}

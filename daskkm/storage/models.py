@@ -1,4 +1,4 @@
-"""Saved models: named arrays with attributes in a Zarr group."""
+"""Save and load models: named arrays with attributes in a Zarr group."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DIMENSIONS = {"cluster_centers": ("cluster", "feature"), "counts": ("cluster",)
 def save_model(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
 ) -> None:
-    """Write arrays of at least one dimension, and attributes as JSON; replace a saved model."""
-    location = locations.local(path, ModelError)
+    """Write arrays of at least one dimension, and JSON attributes; replace an older saved model."""
+    location = locations.as_local_path(path, ModelError)
     with (
         commit.replace_node(location, MODEL) as partial,
-        zarr_nodes.write_errors(location, MODEL),
+        zarr_nodes.translate_write_errors(location, MODEL),
     ):
         zarr_nodes.create_group(partial, MODEL, {})
         for name, values in arrays.items():
@@ -54,10 +54,10 @@ def save_model(
 def load_model_arrays(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return the arrays and attributes of a saved model, the same to the last bit."""
-    group, attributes = zarr_nodes.open_node(locations.local(path, ModelError), MODEL)
+    """Return the arrays and attributes of a saved model."""
+    group, attributes = zarr_nodes.open_node(locations.as_local_path(path, ModelError), MODEL)
     arrays = {
-        name: zarr_nodes.read(array, 0, array.shape[0], MODEL)
+        name: zarr_nodes.read_rows(array, 0, array.shape[0], MODEL)
         for name, array in group.members(max_depth=None)
         if isinstance(array, zarr.Array)
     }
@@ -65,5 +65,5 @@ def load_model_arrays(
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise ModelError if a model cannot be saved at a path without replacing something else."""
+    """Raise ModelError if a path holds anything but a saved model."""
     commit.check_free(path, MODEL)

@@ -1,7 +1,7 @@
-"""The store: tiles in a Zarr group, their provenance, and their labels.
+"""Read a store: tiles in a Zarr group, with their provenance and labels.
 
-Chunks are about 4 MiB, whole tiles; every write covers whole chunks. `daskkm.storage.writer` writes
-a store, `daskkm.storage.labels` the labels in it.
+A chunk holds whole tiles, about 4 MiB; every write covers whole chunks. `daskkm.storage.writer`
+writes stores, and `daskkm.storage.labels` writes labels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from daskkm.errors import CorruptChunkError, ParameterError, StoreError
 from daskkm.parameters import as_choice, as_flag, as_integer
 from daskkm.storage import commit, labels, lazy_arrays, locations, metadata, zarr_nodes
 from daskkm.storage.labels import DISTANCES, LABELS
-from daskkm.storage.records import ImageRecord, Skipped
+from daskkm.storage.records import ImageRecord, SkippedFile
 from daskkm.storage.versions import Version
 from daskkm.storage.zarr_nodes import Kind
 
@@ -49,17 +49,17 @@ STORE = Kind(
 
 
 class TileStore:
-    """An ingested store, for reading. Get one from `open_store` or `create_store`.
+    """Store of tiles, opened for reading by `open_store` or `create_store`.
 
     Attributes
     ----------
     path : Path
-        The store's folder.
+        Folder of the store.
     tiles : zarr.Array of shape (n, height, width) or (n, height, width, bands), uint8
     images : tuple of ImageRecord
         In the order of their tiles.
-    skipped : tuple of Skipped
-        The files beside them that were left out, each with the reason.
+    skipped : tuple of SkippedFile
+        Files that were left out, each with the reason.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class TileStore:
         self.tiles: zarr.Array[Any] = group["tiles"]
         self._provenance = {name: group[name] for name in PROVENANCE}
         self.images = tuple(map(ImageRecord.from_json, attributes["images"]))
-        self.skipped = tuple(Skipped(**record) for record in attributes["skipped"])
+        self.skipped = tuple(SkippedFile(**record) for record in attributes["skipped"])
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class TileStore:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digest of the images and the shape of a tile, which determine the tiles."""
+        """Hexadecimal digest of the records of the images and the shape of a tile."""
         content = [image.content for image in self.images], self.tile
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -105,39 +105,38 @@ class TileStore:
     def features(self) -> da.Array:
         """Return the tiles as rows of features, lazily.
 
-        Computing it raises CorruptChunkError if a chunk is missing or damaged, and StoreError if
-        another store has taken the place of this one.
+        A computation raises CorruptChunkError if a chunk is missing or damaged, and StoreError if
+        the store was replaced.
 
         Returns
         -------
         dask array of shape (n_tiles, n_features), uint8
-            One block a chunk of the store.
+            One block for each chunk of the store.
         """
         row = (math.prod(self.tile),)
         return lazy_arrays.StoreArray(
-            self, lazy_arrays.lazy_rows(self.tiles, STORE, self._version, row)
+            self, lazy_arrays.build_lazy_array(self.tiles, STORE, self._version, row)
         )
 
-    def streamed(self, block_bytes: int) -> da.Array:
-        """Return the tiles for passes over them: in long blocks that are read chunk by chunk.
+    def stream(self, block_bytes: int) -> da.Array:
+        """Return the tiles in long blocks that are read chunk by chunk.
 
         Parameters
         ----------
         block_bytes : int
-            Bytes of a block, rounded up to whole chunks.
+            Size of a block, rounded up to whole chunks.
 
         Returns
         -------
         dask array of shape (n_tiles, n_features), uint8
-            Of `Chunks` in place of arrays: for functions that iterate over these.
+            Each block is a `Chunks`, not an array.
         """
-        return lazy_arrays.streamed_rows(self.tiles, STORE, self._version, block_bytes)
+        return lazy_arrays.build_stream_array(self.tiles, STORE, self._version, block_bytes)
 
     def labels(self, k: int) -> da.Array:
-        """Return the label of every tile under the model of k clusters, lazily.
+        """Return the labels that `label` wrote for k clusters, lazily.
 
-        `label` writes labels. Computing them raises CorruptChunkError if a chunk is missing or
-        damaged.
+        A computation raises CorruptChunkError if a chunk is missing or damaged.
 
         Parameters
         ----------
@@ -146,24 +145,22 @@ class TileStore:
         Returns
         -------
         dask array of shape (n_tiles,), int32
-            In blocks of the same tiles as those of `features`.
+            The blocks match the blocks of `features`.
 
         Raises
         ------
         StoreError
-            If there are no labels for k.
+            If the store has no labels for k.
         ParameterError
             If `k` is not an integer of at least 1.
         """
         k = as_integer("k", k, 1)
-        version = self._version.extended(labels.location(self.path, LABELS, k))
+        version = self._version.extend(labels.get_path(self.path, LABELS, k))
         array = labels.open_labels(self.path, k, len(self))
-        return lazy_arrays.lazy_rows(array, LABELS, version)
+        return lazy_arrays.build_lazy_array(array, LABELS, version)
 
     def distances(self, k: int) -> da.Array:
-        """Return the distances of every tile to the centroids of a model, lazily.
-
-        `label` writes distances if they are asked for.
+        """Return the distances that ``label(model, distances=True)`` wrote for k clusters, lazily.
 
         Parameters
         ----------
@@ -172,45 +169,44 @@ class TileStore:
         Returns
         -------
         dask array of shape (n_tiles, k), float64
-            Euclidean. A block of tiles has one block of distances or several.
+            Euclidean. A block of tiles has one or several blocks of distances.
 
         Raises
         ------
         StoreError
-            If there are no distances for k, or they are of another model than the labels.
+            If the store has no distances for k, or distances and labels are from different models.
         ParameterError
             If `k` is not an integer of at least 1.
         """
         k = as_integer("k", k, 1)
-        version = self._version.extended(labels.location(self.path, DISTANCES, k))
+        version = self._version.extend(labels.get_path(self.path, DISTANCES, k))
         array = labels.open_distances(self.path, k, len(self))
-        return lazy_arrays.lazy_rows(array, DISTANCES, version, (k,))
+        return lazy_arrays.build_lazy_array(array, DISTANCES, version, (k,))
 
     @contextmanager
-    def writing_labels(
+    def open_label_targets(
         self, attributes: Mapping[str, Any], *, distances: bool
     ) -> Iterator[tuple[Target, Target | None]]:
-        """Yield targets for labels, and distances or None, as `labels.writing_labels`."""
+        """Yield targets for labels, and for distances or None, as `labels.open_label_targets`."""
         self._version.check()
-        with labels.writing_labels(
+        with labels.open_label_targets(
             self.path, self.tiles, attributes, distances=distances
         ) as targets:
             yield targets
 
     def label(self, model: Any, *, distances: bool = False) -> None:
-        """Write the label of each tile into the store, for `labels` to read.
+        """Label each tile, and write the labels into the store.
 
-        Labels go block by block from the kernel into ``labels/K`` in the store, on the active
-        `distributed.Client` if there is one, else on dask's default scheduler. They replace labels
-        of the same k, and remove their distances, when all are written. A second run at the same
-        time for the same k is refused.
+        Tasks write labels block by block into ``labels/K``, on the active `distributed.Client` or
+        dask's default scheduler. Complete labels replace labels and distances of the same k. A
+        second run at the same time for the same k is refused.
 
         Parameters
         ----------
         model : FittedModel or KMeans
         distances : bool, default False
-            Whether to write Euclidean distances to all k centroids too, into ``distances/K``: 8 k
-            bytes a tile.
+            Also write Euclidean distances to all k centroids into ``distances/K``: 8 k bytes a
+            tile.
 
         Raises
         ------
@@ -221,13 +217,14 @@ class TileStore:
         NotFittedError
             If the model is an estimator that is not fitted.
         StoreError
-            If a tile cannot be read, labels cannot be written, or another run writes them.
+            If a tile cannot be read, or labels cannot be written, or another run writes labels for
+            the same k.
         """
         if hasattr(type(model), "fitted_model"):  # an estimator
             model = model.fitted_model
         if not hasattr(model, "write_labels"):
             msg = (
-                f"{type(model).__name__} is not a model. Fit a daskkm.KMeans, or read a saved "
+                f"{type(model).__name__} is not a model. Fit a daskkm.KMeans, or load a saved "
                 "model by daskkm.load_model"
             )
             raise ParameterError(msg)
@@ -239,20 +236,20 @@ class TileStore:
         Returns
         -------
         list of StoreError
-            An error for each problem, a `CorruptChunkError` for each bad chunk; empty if all of
-            the store is as it was written.
+            One error for each problem, a `CorruptChunkError` for each bad chunk; empty if the store
+            is intact.
         """
         from daskkm.storage.verification import verify_store
 
         return verify_store(self.path)
 
     def check(self) -> None:
-        """Check that all chunks are there and of their size, without reading them.
+        """Check presence and size of each chunk of tiles and provenance, without reading chunks.
 
         Raises
         ------
         CorruptChunkError
-            If a chunk is missing or short.
+            If a chunk is missing or has another size.
         """
         for array in (self.tiles, *self._provenance.values()):
             zarr_nodes.check_chunks(array, STORE)
@@ -263,16 +260,16 @@ class TileStore:
         Returns
         -------
         dict of str to ndarray of shape (n_tiles,), int32
-            ``image`` (place in `images`), ``row`` and ``col`` (in tiles, within the image).
+            ``image`` (index into `images`), ``row`` and ``col`` (in tiles, within the image).
 
         Raises
         ------
         CorruptChunkError
             If a chunk is missing or damaged.
         """
-        with self._version.reading():
+        with self._version.guard_read():
             return {
-                name: zarr_nodes.read(array, 0, len(self), STORE)
+                name: zarr_nodes.read_rows(array, 0, len(self), STORE)
                 for name, array in self._provenance.items()
             }
 
@@ -287,15 +284,15 @@ class TileStore:
         Returns
         -------
         dask array of shape (n_tiles,), int32
-            In blocks of the same tiles as those of `features`.
+            The blocks match the blocks of `features`.
 
         Raises
         ------
         ParameterError
-            If `name` is another name.
+            If `name` is unknown.
         """
         name = as_choice("name", name, self._provenance)
-        lazy = lazy_arrays.lazy_rows(self._provenance[name], STORE, self._version)
+        lazy = lazy_arrays.build_lazy_array(self._provenance[name], STORE, self._version)
         return lazy.rechunk(normalize_chunks(self.tiles.chunks[:1], (len(self),)))
 
 
@@ -313,7 +310,7 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     Raises
     ------
     StoreError
-        If the store is missing, incomplete, damaged or not of daskkm.
+        If the path is not a complete, intact store of daskkm.
 
     Examples
     --------
@@ -328,36 +325,31 @@ def open_store(path: str | os.PathLike[str]) -> TileStore:
     >>> len(store), store.tile
     (4, (24, 32))
     """
-    # Absolute, because workers read it from folders of their own.
-    path = locations.local(path, StoreError).absolute()
+    # Absolute, because workers have other working directories.
+    path = locations.as_local_path(path, StoreError).absolute()
     if is_partial(path):
         msg = (
-            f"{path}: the store is not complete: an ingest was cut short, or is under way. To "
-            "resume it, ingest the same images again"
+            f"{path}: the store is not complete: an ingest was interrupted, or is running. To "
+            "resume the ingest, ingest the same images again"
         )
         raise StoreError(msg)
-    version = Version().extended(path)
+    version = Version().extend(path)
     store = TileStore(path, *zarr_nodes.open_node(path, STORE), version)
     if link := next((entry for entry in path.iterdir() if entry.is_symlink()), None):
-        msg = f"{path}: it holds a link ({link.name}), which may lead out of the store. Remove it"
+        msg = f"{path}: the store holds a link, {link.name}. Remove the link"
         raise StoreError(msg)
     version.check()
     return store
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove the leftovers of killed ingests beside a store."""
-    commit.remove_leftovers(path, STORE)
-
-
 def is_present(path: str | os.PathLike[str]) -> bool:
-    """Return True if there is anything at a path but an empty folder."""
+    """Return True if a path exists and is not an empty folder."""
     location = Path(path)
     return location.exists() and not (location.is_dir() and commit.is_empty(location))
 
 
 def is_partial(path: str | os.PathLike[str]) -> bool:
-    """Return True if there is no store at a path, but an incomplete one beside it."""
+    """Return True if a path is missing, but a partial store exists beside the path."""
     with suppress(OSError):
         return not Path(path).exists() and commit.partial_path(path).exists()
     return False

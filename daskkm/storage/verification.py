@@ -1,4 +1,4 @@
-"""Verify a store: read and check each chunk. ``python -m daskkm.verify --help``."""
+"""Verify a store: read and check each chunk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daskkm.storage import labels, locations, metadata, zarr_nodes
 from daskkm.storage.labels import DISTANCES, LABELS
 from daskkm.storage.tile_store import PROVENANCE, STORE, TileStore
 from daskkm.storage.versions import Version
-from daskkm.storage.writer import provenance
+from daskkm.storage.writer import compute_provenance
 
 if TYPE_CHECKING:
     import os
@@ -27,21 +27,22 @@ if TYPE_CHECKING:
 
     from daskkm.storage.zarr_nodes import Kind
 
-# Chunks of a task: long enough for the next chunk to be read ahead.
-_RUN = 16
+# Chunks of a task: enough that prefetching the next chunk pays.
+_CHUNKS_PER_TASK = 16
+_REPAIR = f"Restore the store, or remove it and {STORE.repair}"
 
 
 class Finding(NamedTuple):
-    """The errors of some chunks, how many chunks there are, and the bytes of the good ones."""
+    """Errors of a run of chunks, the number of chunks, and the bytes of the intact chunks."""
 
     errors: list[StoreError]
     chunks: int = 0
     bytes: int = 0
-    total: int = 0  # chunks of the store, known from its metadata
+    total: int = 0  # number of chunks of the store
 
 
-class _Content(NamedTuple):
-    """An array of a store, and a function that returns a problem of its rows from `first` on."""
+class _StoreArray(NamedTuple):
+    """Array of a store, with a function that describes a problem of rows from `first` on."""
 
     array: zarr.Array[Any]
     kind: Kind
@@ -53,25 +54,28 @@ def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
     """Return all problems of a store, as `TileStore.verify`.
 
     Provenance is compared with the images, and labels with the number of clusters. Raise StoreError
-    if the store cannot be opened, or was replaced meanwhile.
+    if the store cannot be opened, or is replaced during the verification.
     """
-    path = locations.local(path, StoreError)
-    return [error for finding in iter_checked(path) for error in finding.errors]
+    path = locations.as_local_path(path, StoreError)
+    return [error for finding in iter_findings(path) for error in finding.errors]
 
 
-def iter_checked(path: Path) -> Iterator[Finding]:
-    """Check the metadata of a store, then its chunks, run after run; yield what is found."""
+def iter_findings(path: Path) -> Iterator[Finding]:
+    """Check the metadata of a store, then its chunks, and yield a Finding for each task."""
     path = path.absolute()
-    version = Version().extended(path)
+    version = Version().extend(path)
     group, attributes = zarr_nodes.open_node(path, STORE)
     store = TileStore(path, group, attributes, version)
     errors = _check_copies(path)
-    contents = [*_store_contents(store, group, version), *_label_contents(store, version, errors)]
-    yield Finding(errors, total=sum(content.array.cdata_shape[0] for content in contents))
+    arrays = [
+        *_list_store_arrays(store, group, version),
+        *_list_label_arrays(store, version, errors),
+    ]
+    yield Finding(errors, total=sum(array.array.cdata_shape[0] for array in arrays))
     runs = [
-        (content, first)
-        for content in contents
-        for first in range(0, content.array.shape[0], _RUN * content.array.chunks[0])
+        (array, first)
+        for array in arrays
+        for first in range(0, array.array.shape[0], _CHUNKS_PER_TASK * array.array.chunks[0])
     ]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         yield from pool.map(lambda run: _check_run(*run), runs)
@@ -79,7 +83,7 @@ def iter_checked(path: Path) -> Iterator[Finding]:
 
 
 def _check_copies(path: Path) -> list[StoreError]:
-    """Return an error for each array with metadata unlike its copy in the store's own."""
+    """Return an error for each array with other metadata than the copy in the root."""
     errors = []
     document = json.loads((path / metadata.FILE).read_bytes())
     for name, copy in document[metadata.CONSOLIDATED]["metadata"].items():
@@ -88,64 +92,61 @@ def _check_copies(path: Path) -> list[StoreError]:
         except (OSError, ValueError):
             same = False
         if not same:
-            msg = f"{path}: the metadata of {name} is not what was written. {_REPAIR}"
+            msg = f"{path}: the metadata of {name} has changed. {_REPAIR}"
             errors.append(StoreError(msg))
     return errors
 
 
-_REPAIR = f"Restore the store, or remove it and {STORE.repair}"
-
-
-def _store_contents(store: TileStore, group: Any, version: Version) -> Iterator[_Content]:
-    yield _Content(store.tiles, STORE, version, lambda _rows, _first: None)
+def _list_store_arrays(store: TileStore, group: Any, version: Version) -> Iterator[_StoreArray]:
+    yield _StoreArray(store.tiles, STORE, version, lambda _rows, _first: None)
     for name in PROVENANCE:
-        yield _Content(group[name], STORE, version, partial(_unlike_images, store, name))
+        yield _StoreArray(group[name], STORE, version, partial(_compare_with_images, store, name))
 
 
-def _label_contents(
+def _list_label_arrays(
     store: TileStore, version: Version, errors: list[StoreError]
-) -> Iterator[_Content]:
-    """Yield labels and distances; append an error for each that cannot be opened."""
+) -> Iterator[_StoreArray]:
+    """Yield labels and distances; append an error for each array that cannot be opened."""
     openers = {LABELS: labels.open_labels, DISTANCES: labels.open_distances}
     for kind, open_array in openers.items():
-        for k in labels.known_ks(store.path, kind):
-            own = version.extended(labels.location(store.path, kind, k))
+        for k in labels.list_ks(store.path, kind):
+            own = version.extend(labels.get_path(store.path, kind, k))
             try:
                 array = open_array(store.path, k, len(store))
             except StoreError as error:
-                errors.append(own.find_replaced() or error)
+                errors.append(own.find_replacement() or error)
             else:
-                yield _Content(array, kind, own, partial(_out_of_range, kind, k))
+                yield _StoreArray(array, kind, own, partial(_compare_with_range, kind, k))
 
 
-def _unlike_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
-    expected = provenance(store.images, store.tile, first, first + len(rows))[name]
-    return None if np.array_equal(rows, expected) else "not what the images say"
+def _compare_with_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
+    expected = compute_provenance(store.images, store.tile, first, first + len(rows))[name]
+    return None if np.array_equal(rows, expected) else "not the provenance of the images"
 
 
-def _out_of_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
+def _compare_with_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
     largest = k - 1 if kind is LABELS else np.finfo(np.float64).max
     return None if ((rows >= 0) & (rows <= largest)).all() else f"not all within 0 and {largest}"
 
 
-def _check_run(content: _Content, first: int) -> Finding:
-    """Check some chunks of an array: those from a row on."""
-    array, kind, version, problem = content
+def _check_run(store_array: _StoreArray, first: int) -> Finding:
+    """Check `_CHUNKS_PER_TASK` chunks of an array from row `first` on."""
+    array, kind, version, problem = store_array
     rows, n = array.chunks[0], array.shape[0]
     errors: list[StoreError] = []
     n_bytes = 0
-    starts = range(first, min(first + _RUN * rows, n), rows)
+    starts = range(first, min(first + _CHUNKS_PER_TASK * rows, n), rows)
     for start in starts:
         end = min(start + rows, n)
         try:
-            for values in zarr_nodes.stream(array, start, end, kind):
+            for values in zarr_nodes.stream_chunks(array, start, end, kind):
                 n_bytes += values.nbytes
                 if found := problem(values, start):
                     span = zarr_nodes.describe_rows(array, start, end, kind)
-                    hint = f"To repair them, {kind.repair}"
-                    errors.append(StoreError(f"{span} cannot be right ({found}). {hint}"))
+                    hint = f"To repair the array, {kind.repair}"
+                    errors.append(StoreError(f"{span} are wrong ({found}). {hint}"))
         except StoreError as error:
             errors.append(error.with_traceback(None))
-    if errors and (replaced := version.find_replaced()):
+    if errors and (replaced := version.find_replacement()):
         errors = [replaced]
     return Finding(errors, len(starts), n_bytes)

@@ -1,4 +1,4 @@
-"""Versions of nodes, by which a reader notices that another node took the place of its own."""
+"""Detect that a node was replaced during a read."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Version:
-    """Digests of the root metadata of nodes: of a store, and of labels in it.
+    """Digests of the root metadata of a store, and of labels in the store.
 
-    Chunks are opened by name, one at a time and on any machine, and could be of other nodes.
+    Chunks are opened by name, so a chunk may belong to a later node at the same path.
     """
 
     digests: tuple[tuple[Path, str], ...] = ()
 
-    def extended(self, path: Path) -> Version:
-        """Return this version with a further node, as it is now."""
+    def extend(self, path: Path) -> Version:
+        """Return a version with the present digest of one more node."""
         return Version((*self.digests, (path, _digest(path))))
 
     @property
     def path(self) -> Path:
-        """The last of the nodes."""
+        """Path of the last node."""
         return self.digests[-1][0]
 
-    def find_replaced(self) -> StoreError | None:
-        """Return an error if one of the nodes is another now, else None."""
+    def find_replacement(self) -> StoreError | None:
+        """Return an error for the first node that was replaced, or None."""
         for path, digest in self.digests:
             if _digest(path) != digest:
-                return StoreError(f"{path}: replaced while it was being read. Run this again")
+                return StoreError(f"{path}: replaced during a read. Open the store again")
         return None
 
     def check(self) -> None:
-        """Raise StoreError if one of the nodes is another now."""
-        if error := self.find_replaced():
+        """Raise StoreError if a node was replaced."""
+        if error := self.find_replacement():
             raise error
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Raise StoreError at the end if the data may be of other nodes."""
+    def guard_read(self) -> Iterator[None]:
+        """Raise StoreError at exit if a node was replaced."""
         try:
             yield
         except StoreError:
-            if self.path.exists():  # else this machine does not have it
-                self.check()  # the replacement may be the cause
+            if self.path.exists():  # this machine has the node: a replacement may be the cause
+                self.check()
             raise
         self.check()
 
@@ -67,6 +67,6 @@ def _digest(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _digest_of_file(path: Path, *_: int) -> str:
-    """Return the digest, from one read as long as the file is the same."""
+    """Return the digest of a file, cached by inode, time and size."""
     with (path / metadata.FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,16 +21,16 @@ ROWS, COLUMNS, SIDE = 34, 33, 16
 BLANK = 22  # the last tiles of the last column
 SEED = 20240229
 
-_SCALE = 8  # digits are drawn at this multiple of their size, then averaged down: smooth edges
+_SCALE = 8  # digits are drawn at this multiple of the size, then averaged, for smooth edges
 
 
-def vary(digit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+def vary_digit(digit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return an 8 x 8 digit as a tile, turned, sheared, scaled and shifted a little."""
     side = SIDE * _SCALE
     turn, shear = rng.normal(0, 0.09), rng.normal(0, 0.12)
     height, width = rng.normal(1.0, 0.06), rng.normal(1.0, 0.08)
     shift = rng.normal(0, 0.35 * _SCALE, 2)
-    # From the pixels of the tile back to those of the digit, about both centres.
+    # Map pixels of the tile to pixels of the digit, about both centres.
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     back = turned @ np.array([[1 / width, shear], [0, 1 / height]]) * (8 / side) * 1.18
     centre = np.array([4.0, 4.0]) - back @ (np.array([side / 2, side / 2]) + shift)
@@ -41,12 +41,12 @@ def vary(digit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uin
         Image.Resampling.BICUBIC,
     )
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
-    # Ink saturates, as a pen's does: bicubic enlargement alone leaves it grey.
+    # Saturate the ink, which bicubic enlargement leaves grey.
     return np.rint(255 * np.clip((small - 3) / 11, 0, 1)).astype(np.uint8)
 
 
 def make_image(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return the pixels of an image of varied digits, row by row, with blank tiles at the end."""
+    """Return an image of varied digits, with blank tiles at the end of the last column."""
     tiles = np.zeros((ROWS, COLUMNS, SIDE, SIDE), np.uint8)
     blank = np.zeros((ROWS, COLUMNS), bool)
     blank[ROWS - BLANK :, -1] = True
@@ -54,7 +54,7 @@ def make_image(digits: NDArray[np.float64], rng: np.random.Generator) -> NDArray
         [rng.permutation(len(digits)) for _ in range(-(-ROWS * COLUMNS // len(digits)))]
     )
     for place, source in zip(np.argwhere(~blank), order, strict=False):
-        tiles[tuple(place)] = vary(digits[source], rng)
+        tiles[tuple(place)] = vary_digit(digits[source], rng)
     return tiles.swapaxes(1, 2).reshape(ROWS * SIDE, COLUMNS * SIDE)
 
 

@@ -1,7 +1,7 @@
 """Prepare the folder and the kernel of a tutorial: ``%load_ext prepare``.
 
-The sample images appear as ``images``, as in a clone. Shell cells print their output in one piece,
-where IPython's own magic splits lines.
+The sample images appear as ``images``, as in a clone. Shell cells print the output in one piece,
+unlike the magic of IPython.
 """
 
 from __future__ import annotations

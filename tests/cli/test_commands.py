@@ -300,7 +300,7 @@ def test_sweep_of_changed_images_is_refused_until_overwritten(
     done = sweep(*flags, cwd=tmp_path)
     assert "s.zarr: 30 tiles from 3 images" in done.stderr
     (images / "s_10.png").unlink()
-    message = "s.zarr: the store differs from what is asked for: 1 image removed (s_10.png). "
+    message = "s.zarr: the store has other content: 1 image removed (s_10.png). "
     assert_fails(sweep(*flags, cwd=tmp_path), message, "(--overwrite)")
     alone = sweep("--store", "s.zarr", *flags[4:], cwd=tmp_path)
     assert "s.zarr: 30 tiles from 3 images" in alone.stderr
@@ -503,7 +503,7 @@ def test_sweep_that_fails_ends_with_one_line(
     run: Run, sweep: Run, home: Path, images: Path
 ) -> None:
     (home / "empty").mkdir()
-    assert_fails(sweep("--images", "empty", cwd=home), "empty", "it is empty. Put images")
+    assert_fails(sweep("--images", "empty", cwd=home), "empty", "which is empty. Add images")
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
     assert_fails(sweep("--k", "6000", cwd=home), "n_samples=5610 should be >= n_clusters=6000")
     # Now there is a store, but of other images.
@@ -538,7 +538,7 @@ def test_sweep_of_a_damaged_chunk_names_it(
     done = run("sweep", "--store", "store/tiles.zarr", *flags, cwd=home)
     assert_fails(done, "tiles.zarr: tiles 0 to 5609 cannot be read")
     if damage == "missing":
-        assert_fails(sweep("--k", "2", cwd=home), "it is missing", "(--overwrite)")
+        assert_fails(sweep("--k", "2", cwd=home), "missing file", "(--overwrite)")
         assert sweep("--k", "2", "--max-iter", "1", "--overwrite", cwd=home).status == 0
         assert chunk.exists()
 

@@ -1,4 +1,4 @@
-"""Workers and schedulers that are killed, frozen, full or gone: the same bits, or one error."""
+"""Test that fits with failing workers and schedulers give the same bits, or one error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.faults
 SWEEP: dict[str, Any] = {
     "ks": (3, 5), "n_init": 2, "init": "k-means++", "max_iter": 12, "tol": 0, "random_state": 0,
 }  # fmt: skip
-# Scheduler and workers with settings under which a test need not wait for minutes.
+# Short timeouts for scheduler and workers.
 QUICK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"}
 
 
@@ -67,7 +67,7 @@ def expected(digits: TileStore) -> SweepResult:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
-    """A scheduler and two workers, each restarted by its nanny."""
+    """Start a scheduler and two workers, with a nanny each."""
     with remote(tmp_path_factory.mktemp("machines"), workers=2, env=QUICK) as found:
         yield found
 
@@ -80,7 +80,7 @@ def connected(address: str) -> Iterator[Client]:
 
 
 def signal_once(block: NDArray[Any], armed: Path, number: int) -> NDArray[Any]:
-    """Send a signal to the process of the first task that comes here once `armed` exists."""
+    """Send a signal to the process of the first task after `armed` was created."""
     try:
         armed.unlink()
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def signal_once(block: NDArray[Any], armed: Path, number: int) -> NDArray[Any]:
 
 
 def allocate(block: NDArray[Any], n_bytes: int) -> NDArray[Any]:
-    """Take memory, and write to it so that it counts."""
+    """Allocate memory, and write to all of the memory."""
     memory = [np.ones(n_bytes // 8) for _ in range(len(block) > 0)]
     return block + np.uint8(sum(map(len, memory)) % 1)
 
@@ -112,7 +112,7 @@ def fit(X: Any, on_pass: Callable[[Pass], None], **settings: Any) -> SweepResult
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_fit_whose_worker_dies_or_freezes_in_a_pass_gives_the_same_bits(
+def test_fit_with_killed_or_frozen_worker_gives_the_same_bits(
     machines: Remote, digits: TileStore, expected: SweepResult, tmp_path: Path, number: int
 ) -> None:
     armed = tmp_path / "armed"
@@ -132,7 +132,7 @@ def test_fit_whose_worker_dies_or_freezes_in_a_pass_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("kind", ["store", "numpy"])
-def test_fit_whose_worker_dies_with_cached_tiles_gives_the_same_bits(
+def test_fit_with_killed_worker_of_cached_tiles_gives_the_same_bits(
     machines: Remote, digits: TileStore, expected: SweepResult, kind: str
 ) -> None:
     X = digits.features().rechunk((701, -1))
@@ -151,11 +151,11 @@ def test_fit_whose_worker_dies_with_cached_tiles_gives_the_same_bits(
     ("init", "dtype", "moments"),
     [
         ("k-means++", "uint8", {("sample fit", 1)}),
-        # Between the rounds that note the nearest candidates, and in both fits.
+        # Between the rounds of k-means||, and in both fits.
         ("k-means||", "float32", {("pass", 4), ("candidate fit", 7), ("sample fit", 8)}),
     ],
 )
-def test_fit_whose_worker_dies_while_drawing_gives_the_same_bits(
+def test_fit_with_killed_worker_during_init_gives_the_same_bits(
     machines: Remote,
     digits: TileStore,
     override_sizes: Callable[..., None],
@@ -180,12 +180,14 @@ def test_fit_whose_worker_dies_while_drawing_gives_the_same_bits(
     assert not left
 
 
-def test_fit_without_workers_waits_for_others_and_then_raises(
+def test_fit_without_workers_waits_and_then_raises(
     digits: TileStore, expected: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with remote(tmp_path, 1, worker_flags=("--no-nanny",)) as (address, _, _, (first,)):
         with connected(address), start_worker(address, tmp_path, "--no-nanny") as second:
-            second.wait_for("Starting established connection")  # else it might be lost before
+            second.wait_for(
+                "Starting established connection"
+            )  # a worker that is not yet connected may be lost
 
             def kill(done: Pass) -> None:
                 if done.number == 4:
@@ -204,7 +206,7 @@ def test_fit_without_workers_waits_for_others_and_then_raises(
 
 
 @pytest.mark.parametrize("when", ["at the first use", "in a sweep"])
-def test_fit_whose_scheduler_freezes_raises(
+def test_fit_with_frozen_scheduler_raises(
     digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     monkeypatch.setattr(scheduler, "SILENCE_SECONDS", 5)
@@ -236,7 +238,7 @@ def test_fit_whose_scheduler_freezes_raises(
         (signal.SIGKILL, "the connection to the scheduler was lost. Start it"),
     ],
 )
-def test_connect_whose_scheduler_freezes_or_dies_raises(
+def test_connect_to_frozen_or_killed_scheduler_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     monkeypatch.setattr(scheduler, "SILENCE_SECONDS", 5)
@@ -262,10 +264,10 @@ def test_connect_whose_scheduler_freezes_or_dies_raises(
 
 
 @pytest.mark.parametrize("connecting", ["by daskkm", "by distributed"])
-def test_fit_whose_client_has_closed_itself_raises(
+def test_fit_with_closed_client_raises(
     digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connecting: str
 ) -> None:
-    """dask would go on in this process without a word."""
+    """dask would silently compute in this process."""
     monkeypatch.setattr(scheduler, "CONNECT_SECONDS", 5)
     with remote(tmp_path, 1) as (address, _, main, _), ExitStack() as stack:
         ours = connecting == "by daskkm"
@@ -283,7 +285,7 @@ def test_fit_whose_client_has_closed_itself_raises(
         if ours:
             with pytest.raises(SchedulerError, match=message):
                 daskkm.fit_sweep(digits, **SWEEP)
-        # Unless that is what is asked for.
+        # An explicit dask scheduler is used.
         with dask.config.set(scheduler="sync"):
             daskkm.fit_sweep(digits, **SWEEP)
     with dask.config.set(scheduler="sync"):
@@ -292,7 +294,7 @@ def test_fit_whose_client_has_closed_itself_raises(
 
 @contextmanager
 def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster, Client]]:
-    """Worker processes that are restarted, whatever a task has seen die before."""
+    """Start worker processes that are restarted, however many workers a task has killed."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": settings.pop("failures", 100)}),
         LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", **QUIET, **settings) as made,
@@ -302,30 +304,30 @@ def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster,
 
 
 class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for it
-    """It leaves word in a folder before it kills a worker, and is with every worker that starts."""
+    """Worker plugin that creates a file in a folder, then kills the worker."""
 
     def __init__(self, folder: Path, mode: Any) -> None:
         super().__init__(delay="3 s", mode=mode)
         self._folder = folder
 
     def graceful(self) -> None:
-        self._leave_word()
+        self._create_file()
         super().graceful()
 
     def sys_exit(self) -> None:
-        self._leave_word()
+        self._create_file()
         super().sys_exit()
 
     def segfault(self) -> None:
-        self._leave_word()
+        self._create_file()
         super().segfault()
 
-    def _leave_word(self) -> None:
+    def _create_file(self) -> None:
         (self._folder / str(os.getpid())).touch()
 
 
 @pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
-def test_fit_whose_workers_are_killed_at_random_gives_the_same_bits(
+def test_fit_with_workers_killed_at_random_gives_the_same_bits(
     digits: TileStore, expected: SweepResult, tmp_path: Path, mode: str
 ) -> None:
     def killed() -> set[int]:
@@ -338,7 +340,7 @@ def test_fit_whose_workers_are_killed_at_random_gives_the_same_bits(
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
         local_cluster(2) as (made, client),
     ):
-        # One that ends by sys.exit takes its nanny along, which would have restarted it.
+        # A worker that ends by sys.exit also ends its nanny: `adapt` starts another worker.
         made.adapt(minimum=2, maximum=2, interval="500ms")
         first = pids(client)
         client.register_plugin(Armed(tmp_path, mode))
@@ -350,7 +352,7 @@ def test_fit_whose_workers_are_killed_at_random_gives_the_same_bits(
     assert not any(map(is_alive, killed()))
 
 
-def test_fit_whose_task_exceeds_memory_raises(digits: TileStore) -> None:
+def test_fit_with_task_above_memory_limit_raises(digits: TileStore) -> None:
     with local_cluster(1, memory_limit="500MB", failures=0) as _:
         X = digits.features().map_blocks(allocate, 1_000_000_000, dtype=np.uint8)
         with pytest.raises(
@@ -359,9 +361,7 @@ def test_fit_whose_task_exceeds_memory_raises(digits: TileStore) -> None:
             daskkm.fit_sweep(X, [2], n_init=1)
 
 
-def test_fit_whose_workers_have_paused_raises(
-    digits: TileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fit_with_paused_workers_raises(digits: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "WORKERS_SECONDS", 1)
     with (
         LocalCluster(1, processes=False, memory_limit="50MB", **QUIET) as made,
@@ -371,12 +371,12 @@ def test_fit_whose_workers_have_paused_raises(
         daskkm.fit_sweep(digits, [2], n_init=1)
 
 
-def test_fit_to_a_store_that_workers_do_not_see_raises(
+def test_fit_to_store_missing_on_workers_raises(
     machines: Remote, digits: TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(digits.path.parent)
     here_only = daskkm.open_store(f"/proc/self/cwd/{digits.path.name}")
-    message = r"tiles\.zarr: not found on worker tcp://.*\. Every worker needs it, at the same"
+    message = r"tiles\.zarr: not found on worker tcp://.*\. Every worker needs this path"
     with connected(machines.address), pytest.raises(StoreError, match=message):
         daskkm.fit_sweep(here_only, [2], n_init=1)
 

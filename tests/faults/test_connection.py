@@ -1,4 +1,4 @@
-"""Schedulers that do not answer, are not ours or not trusted, and work that is called off."""
+"""Test unreachable, foreign and untrusted schedulers, and cancelled work."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Machines(NamedTuple):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two authorities, NAME.pem, and a certificate by each, NAME-node.pem."""
+    """Return a folder with two authorities, NAME.pem, each with a certificate, NAME-node.pem."""
     folder = tmp_path_factory.mktemp("certificates")
     for name in ("ours", "others"):
         authority = trustme.CA()
@@ -75,7 +75,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machines(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """A scheduler without TLS that has no workers, and one with TLS that has one."""
+    """Start a scheduler without TLS and workers, and a scheduler with TLS and one worker."""
     flags = [f"--{name}={file}" for name, file in files(certificates).items()]
     with (
         remote(tmp_path_factory.mktemp("plain"), 0) as plain,
@@ -99,13 +99,13 @@ def assert_refused(name: str, message: str, **tls: Any) -> None:
         pass
     assert "\n" not in str(caught.value)
     del caught
-    with warnings.catch_warnings():  # of the socket of a handshake that failed, in distributed
+    with warnings.catch_warnings():  # distributed leaves a socket open after a failed handshake
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
 
 class Hello(socketserver.BaseRequestHandler):
-    """Server that speaks first, as of mail and shells."""
+    """Server that speaks first, as mail servers do."""
 
     def handle(self) -> None:
         self.request.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
@@ -191,7 +191,7 @@ def test_connect_to_a_worker_raises(tmp_path: Path) -> None:
         assert_refused(info["nanny"], "not a scheduler but a nanny")
 
 
-def test_connect_where_a_loop_runs_computes(digits: TileStore, tmp_path: Path) -> None:
+def test_connect_in_running_event_loop_computes(digits: TileStore, tmp_path: Path) -> None:
     async def cell(address: str) -> float:
         with connection.connect(address):
             return daskkm.fit_sweep(digits, **SWEEP).models[3].inertia_
@@ -222,7 +222,7 @@ def test_connect_where_a_loop_runs_computes(digits: TileStore, tmp_path: Path) -
         ({"temporary-directory": "/proc/none"}, "127.0.0.1:0", r"cannot start \(.*No such file"),
     ],
 )
-def test_local_scheduler_that_cannot_start_raises(
+def test_connect_to_local_scheduler_without_start_raises(
     settings: dict[str, Any], address: str, message: str
 ) -> None:
     with dask.config.set(settings):
@@ -269,7 +269,7 @@ def test_sweep_over_tls_by_options_or_dask_settings_gives_the_same_bits(
     assert run.lines[-1] == "Error: --tls-ca-file has no use with --scheduler local"
 
 
-def test_sweep_without_its_scheduler_ingests_no_images(images: Path, tmp_path: Path) -> None:
+def test_sweep_without_scheduler_ingests_no_images(images: Path, tmp_path: Path) -> None:
     flags = ("--images", str(images), "--scheduler", "tcp://127.0.0.1:9")
     with Process("-m", "daskkm.sweep", *flags, cwd=tmp_path) as run:
         assert run.wait() == 1
@@ -281,7 +281,7 @@ def test_sweep_without_its_scheduler_ingests_no_images(images: Path, tmp_path: P
 
 
 def environment(folder: Path, but: str) -> dict[str, str]:
-    """Return variables with which Python finds all packages of this one but one."""
+    """Return an environment in which Python finds all installed packages except `but`."""
     folder.mkdir()
     for place in map(Path, sys.path):
         if place.name == "site-packages":
@@ -292,7 +292,7 @@ def environment(folder: Path, but: str) -> dict[str, str]:
 
 
 def another_version(folder: Path) -> dict[str, str]:
-    """Return variables with which Python finds a daskkm that calls itself 9.9."""
+    """Return an environment in which Python finds daskkm 9.9."""
     (folder / "daskkm-9.9.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: daskkm\nVersion: 9.9\n"
     (folder / "daskkm-9.9.dist-info" / "METADATA").write_text(metadata)
@@ -316,13 +316,13 @@ def test_connect_with_other_versions_on_workers_raises(
         here = rf"{package} is {re.escape(version(package))} here"
         message = rf"{here}, but {theirs} at tcp://.*\. Install the same"
         assert_refused(address, message)
-        if theirs == "missing":  # a user's own client is compared at its first use
+        if theirs == "missing":  # the first use of another client compares versions
             with distributed.Client(address), pytest.raises(SchedulerError, match=message):
                 daskkm.fit_sweep(digits, **SWEEP)
 
 
 def hold(block: NDArray[Any], folder: Path) -> NDArray[Any]:
-    """Hold up the first task that comes here once `armed` exists."""
+    """Delay the first task after `armed` was created, until `go` exists."""
     try:
         (folder / "armed").rename(folder / "holding")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Fewer distinct tiles than clusters: results are defined and finite, and fits end soon."""
+"""Test that fits of fewer distinct tiles than clusters end soon, with finite results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TILES: dict[str, NDArray[np.uint8]] = {
 @pytest.mark.parametrize("name", TILES)
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
-@pytest.mark.parametrize("sample", [10, 100])  # fewer tiles than there are, and more
+@pytest.mark.parametrize("sample", [10, 100])  # fewer and more than all tiles
 def test_fit_sweep_of_fewer_distinct_tiles_than_clusters_ends_soon(
     name: str, dtype: str, init: str, sample: int, override_sizes: Callable[..., None]
 ) -> None:
@@ -52,7 +52,7 @@ def test_fit_sweep_of_fewer_distinct_tiles_than_clusters_ends_soon(
         assert model.converged_
         assert model.n_iter_ < 20
         if k >= distinct:
-            # A mean of equal floats need not be that float.
+            # The mean of equal floats may differ in the last bit.
             assert model.inertia_ == 0 if dtype != "float32" else model.inertia_ < 1e-6
         labels = model.predict(X).compute()
         np.testing.assert_array_equal(np.bincount(labels, minlength=k), model.counts_)
@@ -68,7 +68,7 @@ def test_fit_sweep_of_fewer_distinct_tiles_than_clusters_ends_soon(
 def test_fit_sweep_of_fewer_distinct_weighted_tiles_than_clusters_ends_soon(
     name: str, weights: str, dtype: str
 ) -> None:
-    # The weighted mean of identical tiles need not be that tile, to the last bit.
+    # The weighted mean of identical tiles may differ from the tile in the last bit.
     tiles, rng = TILES[name].astype(dtype), np.random.default_rng(2)
     of_each = {
         "fractional": rng.random(len(tiles)),
@@ -109,7 +109,7 @@ def test_fit_sweep_with_empty_clusters_in_each_model_shares_their_passes(
         assert (model.counts_ > 0).all()
         assert model.converged_
         assert model.cluster_centers_.max() < 200
-    # All clusters that are empty after one pass share one more pass.
+    # All empty clusters after a pass share one more pass.
     assert asked[0] == (1, 2, 8, 39)
     rounds = max(model.n_iter_ for model in result.models.values())
     assert result.passes <= rounds + len(asked) + 1

@@ -1,4 +1,4 @@
-"""Bad and unusual image files: converted as documented, an error with their name, or skipped."""
+"""Test that bad and unusual files are converted as documented, refused by name, or skipped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def palette(colours: NDArray[np.uint8]) -> Image.Image:
 
 
 def alpha(pixels: NDArray[np.uint8], opacity: int) -> Image.Image:
-    """Return an image with one pixel of this opacity."""
+    """Return an image with the given opacity in one pixel, opaque elsewhere."""
     image = Image.fromarray(pixels).convert("RGBA" if pixels.ndim == 3 else "LA")
     mask = Image.new("L", image.size, 255)
     mask.putpixel((5, 5), opacity)
@@ -89,7 +89,7 @@ def save(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object)
 
 def read(path: Path) -> NDArray[np.uint8]:
     image, pixels = pillow.read_image(path, (8, 8))
-    assert pillow.image_shape(path) == pixels.shape == image.shape
+    assert pillow.read_shape(path) == pixels.shape == image.shape
     assert pixels.dtype == np.uint8
     return pixels
 
@@ -125,7 +125,7 @@ def test_read_image_with_other_suffix_uses_the_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.jpg"])
-def test_read_image_with_orientation_rotates_it(
+def test_read_image_with_orientation_rotates_the_pixels(
     tmp_path: Path, name: str, orientation: int
 ) -> None:
     """EXIF defines which sides of the displayed image are the first row and column."""
@@ -146,7 +146,7 @@ def test_read_image_with_orientation_rotates_it(
 
 
 def late_orientation(orientation: int) -> bytes:
-    """Return a PNG with its orientation behind its pixels."""
+    """Return a PNG with the orientation after the pixels."""
     rows = b"".join(b"\0" + row.tobytes() for row in RGB)
     exif = orientation_exif(orientation).tobytes()[6:]
     return png(png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"eXIf", exif))
@@ -156,7 +156,7 @@ def test_read_image_of_png_with_late_orientation_rotates_or_raises(tmp_path: Pat
     path = tmp_path / "a.png"
     path.write_bytes(late_orientation(3))
     np.testing.assert_array_equal(read(path), RGB[::-1, ::-1])
-    # Pillow compares this checksum only in `verify`.
+    # Pillow checks the checksum only in `verify`.
     path.write_bytes(
         late_orientation(3).replace(
             orientation_exif(3).tobytes()[6:], orientation_exif(2).tobytes()[6:]
@@ -165,7 +165,9 @@ def test_read_image_of_png_with_late_orientation_rotates_or_raises(tmp_path: Pat
     with pytest.raises(ImageError, match=r"bad header checksum in b'eXIf'"):
         pillow.read_image(path, (8, 8))
     path.write_bytes(late_orientation(6))
-    with pytest.raises(ImageError, match=r"a\.png: shape of the pixels differs from the header"):
+    with pytest.raises(
+        ImageError, match=r"a\.png: the shape of the pixels differs from the header"
+    ):
         pillow.read_image(path, (8, 8))
 
 
@@ -184,7 +186,7 @@ def sized(path: Path, size: int) -> None:
 
 
 def raw_tiff(path: Path, planes: NDArray[Any], kind: int = 1) -> None:
-    """Write a planar TIFF of bands in memory order, which Pillow cannot write."""
+    """Write a planar TIFF, which Pillow cannot write."""
     n, height, width = planes.shape
     first = 8 + 2 + 11 * 12 + 4 + 24
     lists = (
@@ -210,8 +212,8 @@ def raw_png(path: Path, bits: int, colour: int, row: int) -> None:
 
 
 CONVERT = "daskkm reads 8-bit greyscale and RGB. Convert the image"
-UNREAD = "not an image that can be read. Replace or remove the file"
-FRAMES = "2 frames; daskkm reads one a file. Save each frame as a file of its own"
+UNREAD = "not an image of a known format. Replace or remove the file"
+FRAMES = "2 frames; daskkm reads one per file. Save each frame as a separate file"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.png": (Path.touch, UNREAD),
     "text.jpg": (lambda path: path.write_text("not an image"), UNREAD),
@@ -221,23 +223,23 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),
         "EPS image; dask",
     ),
-    "folder.png": (Path.mkdir, "not a file. Remove it"),
-    "pipe.png": (os.mkfifo, "not a file. Remove it"),
+    "folder.png": (Path.mkdir, "not a regular file. Remove the entry"),
+    "pipe.png": (os.mkfifo, "not a regular file. Remove the entry"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
     "bomb.png": (
         lambda path: path.write_bytes(bomb()),
-        "the image has more than 178956970 pixels. Cut",
+        "the image has more than 178956970 pixels. Split",
     ),
     "big.png": (lambda path: sized(path, (1 << 30) + 1), "1073741825 bytes, more than"),
     "animated.gif": (frames, FRAMES),
     "animated.png": (frames, FRAMES),
     "animated.webp": (lambda path: frames(path, lossless=True), FRAMES),
-    "pages.tif": (frames, "2 pages; daskkm reads one a file. Save each page as a file of its own"),
+    "pages.tif": (frames, "2 pages; daskkm reads one per file. Save each page as a separate file"),
     "deep.png": (lambda path: save(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
     "deep.tif": (lambda path: save(path, GREY.astype(np.uint16)), f"16-bit greyscale; {CONVERT}"),
     "deep.pgm": (lambda path: path.write_bytes(b"P5 9 9 65535\n" + bytes(162)), "16-bit greyscale"),
-    # Pillow silently reads the upper 8 of these 16 bits.
+    # Pillow silently reads the upper 8 of 16 bits.
     "deep_rgb.png": (lambda path: raw_png(path, 16, 2, 240), f"16-bit RGB; {CONVERT}"),
     "deep_alpha.png": (
         lambda path: raw_png(path, 16, 4, 160),
@@ -277,7 +279,7 @@ def cut_off(path: Path, pixels: NDArray[np.uint8], n: int) -> None:
 
 
 @pytest.mark.parametrize("name", [*BAD, *BAD_PIXELS])
-def test_read_image_of_bad_file_raises_one_line_with_its_name(tmp_path: Path, name: str) -> None:
+def test_read_image_of_bad_file_raises_one_line_with_file_name(tmp_path: Path, name: str) -> None:
     make, why = (BAD | BAD_PIXELS)[name]
     make(tmp_path / name)
     with pytest.raises(ImageError, match=f"{name}: .*{re.escape(why)}") as found:
@@ -285,28 +287,28 @@ def test_read_image_of_bad_file_raises_one_line_with_its_name(tmp_path: Path, na
     assert "\n" not in str(found.value)
     if name in BAD:  # the header gives the error
         with pytest.raises(ImageError) as again:
-            pillow.image_shape(tmp_path / name)
+            pillow.read_shape(tmp_path / name)
         assert str(again.value) == str(found.value)
     else:
-        pillow.image_shape(tmp_path / name)
+        pillow.read_shape(tmp_path / name)
 
 
-def test_read_image_without_permission_raises_error_with_its_name(images: Path) -> None:
-    """Run as another user if the tests run as root, who may read everything."""
+def test_read_image_without_permission_raises_error_with_file_name(images: Path) -> None:
+    """Root may read every file, so a root test runs as another user."""
     code = """if True:
         import os, sys
         from pathlib import Path
         from PIL import Image
         from daskkm import errors
         from daskkm.images import find, pillow
-        Image.init()  # later imports may be unreadable for the other user
+        Image.init()  # the other user may be unable to import later
         folder = Path(sys.argv[1])
         if os.getuid() == 0:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
         for function, args in (
-            (pillow.image_shape, (folder / "s_2.png",)),
+            (pillow.read_shape, (folder / "s_2.png",)),
             (pillow.read_image, (folder / "s_2.png", (8, 8))),
             (find.find_images, (folder / "closed",)),
         ):
@@ -333,7 +335,7 @@ def test_read_image_without_permission_raises_error_with_its_name(images: Path) 
     ]
 
 
-def test_create_store_with_unreadable_file_skips_it_until_readable(forked: Forks) -> None:
+def test_create_store_with_unreadable_file_skips_the_file_until_readable(forked: Forks) -> None:
     """The store stays unchanged until the file is readable."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's folders are closed to other users
     try:
@@ -386,10 +388,10 @@ def test_create_store_after_transient_error_reads_the_file_again(
     assert not store.skipped
 
 
-def test_create_store_with_file_still_being_copied_reads_it_again(
+def test_create_store_with_incomplete_file_reads_the_file_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of the incomplete file is not recorded for the complete one."""
+    """The store must not record the error of the incomplete file for the complete file."""
     whole = (images / "s_2.png").read_bytes()
     (images / "s_2.png").write_bytes(b"")
     read_image = pillow.read_image
@@ -402,7 +404,6 @@ def test_create_store_with_file_still_being_copied_reads_it_again(
     with monkeypatch.context() as patched:
         patched.setattr(pillow, "read_image", complete)
         first = daskkm.create_store(images, tmp_path / "t.zarr", **settings)
-    # The error of the empty file is not recorded for the complete file.
     with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
         daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     again = daskkm.create_store(images, tmp_path / "t.zarr", **settings, overwrite=True)
@@ -425,10 +426,10 @@ def test_create_store_with_many_bad_files_uses_little_memory(tmp_path: Path) -> 
     assert len(store.skipped) == 20
 
 
-def test_strict_pillow_with_warning_of_other_code_does_not_raise(tmp_path: Path) -> None:
+def test_configure_pillow_with_warning_of_other_code_does_not_raise(tmp_path: Path) -> None:
     """Another thread may warn while an image is read."""
     path = save(tmp_path / "a.png", GREY)
-    with pillow._strict_pillow(), pytest.warns(UserWarning, match="mine"):
+    with pillow._configure_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
     np.testing.assert_array_equal(read(path), GREY)
 
@@ -439,7 +440,7 @@ def test_read_image_of_planar_tiff_interleaves_bands(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(tmp_path / "planes.tif"), planes.transpose(1, 2, 0))
 
 
-def test_read_image_with_other_pillow_settings_ignores_them(
+def test_read_image_with_other_pillow_settings_ignores_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("truncated.png", "truncated.jpg", "bomb.png"):
@@ -493,7 +494,7 @@ def test_create_store_with_unusual_file_names_works(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mixed(images: Path) -> Path:
-    """Return a folder with three images and every bad file between them."""
+    """Return a folder with three images and every bad file."""
     for name, (make, _) in (BAD | BAD_PIXELS).items():
         make(images / name)
     save(images / "colour.png", RGB)
@@ -513,7 +514,7 @@ def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Pa
         "-m", "daskkm.ingest", mixed, "--store", path, "--tile", "8", "--on-bad", "skip"
     ) as made:
         assert made.wait() == 0, made.lines
-    bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "it is RGB"), "small.png": (None, "no whole")}
+    bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "RGB, while"), "small.png": (None, "no whole")}
     assert made.lines == []
     assert made.output[0].endswith("t.zarr: 30 tiles of 8 x 8 from 3 images")
     assert made.output[1] == f"{len(bad)} files skipped:"
@@ -522,7 +523,7 @@ def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Pa
     assert {file.name for file in store.skipped} == set(bad)
     for file, line in zip(store.skipped, made.output[2:], strict=True):
         assert line == f"  {file.name}: {file.reason}"
-        assert bad[file.name][1] in file.reason or "it is RGB while" in file.reason
+        assert bad[file.name][1] in file.reason or "RGB, while" in file.reason
         assert str(mixed) not in line
     # Apart from these files the store equals that of the good images alone.
     good = tmp_path / "good"
@@ -550,7 +551,9 @@ def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == written
     assert "3 files skipped:" in capsys.readouterr().out
     # With on_bad="fail" the first skipped file is an error.
-    with pytest.raises(ImageError, match=r"pictures/folder\.png: not a file\. Remove it"):
+    with pytest.raises(
+        ImageError, match=r"pictures/folder\.png: not a regular file\. Remove the entry"
+    ):
         daskkm.create_store(images, path, tile=8)
     out = tmp_path / "out"
     settings = ["--k", "2", "--n-init", "1", "--scheduler", "threads", "--out", str(out)]
@@ -626,7 +629,7 @@ FUZZ = """if True:
         try:
             image, pixels = pillow.read_image(path, (8, 8))
             found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
-            assert pillow.image_shape(path) == pixels.shape
+            assert pillow.read_shape(path) == pixels.shape
         except ImageError as error:
             assert str(error).isprintable() and path.name in str(error), error
         print(json.dumps([path.name, found]))
@@ -634,7 +637,7 @@ FUZZ = """if True:
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return bytes with some flipped, overwritten, deleted or repeated, or without the end."""
+    """Return bytes with random flips, overwrites, deletions, repetitions and truncations."""
     found = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(len(found)))
@@ -689,7 +692,7 @@ def other_originals() -> dict[str, bytes]:
 def test_read_image_of_damaged_file_raises_or_returns_pixels(
     tmp_path: Path, originals: Callable[[], dict[str, bytes]], n: int
 ) -> None:
-    """No crash, no hang, little memory; and no wrong pixels if the format has checksums."""
+    """No crash, no hang, little memory; no wrong pixels in formats with checksums."""
     rng = np.random.default_rng(17)
     whole = originals()
     for name, data in whole.items():

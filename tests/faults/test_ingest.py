@@ -1,4 +1,4 @@
-"""Ingests that are killed, find no space, or meet others: a whole store or none, and resumed."""
+"""Test that interrupted and concurrent ingests leave a complete store or no store, and resume."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from tests.processes import Process, once_iterations_began
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from daskkm.kmeans.model import FittedModel
     from tests.forks import Done, Forks
 
 pytestmark = pytest.mark.faults
 
 
 def save(folder: Path, seed: int) -> Path:
-    """Three images of 12, 6 and 12 tiles of 8 x 8."""
+    """Write three images of 12, 6 and 12 tiles of 8 x 8."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     for name, shape in (("s_1.png", (24, 32)), ("s_2.png", (16, 24)), ("s_10.png", (32, 24))):
@@ -52,8 +51,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-class World:
-    """Images, the stores that they and others make, and commands that are stopped."""
+class Ingests:
+    """Two sets of images with complete stores, and a runner of commands that are stopped."""
 
     def __init__(self, home: Path, forked: Forks) -> None:
         self._forked = forked
@@ -64,13 +63,13 @@ class World:
             store.parent.mkdir()
             assert self.ingest(store, folder).status == 0
 
-    def run(self, *args: str | Path, **said: Any) -> Done:
-        return self._forked.run(*args, **said)
+    def run(self, *args: str | Path, **stop: Any) -> Done:
+        return self._forked.run(*args, **stop)
 
     def ingest(self, store: Path, images: Path | None = None, **stop: Any) -> Done:
-        """Run the command, with seven tiles a chunk; events are counted where the store is.
+        """Run `daskkm ingest` with seven tiles per chunk, and count events beside the store.
 
-        It overwrites only where an older store is, or was moved away by a run that was killed.
+        The command overwrites an older store, also a store that a killed run set aside.
         """
         flags: list[str | Path] = [images or self.images, "--store", store, "--tile", "8"]
         if store.exists() or store.with_name(f".{store.name}.old").exists():
@@ -79,21 +78,21 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> World:
-    return World(tmp_path_factory.mktemp("world"), forked)
+def world(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> Ingests:
+    return Ingests(tmp_path_factory.mktemp("world"), forked)
 
 
 @pytest.fixture
-def place(world: World, tmp_path: Path) -> Iterator[Path]:
-    """Where a test puts its store, in a folder of its own."""
+def place(world: Ingests, tmp_path: Path) -> Iterator[Path]:
+    """Return the path of a store in a folder for one test."""
     folder = world.home / tmp_path.name
     folder.mkdir()
     yield folder / "t.zarr"
     shutil.rmtree(folder)
 
 
-def assert_old_or_whole_or_none(world: World, place: Path) -> None:
-    """What anyone finds who opens the store."""
+def assert_complete_or_missing(world: Ingests, place: Path) -> None:
+    """Assert that the store is one of the complete stores, or missing."""
     if place.exists():
         daskkm.open_store(place).check()
         assert tree(place) in (tree(world.whole), tree(world.other))
@@ -102,28 +101,32 @@ def assert_old_or_whole_or_none(world: World, place: Path) -> None:
             daskkm.open_store(place)
 
 
-def kill_and_run_again(world: World, place: Path, at: int) -> tuple[bool, bool, int]:
-    """Whether it was killed, the older store was there then, and how many chunks were kept."""
+def kill_and_run_again(world: Ingests, place: Path, at: int) -> tuple[bool, bool, int]:
+    """Kill an ingest at an event and resume the ingest.
+
+    Return whether the ingest was killed, whether the older store was present after the kill, and
+    the number of chunks that the resumed ingest kept.
+    """
     killed = world.ingest(place, at=at, number=signal.SIGKILL)
-    # Threads make folders, so that now and then there is an event less, and an end before it.
+    # The number of events varies by one, since threads create folders.
     assert killed.status in {-signal.SIGKILL, 0}, killed.lines
-    assert_old_or_whole_or_none(world, place)
+    assert_complete_or_missing(world, place)
     was_old = place.exists() and tree(place) == tree(world.other)
-    noted = noted_chunks(place)
+    written_chunks = read_written_chunks(place)
     done = world.ingest(place)
     assert done.status == 0, done.lines
     assert tree(place) == tree(world.whole), at
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"], at
-    # It goes on where it was: what was written is not written again.
-    assert {chunk: (place / chunk).stat().st_ino for chunk in noted} == noted
-    return killed.status != 0, was_old, len(noted)
+    # The resumed ingest does not write these chunks again.
+    assert {chunk: (place / chunk).stat().st_ino for chunk in written_chunks} == written_chunks
+    return killed.status != 0, was_old, len(written_chunks)
 
 
-def test_ingest_killed_at_any_moment_is_resumed(world: World, place: Path) -> None:
+def test_ingest_killed_at_any_moment_is_resumed(world: Ingests, place: Path) -> None:
     events = world.ingest(place).events
     assert events > 100
     ends, kept = [], []
-    for part in range(14):  # a moment that a seed chooses in each
+    for part in range(14):  # one seeded moment in each part
         shutil.rmtree(place)
         at = random.Random(part).randrange(events * part // 14, events * (part + 1) // 14) + 1
         killed, _, n = kill_and_run_again(world, place, at)
@@ -135,8 +138,8 @@ def test_ingest_killed_at_any_moment_is_resumed(world: World, place: Path) -> No
     assert sum(kept) > 15
 
 
-def test_ingest_killed_about_the_exchange_of_stores_is_resumed(world: World, place: Path) -> None:
-    """The moment from which the older store is not there is looked for, half by half."""
+def test_ingest_killed_during_commit_is_resumed(world: Ingests, place: Path) -> None:
+    """A bisection finds the event after which the older store is missing."""
     shutil.copytree(world.other, place)
     first, last = 1, world.ingest(place).events
     while last - first > 1:
@@ -151,37 +154,35 @@ def test_ingest_killed_about_the_exchange_of_stores_is_resumed(world: World, pla
         kill_and_run_again(world, place, at)
 
 
-def noted_chunks(place: Path) -> dict[str, int]:
-    """The chunks of tiles that an ingest that was cut short says are written, and their inodes."""
+def read_written_chunks(place: Path) -> dict[str, int]:
+    """Return the chunks that the metadata of a partial store lists as written, with inodes."""
     partial = place.with_name("t.zarr.partial")
     if not (partial / "tiles" / "zarr.json").exists():
         return {}
-    said = json.loads((partial / "zarr.json").read_text())["attributes"]["daskkm"]
-    written = 30 if said["complete"] else said.get("written", 0)
+    message = json.loads((partial / "zarr.json").read_text())["attributes"]["daskkm"]
+    written = 30 if message["complete"] else message.get("written", 0)
     chunks = [f"tiles/c/{i}/0/0" for i in range(-(-written // 7))]
     return {chunk: (partial / chunk).stat().st_ino for chunk in chunks}
 
 
-def at_half(world: World, place: Path) -> int:
-    """The number of an event at which about half of the chunks are written."""
+def find_middle_event(world: Ingests, place: Path) -> int:
+    """Return the number of an event at which about half of the chunks are written."""
     events = world.ingest(place).events
     shutil.rmtree(place)
     return events // 3
 
 
-def test_ingest_that_is_terminated_is_resumed(world: World, place: Path) -> None:
-    ended = world.ingest(place, at=at_half(world, place), number=signal.SIGTERM)
+def test_ingest_after_sigterm_is_resumed(world: Ingests, place: Path) -> None:
+    ended = world.ingest(place, at=find_middle_event(world, place), number=signal.SIGTERM)
     assert (ended.status, ended.lines) == (143, ["terminated"])
-    assert noted_chunks(place)
+    assert read_written_chunks(place)
     assert world.ingest(place).status == 0
     assert tree(place) == tree(world.whole)
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
 
 
 @pytest.mark.parametrize("present", [False, True], ids=["new", "replaced"])
-def test_ingest_without_space_from_any_moment_is_resumed(
-    world: World, place: Path, present: bool
-) -> None:
+def test_ingest_on_full_disk_is_resumed(world: Ingests, place: Path, present: bool) -> None:
     events = world.ingest(place).events
     for part in range(4):
         at = random.Random(part).randrange(events * part // 5, events * (part + 1) // 5) + 1
@@ -190,11 +191,11 @@ def test_ingest_without_space_from_any_moment_is_resumed(
             shutil.copytree(world.other, place)
         ended = world.ingest(place, at=at, full=True)
         assert ended.status == 1, at
-        (said,) = ended.lines
-        assert "t.zarr: the store cannot be written (" in said
-        assert "No space left on device" in said
-        assert "Make room" in said
-        assert_old_or_whole_or_none(world, place)
+        (message,) = ended.lines
+        assert "t.zarr: the store cannot be written (" in message
+        assert "No space left on device" in message
+        assert "Make room" in message
+        assert_complete_or_missing(world, place)
         assert place.exists() == present
         assert world.ingest(place).status == 0
         assert tree(place) == tree(world.whole)
@@ -202,27 +203,29 @@ def test_ingest_without_space_from_any_moment_is_resumed(
 
 
 @pytest.mark.parametrize("limit", [300, 1800])
-def test_ingest_with_a_limit_of_file_size_is_resumed(world: World, place: Path, limit: int) -> None:
-    """300 bytes are less than a chunk, 1800 less than the metadata of the whole store."""
+def test_ingest_with_a_limit_of_file_size_is_resumed(
+    world: Ingests, place: Path, limit: int
+) -> None:
+    """300 bytes are less than a chunk; 1800 bytes are less than the metadata of the store."""
     ended = world.ingest(place, most=limit)
     assert ended.status == 1
     assert "t.zarr: the store cannot be written (File too large" in ended.lines[0]
-    assert bool(noted_chunks(place)) == (limit == 1800)
+    assert bool(read_written_chunks(place)) == (limit == 1800)
     assert world.ingest(place).status == 0
     assert tree(place) == tree(world.whole)
 
 
-def test_ingest_while_another_writes_is_refused(world: World, place: Path) -> None:
-    """Whatever images it has, and in whatever process, thread or container."""
+def test_ingest_during_another_write_is_refused(world: Ingests, place: Path) -> None:
+    """The second ingest may have the same or other images, in the same or another process."""
     flags = ("-m", "daskkm.ingest", world.others, "--store", place, "--tile", "8")
     with open_writer(place, 1, (8, 8), ()) as first:
         with Process(*flags) as second:
             assert second.wait() == 1
-        (said,) = second.lines
-        assert "t.zarr: another run is writing this store. Wait until it ends" in said
+        (message,) = second.lines
+        assert "t.zarr: another run is writing this store. Wait until the run ends" in message
         with pytest.raises(StoreError, match="another run is writing this store"):
             daskkm.create_store(world.images, place, tile=8)
-        with pytest.raises(StoreError, match="not complete: an ingest was cut short, or is under"):
+        with pytest.raises(StoreError, match="not complete: an ingest was interrupted, or is run"):
             daskkm.open_store(place)
         first.append(ImageRecord("a", 1, "", (8, 8), (0, 0)), np.full((1, 8, 8), 7, np.uint8))
     assert daskkm.open_store(place).features().compute().tolist() == [[7] * 64]
@@ -230,20 +233,25 @@ def test_ingest_while_another_writes_is_refused(world: World, place: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("edited", r"t\.zarr\.partial: .* 1 image changed \(s_1\.png\)\. Ingest the same"),
         ("added", r"1 image added \(s_0\.png\)\. Ingest"),
         ("removed", r"1 image removed \(s_1\.png\)\. Ingest"),
-        ("tile", r"there: tiles of 8 x 8, not 4 x 4\. Ingest"),
+        ("tile", r"ingest: tiles of 8 x 8, not 4 x 4\. Ingest"),
     ],
 )
 def test_ingest_of_other_images_than_the_partial_store_is_refused(
-    world: World, place: Path, change: str, said: str
+    world: Ingests, place: Path, change: str, message: str
 ) -> None:
     images = Path(shutil.copytree(world.images, place.parent / "pictures"))
-    assert world.ingest(place, images, at=at_half(world, place), number=signal.SIGKILL).status == -9
-    assert noted_chunks(place)
+    assert (
+        world.ingest(
+            place, images, at=find_middle_event(world, place), number=signal.SIGKILL
+        ).status
+        == -9
+    )
+    assert read_written_chunks(place)
     tile = 4 if change == "tile" else 8
     if change == "edited":
         shutil.copy(world.others / "s_1.png", images)
@@ -251,10 +259,10 @@ def test_ingest_of_other_images_than_the_partial_store_is_refused(
         shutil.copy(world.others / "s_1.png", images / "s_0.png")
     elif change == "removed":
         (images / "s_1.png").unlink()
-    with pytest.raises(StoreError, match=said) as refused:
+    with pytest.raises(StoreError, match=message) as refused:
         daskkm.create_store(images, place, tile=tile)
     assert refused.value.options == ("overwrite=True",)
-    assert noted_chunks(place)
+    assert read_written_chunks(place)
     after = daskkm.create_store(images, place, tile=tile, overwrite=True)
     fresh = daskkm.create_store(images, place.with_name("fresh.zarr"), tile=tile)
     np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
@@ -264,18 +272,20 @@ def test_ingest_of_other_images_than_the_partial_store_is_refused(
     ]
 
 
-def test_ingest_after_a_chunk_was_lost_starts_anew(world: World, place: Path) -> None:
-    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+def test_ingest_after_loss_of_a_chunk_starts_over(world: Ingests, place: Path) -> None:
+    assert (
+        world.ingest(place, at=find_middle_event(world, place), number=signal.SIGKILL).status == -9
+    )
     (place.with_name("t.zarr.partial") / "tiles" / "c" / "0" / "0" / "0").unlink()
     assert world.ingest(place).status == 0
     assert tree(place) == tree(world.whole)
 
 
 @pytest.mark.parametrize("file", ["zarr.json", "tiles/zarr.json", "tiles/c/0/0/0"])
-def test_ingest_after_a_bit_was_flipped_never_keeps_it(
-    world: World, place: Path, file: str
-) -> None:
-    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+def test_ingest_after_bit_flip_never_keeps_the_bit(world: Ingests, place: Path, file: str) -> None:
+    assert (
+        world.ingest(place, at=find_middle_event(world, place), number=signal.SIGKILL).status == -9
+    )
     partial = place.with_name("t.zarr.partial")
     kept = shutil.copytree(partial, place.with_name("kept"))
     whole = (kept / file).read_bytes()
@@ -293,42 +303,40 @@ def test_ingest_after_a_bit_was_flipped_never_keeps_it(
             resumed += 1
             assert tree(place) == tree(world.whole), bit
             continue
-        (said,) = done.lines
+        (message,) = done.lines
         assert done.status == 1
-        assert re.match(r"error: .*t\.zarr\.partial: ", said), said
+        assert re.match(r"error: .*t\.zarr\.partial: ", message), message
         assert not place.exists()
     assert resumed == 12 or file == "zarr.json"
 
 
-def test_ingest_with_a_link_as_partial_store_is_refused(world: World, place: Path) -> None:
+def test_ingest_with_a_link_as_partial_store_is_refused(world: Ingests, place: Path) -> None:
     (place.parent / "mine").mkdir()
     place.with_name("t.zarr.partial").symlink_to(place.parent / "mine")
     ended = world.ingest(place)
     assert ended.status == 1
-    assert (
-        "t.zarr.partial: not a store of daskkm's to be replaced (it is a link)" in (ended.lines[0])
-    )
+    assert "t.zarr.partial: not a store that daskkm may replace (a link)" in (ended.lines[0])
     assert not list((place.parent / "mine").iterdir())
 
 
-def test_ingest_beside_files_of_others_leaves_them(world: World, place: Path) -> None:
+def test_ingest_beside_other_files_keeps_the_files(world: Ingests, place: Path) -> None:
     partial = place.with_name("t.zarr.partial")
     partial.mkdir()
     (partial / "thesis.tex").write_text("precious")
     ended = world.ingest(place)
     assert ended.status == 1
-    assert "t.zarr.partial: not a store of daskkm's to be replaced" in ended.lines[0]
+    assert "t.zarr.partial: not a store that daskkm may replace" in ended.lines[0]
     assert tree(partial) == {"thesis.tex": b"precious"}
     shutil.rmtree(partial)
     lock = place.with_name("t.zarr.lock")
     lock.write_text("precious")
     assert world.ingest(place).status == 0
     assert lock.read_text() == "precious"
-    # Nor where the store is up to date, or a sweep asks how large the tiles are to be.
+    # The same holds for a complete store, and for a sweep, which reads the size of tiles.
     partial.mkdir()
     (partial / "thesis.tex").write_text("precious")
     assert world.ingest(place).status == 0
-    with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
+    with pytest.raises(StoreError, match="not a store that daskkm may replace"):
         sweep("--store", place, "--images", world.images, out=place.with_name("out"))
     assert tree(partial) == {"thesis.tex": b"precious"}
 
@@ -338,16 +346,18 @@ def sweep(*flags: str | Path, out: Path) -> None:
     sweep_command.main([*map(str, flags), *settings], standalone_mode=False)
 
 
-def test_sweep_after_a_killed_ingest_resumes_it(world: World, place: Path) -> None:
-    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+def test_sweep_after_killed_ingest_resumes_the_ingest(world: Ingests, place: Path) -> None:
+    assert (
+        world.ingest(place, at=find_middle_event(world, place), number=signal.SIGKILL).status == -9
+    )
     out = place.with_name("out")
     with pytest.raises(
-        StoreError, match=r"t\.zarr: the store is not complete: an ingest was cut short"
+        StoreError, match=r"t\.zarr: the store is not complete: an ingest was interrupted"
     ):
         sweep("--store", place, out=out)
     assert not place.exists()
     sweep("--store", place, "--images", world.images, out=out)
-    # The tiles are as large as the ingest was told.
+    # The sweep keeps the size of tiles of the ingest.
     store = daskkm.open_store(place)
     whole = daskkm.open_store(world.whole)
     assert (store.tile, store.images) == (whole.tile, whole.images)
@@ -355,7 +365,7 @@ def test_sweep_after_a_killed_ingest_resumes_it(world: World, place: Path) -> No
     assert not place.with_name("t.zarr.partial").exists()
 
 
-def test_sweep_after_a_killed_ingest_keeps_its_size_of_tiles(world: World, place: Path) -> None:
+def test_sweep_after_killed_ingest_keeps_the_size_of_tiles(world: Ingests, place: Path) -> None:
     events = world.ingest(place).events
     for at in [*range(1, 25, 2), events // 2]:
         shutil.rmtree(place, ignore_errors=True)
@@ -367,20 +377,20 @@ def test_sweep_after_a_killed_ingest_keeps_its_size_of_tiles(world: World, place
         assert daskkm.open_store(place).tile == ((8, 8) if is_partial else (16, 16))
 
 
-def test_sweep_of_a_store_beside_a_partial_one_of_other_tiles_is_refused(
-    world: World, place: Path
+def test_sweep_of_store_beside_partial_store_of_other_tiles_is_refused(
+    world: Ingests, place: Path
 ) -> None:
-    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+    assert (
+        world.ingest(place, at=find_middle_event(world, place), number=signal.SIGKILL).status == -9
+    )
     daskkm.create_store(world.images, place.with_name("u.zarr"), tile=4)
     place.with_name("u.zarr").rename(place)
     flags = ("--store", place, "--images", world.images)
-    with pytest.raises(
-        StoreError, match=r"tiles are 4 x 4, but an interrupted ingest has tiles of 8"
-    ):
+    with pytest.raises(StoreError, match=r"tiles of 4 x 4, the partial store of 8 x 8"):
         sweep(*flags, out=place.with_name("out"))
     assert daskkm.open_store(place).tile == (4, 4)
-    assert noted_chunks(place)
-    # Of the same size it goes on with what was begun, of the images that are there now.
+    assert read_written_chunks(place)
+    # The sweep resumes a partial store of the same size of tiles.
     shutil.rmtree(place)
     shutil.copytree(world.other, place)
     with pytest.raises(StoreError, match=r"t\.zarr: .*: 3 images changed .*overwrite"):
@@ -392,15 +402,17 @@ def test_sweep_of_a_store_beside_a_partial_one_of_other_tiles_is_refused(
     assert not place.with_name("t.zarr.partial").exists()
 
 
-def test_ingest_that_finds_its_store_removes_the_partial_one(world: World, place: Path) -> None:
-    assert world.ingest(place, at=at_half(world, place), number=signal.SIGKILL).status == -9
+def test_ingest_of_complete_store_removes_the_partial_store(world: Ingests, place: Path) -> None:
+    assert (
+        world.ingest(place, at=find_middle_event(world, place), number=signal.SIGKILL).status == -9
+    )
     shutil.copytree(world.whole, place)
     assert world.ingest(place).status == 0
     assert [entry.name for entry in place.parent.iterdir()] == ["t.zarr"]
     assert tree(place) == tree(world.whole)
 
 
-def test_read_of_a_store_that_was_replaced_is_refused(world: World, place: Path) -> None:
+def test_read_of_replaced_store_is_refused(world: Ingests, place: Path) -> None:
     shutil.copytree(world.whole, place)
     store = daskkm.open_store(place)
     X = store.features()
@@ -408,21 +420,21 @@ def test_read_of_a_store_that_was_replaced_is_refused(world: World, place: Path)
     first = X[:7].compute()
     assert world.ingest(place, world.others).status == 0
     for read in (X[7:14].compute, store.provenance, store.provenance_of("row").compute):
-        with pytest.raises(StoreError, match=r"t\.zarr: replaced while it was being"):
+        with pytest.raises(StoreError, match=r"t\.zarr: replaced during a read"):
             read()
     with pytest.raises(StoreError, match="replaced"):
         daskkm.fit_sweep(store, [2], n_init=1)
     np.testing.assert_array_equal(first, before[:7])
-    # The same images again are the same tiles.
+    # A store of the same images has the same tiles.
     assert world.ingest(place).status == 0
     np.testing.assert_array_equal(X.compute(), before)
-    # Where chunks cannot be read, that it was replaced is what is said.
+    # A replacement is reported before missing chunks.
     daskkm.create_store(world.images, place, tile=4, overwrite=True)
-    with pytest.raises(StoreError, match="replaced while"):
+    with pytest.raises(StoreError, match="replaced during"):
         X.compute()
 
 
-def test_read_of_labels_that_were_replaced_is_refused(world: World, place: Path) -> None:
+def test_read_of_replaced_labels_is_refused(world: Ingests, place: Path) -> None:
     shutil.copytree(world.whole, place)
     store = daskkm.open_store(place)
     one, other = (
@@ -433,12 +445,12 @@ def test_read_of_labels_that_were_replaced_is_refused(world: World, place: Path)
     first = labels[:7].compute()
     store.label(other, distances=True)
     for read in (labels[7:].compute, distances.compute):
-        with pytest.raises(StoreError, match=r"/3: replaced while it was being read\. Run"):
+        with pytest.raises(StoreError, match=r"/3: replaced during a read\. Open"):
             read()
     assert not np.array_equal(store.labels(3).compute()[:7], first)
-    store.label(one, distances=True)  # the same again
+    store.label(one, distances=True)  # the same labels as before
     np.testing.assert_array_equal(labels[:7].compute(), first)
-    # Where the store is another, its labels are too, though they be of the same model.
+    # Labels of a replaced store are refused, even of the same model.
     daskkm.create_store(world.others, place, tile=8, overwrite=True)
     daskkm.open_store(place).label(one)
     with pytest.raises(StoreError, match=r"t\.zarr: replaced"):
@@ -449,7 +461,7 @@ def test_read_of_labels_that_were_replaced_is_refused(world: World, place: Path)
     assert tree(place) == before
 
 
-def test_sweep_of_a_store_replaced_between_passes_is_refused(world: World, place: Path) -> None:
+def test_sweep_of_a_store_replaced_between_passes_is_refused(world: Ingests, place: Path) -> None:
     shutil.copytree(world.whole, place)
     store = daskkm.open_store(place)
     settings: Any = {"n_init": 1, "random_state": 0, "cache": "never"}
@@ -462,21 +474,21 @@ def test_sweep_of_a_store_replaced_between_passes_is_refused(world: World, place
 
         return once_iterations_began(run)
 
-    # Of the same images there is nothing to do.
+    # An ingest of the same images changes nothing.
     result = daskkm.fit_sweep(store, [2], **settings, on_pass=ingest(world.images))
     assert result.models[2].inertia_ == undisturbed.models[2].inertia_
-    with pytest.raises(StoreError, match="replaced while it was being read"):
+    with pytest.raises(StoreError, match="replaced during a read"):
         daskkm.fit_sweep(store, [2], **settings, on_pass=ingest(world.others))
 
 
-def test_labels_of_a_store_that_was_replaced_are_not_written(
-    world: World, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_label_of_replaced_store_writes_nothing(
+    world: Ingests, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(world.whole, place)
     store = daskkm.open_store(place)
     model = daskkm.fit_sweep(store, [2], n_init=1, random_state=0).models[2]
     found = model.predict(store).compute()
-    writing = store.writing_labels({"k": 2}, distances=False)
+    writing = store.open_label_targets({"k": 2}, distances=False)
     labels, _ = writing.__enter__()
     labels[:] = found
     assert world.ingest(place, world.others).status == 0
@@ -486,10 +498,10 @@ def test_labels_of_a_store_that_was_replaced_are_not_written(
 
 
 @pytest.mark.parametrize("distances", [False, True])
-def test_label_after_a_killed_label_removes_its_leftovers(
-    world: World, place: Path, distances: bool
+def test_label_after_killed_label_removes_leftovers(
+    world: Ingests, place: Path, distances: bool
 ) -> None:
-    """With distances or without, whenever it was killed, and whatever the next one writes."""
+    """The kill comes at several events, with and without distances."""
     shutil.copytree(world.whole, place)
     model = daskkm.fit_sweep(daskkm.open_store(place), [2], n_init=1, random_state=0).models[2]
     model.save(place.with_name("m.zarr"))
@@ -503,14 +515,12 @@ def test_label_after_a_killed_label_removes_its_leftovers(
         at = random.Random(part).randrange(events * part // 8, events * (part + 1) // 8) + 1
         daskkm.open_store(place).label(model, distances=True)
         ends.append(world.run(*args, *flags, cwd=place.parent, at=at, number=signal.SIGKILL).status)
-        with commit.lock(place / "labels" / "2", LABELS):  # labels set aside are restored
+        with commit.lock_location(
+            place / "labels" / "2", LABELS
+        ):  # restores labels that were set aside
             np.testing.assert_array_equal(daskkm.open_store(place).labels(2).compute(), expected)
         daskkm.open_store(place).label(model)
         assert [entry.name for entry in (place / "labels").glob("*2*")] == ["2"]
         assert not list((place / "distances").glob("*2*"))
     assert ends.count(-signal.SIGKILL) >= 7
     assert verify_store(place) == []
-
-
-def fitted() -> FittedModel:
-    return daskkm.fit_sweep(np.eye(4, dtype=np.uint8), [2], random_state=0).models[2]

@@ -1,4 +1,4 @@
-"""Damaged stores: each damage is found and named, and never read as tiles."""
+"""Test that each damage of a store is found and named, and never read as tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 import daskkm
 from daskkm.errors import CorruptChunkError, ModelError, StoreError
 from daskkm.sizes import override
-from daskkm.storage.verification import iter_checked, verify_store
+from daskkm.storage.verification import iter_findings, verify_store
 from tests.conftest import ROOT
 from tests.processes import Process
 from tests.test_layers import imports
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.faults
 
-# Each array, with a chunk of its tiles 14 to 20, and what is to be done.
+# Each array, with the chunk of tiles 14 to 20 and the hint.
 CHUNKS = {
     "tiles": ("tiles/c/2/0/0", "ingest the images again"),
     "image": ("image/c/2", "ingest the images again"),
@@ -40,9 +40,9 @@ CHUNKS = {
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 30 tiles of 8 x 8, 7 a chunk, with labels and distances, and a model."""
-    folder = tmp_path_factory.mktemp("sound")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a store of 30 tiles of 8 x 8, 7 per chunk, with labels and distances, and a model."""
+    folder = tmp_path_factory.mktemp("intact")
     (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)
     for name, shape in (("é_2.png", (16, 24)), ("s_10.png", (32, 24)), ("s_1.png", (24, 32))):
@@ -56,20 +56,20 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def path(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound / "t.zarr", tmp_path / "t.zarr"))
+def path(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact / "t.zarr", tmp_path / "t.zarr"))
 
 
 @pytest.fixture
-def saved(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound / "model.zarr", tmp_path / "model.zarr"))
+def saved(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact / "model.zarr", tmp_path / "model.zarr"))
 
 
 def read(path: Path, name: str) -> None:
-    """Read an array of a store in full."""
+    """Read a whole array of a store."""
     opened = daskkm.open_store(path)
     if name == "tiles":
-        for chunk in opened.streamed(4 << 20).compute(scheduler="sync"):
+        for chunk in opened.stream(4 << 20).compute(scheduler="sync"):
             list(chunk)
     elif name in ("labels", "distances"):
         getattr(opened, name)(3).compute(scheduler="sync")
@@ -86,35 +86,37 @@ def flip(file: Path, bit: int) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped": (lambda file: flip(file, 83), "checksum"),
     "truncated": (lambda file: os.truncate(file, file.stat().st_size - 1), "bytes, not"),
-    "longer": (lambda file: os.truncate(file, 1 << 40), "has 1099511627776 bytes, not"),
-    "empty": (lambda file: os.truncate(file, 0), "has 0 bytes, not"),
-    "missing": (Path.unlink, "is missing"),
+    "longer": (lambda file: os.truncate(file, 1 << 40), "1099511627776 bytes, not"),
+    "empty": (lambda file: os.truncate(file, 0), "(0 bytes, not"),
+    "missing": (Path.unlink, "(missing file)"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", CHUNKS)
-def test_read_of_a_damaged_chunk_names_it_with_a_hint(path: Path, name: str, damage: str) -> None:
+def test_read_of_damaged_chunk_names_the_chunk_with_a_hint(
+    path: Path, name: str, damage: str
+) -> None:
     key, advice = CHUNKS[name]
     do, why = DAMAGE[damage]
     read(path, name)
     do(path / key)
     with pytest.raises(CorruptChunkError) as caught:
         read(path, name)
-    said = str(caught.value)
-    place, found = said.split(": ", 1)
+    message = str(caught.value)
+    place, found = message.split(": ", 1)
     assert place == str(path / name / "3" if name in ("labels", "distances") else path)
     what = "tiles" if name == "tiles" else f"{name} of tiles"
     assert found.startswith(f"{what} 14 to 20 cannot be read from chunk ")
     assert key.endswith(re.findall(r"chunk (\S+) ", found)[0])
-    assert why in said
-    assert said.endswith(f"or remove it and {advice}")
-    assert [str(error) for error in verify_store(path)] == [said]
+    assert why in message
+    assert message.endswith(f"or remove it and {advice}")
+    assert [str(error) for error in verify_store(path)] == [message]
     for other in set(CHUNKS) - {name}:
         read(path, other)
 
 
-def test_read_of_a_chunk_with_a_bit_flipped_is_refused(path: Path) -> None:
+def test_read_of_chunk_with_flipped_bit_is_refused(path: Path) -> None:
     rng = np.random.default_rng(1)
     for name, (key, _) in CHUNKS.items():
         file = path / key
@@ -127,7 +129,7 @@ def test_read_of_a_chunk_with_a_bit_flipped_is_refused(path: Path) -> None:
         read(path, name)
 
 
-def test_read_of_a_damaged_chunk_by_a_worker_raises_the_same_error(path: Path) -> None:
+def test_read_of_damaged_chunk_by_worker_raises_the_same_error(path: Path) -> None:
     opened = daskkm.open_store(path)
     flip(path / "tiles/c/2/0/0", 9)
     error = CorruptChunkError("t.zarr: tiles 14 to 20")
@@ -143,16 +145,18 @@ def test_read_of_a_damaged_chunk_by_a_worker_raises_the_same_error(path: Path) -
             daskkm.fit_sweep(opened, [2], n_init=1, random_state=0)
 
 
-def test_read_of_a_store_that_a_machine_lacks_says_so(path: Path) -> None:
+def test_read_of_store_missing_on_machine_raises_not_found(path: Path) -> None:
     X = daskkm.open_store(path).features()
     path.rename(path.with_name("elsewhere"))
-    with pytest.raises(StoreError, match=r"t\.zarr: not found\. Every worker needs it") as caught:
+    with pytest.raises(
+        StoreError, match=r"t\.zarr: not found\. Every worker needs this path"
+    ) as caught:
         X.compute(scheduler="sync")
     assert not isinstance(caught.value, CorruptChunkError)
 
 
 @pytest.mark.parametrize("node", ["", "labels/3", "distances/3"])
-def test_open_node_with_a_bit_flipped_or_cut_short_is_refused(path: Path, node: str) -> None:
+def test_open_node_with_flipped_bit_or_truncation_is_refused(path: Path, node: str) -> None:
     file = path / node / "zarr.json"
     whole = file.read_bytes()
     opened = daskkm.open_store(path)
@@ -181,30 +185,30 @@ def test_open_node_with_a_bit_flipped_or_cut_short_is_refused(path: Path, node: 
 
 
 @pytest.mark.parametrize("name", ["tiles", "image", "row", "col"])
-def test_verify_store_with_damaged_metadata_of_an_array_names_it(path: Path, name: str) -> None:
-    """daskkm reads the copy in the metadata of the store; other programs may not."""
+def test_verify_store_with_damaged_metadata_of_array_names_the_array(path: Path, name: str) -> None:
+    """daskkm reads the copy in the root; other programs may read the file."""
     file = path / name / "zarr.json"
     file.write_bytes(file.read_bytes().replace(b"uint8", b"uint7").replace(b"int32", b"int16"))
     read(path, name)
     (error,) = verify_store(path)
-    assert f"t.zarr: the metadata of {name} is not what was written" in str(error)
+    assert f"t.zarr: the metadata of {name} has changed" in str(error)
 
 
-def test_open_store_with_a_link_in_it_is_refused(path: Path, tmp_path: Path) -> None:
+def test_open_store_with_link_in_the_folder_is_refused(path: Path, tmp_path: Path) -> None:
     (path / "tiles").rename(tmp_path / "outside")
     (path / "tiles").symlink_to(tmp_path / "outside")
-    with pytest.raises(StoreError, match=r"it holds a link \(tiles\)"):
+    with pytest.raises(StoreError, match="the store holds a link, tiles"):
         daskkm.open_store(path)
 
 
-def test_open_store_through_a_link_is_done(path: Path, tmp_path: Path) -> None:
+def test_open_store_through_link_is_done(path: Path, tmp_path: Path) -> None:
     (tmp_path / "link.zarr").symlink_to(path)
     assert verify_store(tmp_path / "link.zarr") == []
     for name in CHUNKS:
         read(tmp_path / "link.zarr", name)
 
 
-def test_load_model_with_a_bit_flipped_is_refused(saved: Path) -> None:
+def test_load_model_with_flipped_bit_is_refused(saved: Path) -> None:
     daskkm.load_model(saved)
     rng = np.random.default_rng(3)
     for file in (saved / "zarr.json", *sorted(saved.rglob("c/**/0"))):
@@ -218,18 +222,18 @@ def test_load_model_with_a_bit_flipped_is_refused(saved: Path) -> None:
 
 
 def test_modules_that_read_files_do_not_unpickle() -> None:
-    """But for what tasks are told (`source`) and numba's machine code (`compilation`)."""
-    may_use = {"source": {"cloudpickle"}, "compilation": {"pickle"}}
-    pickling = {"pickle", "_pickle", "cloudpickle", "marshal", "shelve", "joblib", "dill"}
-    for file in (ROOT / "daskkm").glob("*.py"):
-        used = {name for found in imports(file.stem) for name in found.split(".")}
-        assert not used & pickling - may_use.get(file.stem, set()), file
+    """Except the machine code of numba, in `compilation`."""
+    pickling = {"pickle", "_pickle", "marshal", "shelve", "joblib", "dill"}
+    for file in (ROOT / "daskkm").rglob("*.py"):
+        module = ".".join(file.relative_to(ROOT / "daskkm").with_suffix("").parts)
+        used = {name for found in imports(module) for name in found.split(".")}
+        assert not used & pickling or file.stem == "compilation", file
         assert not re.search(r"allow_pickle=True|cloudpickle\.(?!dump)", file.read_text()), file
 
 
 @pytest.fixture
-def ruined(path: Path) -> tuple[Path, list[str]]:
-    """A store with something wrong in all of its parts, and what is to be said of each."""
+def damaged(path: Path) -> tuple[Path, list[str]]:
+    """Return a store with one damage in each part, and the expected messages."""
     flip(path / "tiles/c/1/0/0", 100)
     (path / "tiles/c/4/0/0").unlink()
     os.truncate(path / "image/c/0", 3)
@@ -239,66 +243,66 @@ def ruined(path: Path) -> tuple[Path, list[str]]:
     expected = [
         r"t\.zarr: the metadata of row ",
         r"t\.zarr/distances/3: the metadata ",
-        r"t\.zarr: tiles 7 to 13 .*tiles/c/1/0/0 \(its checksum",
-        r"t\.zarr: tiles 28 to 29 .*tiles/c/4/0/0 \(it is missing",
-        r"t\.zarr: image of tiles 0 to 6 .*image/c/0 \(it has 3 bytes, not 32",
-        r"t\.zarr/labels/3: labels of tiles 7 to 13 .*c/1 \(it has 0 bytes, not 32",
+        r"t\.zarr: tiles 7 to 13 .*tiles/c/1/0/0 \(wrong checksum",
+        r"t\.zarr: tiles 28 to 29 .*tiles/c/4/0/0 \(missing file",
+        r"t\.zarr: image of tiles 0 to 6 .*image/c/0 \(3 bytes, not 32",
+        r"t\.zarr/labels/3: labels of tiles 7 to 13 .*c/1 \(0 bytes, not 32",
     ]
     return path, expected
 
 
-def test_verify_store_with_many_damages_reports_all(ruined: tuple[Path, list[str]]) -> None:
-    path, expected = ruined
+def test_verify_store_with_many_damages_reports_all(damaged: tuple[Path, list[str]]) -> None:
+    path, expected = damaged
     errors = [str(error) for error in verify_store(path)]
     assert len(errors) == len(expected), errors
     for why in expected:
         assert sum(bool(re.search(why, error)) for error in errors) == 1, (why, errors)
 
 
-def test_verify_store_with_wrong_values_finds_them(path: Path) -> None:
+def test_verify_store_with_wrong_values_reports_the_values(path: Path) -> None:
     (columns, labels) = (zarr.open_array(path / name, mode="r+") for name in ("col", "labels/3"))
     columns[14:21] = np.full(7, 5, np.int32)
     labels[7:14] = np.full(7, 3, np.int32)
     one, other = map(str, verify_store(path))
-    assert "t.zarr: col of tiles 14 to 20 cannot be right (not what the images say)" in one
-    assert "labels/3: labels of tiles 7 to 13 cannot be right (not all within 0 and 2)" in other
+    assert "t.zarr: col of tiles 14 to 20 are wrong (not the provenance of the images)" in one
+    assert "labels/3: labels of tiles 7 to 13 are wrong (not all within 0 and 2)" in other
 
 
-def test_verify_store_that_is_replaced_meanwhile_is_not_called_damaged(
-    path: Path, sound: Path, tmp_path: Path
+def test_verify_store_of_replaced_store_reports_the_replacement(
+    path: Path, intact: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").mkdir()
-    shutil.copy(sound / "pictures" / "s_10.png", tmp_path / "pictures")
+    shutil.copy(intact / "pictures" / "s_10.png", tmp_path / "pictures")
     flip(path / "col" / "c" / "2", 5)
-    findings = iter_checked(path)
+    findings = iter_findings(path)
     next(findings)
     daskkm.create_store(tmp_path / "pictures", path, tile=4, overwrite=True)
-    with pytest.raises(StoreError, match=r"t\.zarr: replaced while it was being read"):
+    with pytest.raises(StoreError, match=r"t\.zarr: replaced during a read"):
         list(findings)
     assert verify_store(path) == []
 
 
-def test_verify_store_with_labels_replaced_meanwhile_keeps_other_errors(path: Path) -> None:
+def test_verify_store_with_replaced_labels_keeps_other_errors(path: Path) -> None:
     store = daskkm.open_store(path)
     fitted = daskkm.KMeans(n_clusters=3, random_state=1).fit(store)
     flip(path / "col" / "c" / "2", 5)
     flip(path / "labels" / "3" / "c" / "2", 5)
-    findings = iter_checked(path)
+    findings = iter_findings(path)
     next(findings)
     store.label(fitted)
     errors = [str(error) for finding in findings for error in finding.errors]
     assert len([error for error in errors if "col of tiles 14 to 20 cannot be read" in error]) == 1
     assert {error for error in errors if "cannot be read" not in error} <= {
-        f"{path}/{name}/3: replaced while it was being read. Run this again"
+        f"{path}/{name}/3: replaced during a read. Open the store again"
         for name in ("labels", "distances")
     }
 
 
-def test_commands_on_paths_that_cannot_be_printed_succeed(sound: Path, tmp_path: Path) -> None:
+def test_commands_on_unprintable_paths_succeed(intact: Path, tmp_path: Path) -> None:
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n"))
     place.mkdir()
-    shutil.copytree(sound / "t.zarr", place / "t.zarr")
-    shutil.copytree(sound / "model.zarr", place / "model.zarr")
+    shutil.copytree(intact / "t.zarr", place / "t.zarr")
+    shutil.copytree(intact / "model.zarr", place / "model.zarr")
     store = ("--store", place / "t.zarr", "--scheduler", "threads")
     sweep = ("sweep", *store, "--out", place / "out", "--k", "2", "--n-init", "1")
     strict = {"PYTHONIOENCODING": "utf-8:strict"}
@@ -308,10 +312,12 @@ def test_commands_on_paths_that_cannot_be_printed_succeed(sound: Path, tmp_path:
         assert str(tmp_path) + r"/\udcff\n/" in run.output[-1]
 
 
-def test_verify_command_exits_by_what_it_finds(ruined: tuple[Path, list[str]], sound: Path) -> None:
-    path, expected = ruined
+def test_verify_command_with_or_without_errors_exits_with_1_or_0(
+    damaged: tuple[Path, list[str]], intact: Path
+) -> None:
+    path, expected = damaged
     with (
-        Process("-m", "daskkm.verify", sound / "t.zarr") as good,
+        Process("-m", "daskkm.verify", intact / "t.zarr") as good,
         Process("-m", "daskkm", "verify", path) as bad,
     ):
         assert (good.wait(), bad.wait()) == (0, 1)

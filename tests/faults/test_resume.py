@@ -1,4 +1,4 @@
-"""Sweeps that are cut short at any moment and run again give the same bits."""
+"""Test that a sweep that was interrupted at any moment resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.faults
 
 COMMON = ("--store", "tiles.zarr", "--k", "3,5", "--n-init", "3", "--max-iter", "12")
 SWEEP = ("sweep", "--scheduler", "threads", "--cache", "never", *COMMON)
-# Initial centroids from all tiles, in passes; from all tiles in memory; from coarse to fine.
+# Ways to draw initial centroids: in passes, in memory, and from coarse to fine.
 INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "k-means||": (("--init", "k-means||"), {"sample": 3}),
     "k-means++": ((), {}),
@@ -37,7 +37,7 @@ INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store in six chunks, so that passes open files."""
+    """Return a folder with a store in six chunks, so that passes open files."""
     folder = tmp_path_factory.mktemp("home")
     with sizes.override(chunk_bytes=1000 * 256):
         daskkm.create_store(ROOT / "images", folder / "tiles.zarr")
@@ -45,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_results(home: Path) -> dict[str, bytes]:
-    """Return each file of results of a sweep; nothing else may be there."""
+    """Return the files of results of a sweep; assert that there are no other files."""
     assert {path.name for path in home.iterdir()} == {"tiles.zarr", "centroids"}
     out = home / "centroids"
     return {
@@ -60,7 +60,7 @@ def expected(
     forked: Forks,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, int, dict[str, bytes]]:
-    """An init, and events and results of a sweep that was not cut short."""
+    """Return an init, and the number of events and the results of an uninterrupted sweep."""
     args, order = INITS[request.param]
     place = tmp_path_factory.mktemp("whole") / "home"
     shutil.copytree(home, place)
@@ -81,14 +81,14 @@ def test_killed_sweep_resumes_to_the_same_bits(
 ) -> None:
     init, events, whole = expected
     args, order = INITS[init]
-    # In each seventh of the sweep, at a moment that a seed chooses; then once more on the way.
+    # Kill the sweep at a seeded event in each seventh, then once more while it resumes.
     moment = random.Random(f"{init} {part}")
-    last = events - 3  # threads may have made fewer
+    last = events - 3  # the number of events varies with threads
     at = moment.randrange(last * part // 7, last * (part + 1) // 7) + 1
     shutil.copytree(home, place := tmp_path / "home")
     killed = forked.run(*SWEEP, *args, cwd=place, at=at, number=signal.SIGKILL, **order)
     assert killed.status == -signal.SIGKILL
-    # Passes that were shown are not made again, but for a sample that is read anew.
+    # No pass that was shown is repeated, except the read of a sample.
     shown = [line for line in killed.lines if line.startswith("pass ")]
     with open_checkpoint(place / "tiles.zarr.checkpoint") as checkpoint:
         number = checkpoint.number
@@ -129,7 +129,7 @@ def test_interrupted_sweep_resumes_to_the_same_bits(
 
 
 @pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
-def test_sweep_resumes_after_its_scheduler_was_killed(
+def test_sweep_after_killed_scheduler_resumes(
     expected: tuple[str, int, dict[str, bytes]], home: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(home, place := tmp_path / "home")
@@ -167,7 +167,9 @@ def test_second_sweep_into_results_in_use_is_refused(
     assert forked.run(*SWEEP, cwd=place).status == 0
 
 
-def test_second_sweep_is_refused_before_it_ingests(forked: Forks, tmp_path: Path) -> None:
+def test_second_sweep_of_same_checkpoint_is_refused_before_ingest(
+    forked: Forks, tmp_path: Path
+) -> None:
     (tmp_path / "centroids").mkdir()
     args = ("sweep", "--images", ROOT / "images", "--store", "new/t.zarr")
     with results.lock_folder(tmp_path / "centroids"):
@@ -178,16 +180,16 @@ def test_second_sweep_is_refused_before_it_ingests(forked: Forks, tmp_path: Path
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
         assert "t.zarr.checkpoint: locked by another fit" in done.lines[-1]
-    # Nothing is left by the checks.
+    # The checks leave no files.
     assert [entry.name for entry in tmp_path.iterdir()] == ["centroids"]
 
 
 @pytest.mark.parametrize("expected", ["k-means++"], indirect=True)
-def test_sweep_without_room_ends_with_one_line_and_resumes(
+def test_sweep_on_full_disk_ends_with_one_line_and_resumes(
     expected: tuple[str, int, dict[str, bytes]], home: Path, forked: Forks, tmp_path: Path
 ) -> None:
     lengths = sorted({len(data) for data in expected[2].values()})
-    # No room for centroids of models, then for the largest picture.
+    # Limits of file size for the models, then for the largest picture.
     shutil.copytree(home, place := tmp_path / "home")
     for most in (1000, lengths[-1] - 1):
         done = forked.run(*SWEEP, cwd=place, most=most)
@@ -225,13 +227,13 @@ def test_commands_on_a_closed_folder_end_with_one_line(forked: Forks) -> None:
 def test_sweep_into_a_closed_folder_ends_with_one_line(
     closed: str, home: Path, forked: Forks
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # which anyone may enter, unlike pytest's
+    with tempfile.TemporaryDirectory() as folder:  # pytest's folders are closed to other users
         Path(folder).chmod(0o755)
         shutil.copytree(home, place := Path(folder, "home"))
         (place / "centroids").mkdir()
         for each in (place, place / "centroids"):
             each.chmod(0o555 if each == place / closed else 0o777)
-        nobody = {"user": 65534} if os.getuid() == 0 else {}  # to root nothing is closed
+        nobody = {"user": 65534} if os.getuid() == 0 else {}  # root may write to every folder
         done = forked.run(*SWEEP, cwd=place, **nobody)
         (place / closed).chmod(0o777)
     assert done.status == 1

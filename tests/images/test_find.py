@@ -1,4 +1,4 @@
-"""Finding image files, and the report of entries that are not read."""
+"""Test the search for image files, and the report of unread entries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_find_images_of_folder_returns_images_in_natural_order(tmp_path: Path) -
     assert names(tmp_path) == names(str(tmp_path)) == names([tmp_path]) == wanted
 
 
-def test_find_images_of_several_paths_keeps_their_order(tmp_path: Path) -> None:
+def test_find_images_of_several_paths_keeps_the_order(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.png", "b/10.png", "a/1.png", "z.dat", "c 1.png", "c 3.png", "d[1].png")
     given = ["b", "z.dat", "c *.png", "d[1].png", "a"]
     expected = ["2.png", "10.png", "z.dat", "c 1.png", "c 3.png", "d[1].png", "1.png"]
@@ -77,11 +77,11 @@ def test_find_images_of_impossible_path_raises_image_error(tmp_path: Path) -> No
 def test_find_images_with_equal_names_raises_image_error(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "b/1.png", "b/2.png")
     for given in (["a", "b"], ["a", "b/1.png"], ["**/*.png"]):
-        with pytest.raises(ImageError, match=r"/1\.png: a second image of this name, besides"):
+        with pytest.raises(ImageError, match=r"/1\.png: same name as "):
             find_images([tmp_path / name for name in given])
 
 
-def test_find_images_with_repeated_path_returns_it_once(
+def test_find_images_with_repeated_path_returns_each_file_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(touch(tmp_path, "b/1.png", "b/2.png", "b/x.txt"))
@@ -97,7 +97,7 @@ def test_find_images_of_pattern_with_files_ignores_folders(tmp_path: Path, patte
     found = ["1.png", "2.png", *["x.txt"] * ("**" in pattern)]
     assert names(tmp_path / pattern) == found
     assert unread(tmp_path / pattern) == ""
-    # A pattern that matches folders only stands for these.
+    # A pattern may match folders.
     assert names(tmp_path / "im*") == ["1.png", "2.png"]
 
 
@@ -112,14 +112,14 @@ def test_describe_unread_of_folders_counts_entries(tmp_path: Path) -> None:
         f"{folder}: not read: 7 files (.txt 2, .xml 1, .a 1, 3 more), "
         "4 folders (raw, 12 files; s1, 1 file; s2, 1 file; 1 more)"
     )
-    # Several folders have a count each, in one line.
+    # One line has a count for each folder.
     others = [touch(tmp_path / f"o{i}", f"o{i}.png", "x.csv") for i in range(4)]
     line = unread([tmp_path / "photos", *others])
     assert line.endswith(f"; {others[1]}: not read: 1 file (.csv 1); 2 more folders")
     assert unread([folder / "1.png", *(other / f"{other.name}.png" for other in others)]) == ""
 
 
-def test_describe_unread_with_system_files_ignores_them(tmp_path: Path) -> None:
+def test_describe_unread_with_system_files_is_empty(tmp_path: Path) -> None:
     touch(tmp_path, "1.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".git/x", "__MACOSX/1.png")
     touch(
         tmp_path, "t.zarr/zarr.json", "t.zarr.lock", "t.zarr.checkpoint/state", "t.zarr.partial/x"
@@ -140,12 +140,12 @@ def test_describe_unread_of_large_sub_folder_stops_at_a_limit(
 @pytest.mark.parametrize(
     ("entries", "description"),
     [
-        (["a.txt", "b.txt", "c.jp2"], "only 3 files (.txt 2, .jp2 1). Put images there (.bmp, "),
+        (["a.txt", "b.txt", "c.jp2"], "only 3 files (.txt 2, .jp2 1). Add images (.bmp, "),
         (["cats/1.png", "dogs/1.txt"], "only 2 folders (cats, 1 file; dogs, 1 file). Name the fol"),
-        ([".DS_Store"], "it is empty. Put images there (.bmp, "),
+        ([".DS_Store"], "which is empty. Add images (.bmp, "),
     ],
 )
-def test_find_images_of_folder_without_images_describes_it(
+def test_find_images_of_folder_without_images_describes_the_folder(
     tmp_path: Path, entries: list[str], description: str
 ) -> None:
     touch(tmp_path, *entries)
@@ -162,7 +162,7 @@ def test_create_store_of_folder_warns_once_of_unread_entries(images: Path, tmp_p
     alone = daskkm.create_store(files, tmp_path / "a.zarr", tile=8)
     touch(images, "notes\n.txt", "raw/1.png")
     warning = r"pictures: not read: 1 file \(\.txt 1\), 1 folder \(raw, 1 file\)$"
-    for _ in range(2):  # also if the store is complete
+    for _ in range(2):  # the second time the store is complete
         with pytest.warns(UserWarning, match=warning) as found:
             store = daskkm.create_store(images, tmp_path / "b.zarr", tile=8)
         assert [each.filename for each in found] == [__file__]
@@ -172,7 +172,7 @@ def test_create_store_of_folder_warns_once_of_unread_entries(images: Path, tmp_p
     assert [image.name for image in one.images] == ["s_2.png"]
 
 
-def test_create_store_with_bad_file_names_its_folder(images: Path, tmp_path: Path) -> None:
+def test_create_store_with_bad_file_names_the_folder(images: Path, tmp_path: Path) -> None:
     touch(tmp_path / "more", "bad.png")
     for _ in range(2):
         with pytest.raises(ImageError, match=r"more/bad\.png: not an image"):

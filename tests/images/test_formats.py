@@ -1,4 +1,4 @@
-"""Files of which Pillow decodes only a part: described in an error, or read completely."""
+"""Test files of which Pillow decodes only a part: an error, or all pixels."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ CONVERT = "; daskkm reads 8-bit greyscale and RGB. Convert the image"
 
 
 def refusal(path: Path, *, header: bool = True) -> str:
-    """Return the error message of a bad file, which its header gives too unless told."""
+    """Return the error message of a bad file, which `read_shape` repeats if `header`."""
     with pytest.raises(ImageError) as found:
         pillow.read_image(path, (8, 8))
     if header:
         with pytest.raises(ImageError) as again:
-            pillow.image_shape(path)
+            pillow.read_shape(path)
         assert str(again.value) == str(found.value)
     return str(found.value).removeprefix(f"{path}: ")
 
 
 def read(path: Path) -> NDArray[np.uint8]:
     _, pixels = pillow.read_image(path, (8, 8))
-    assert pillow.image_shape(path) == pixels.shape
+    assert pillow.read_shape(path) == pixels.shape
     return pixels
 
 
@@ -102,7 +102,7 @@ def test_read_image_of_any_tiff_is_complete_or_raises(
     byteorder: str,
     opaque: bool,
 ) -> None:
-    """Pixels that are read have every value that was written, except an opaque alpha."""
+    """All values are read, except an opaque alpha."""
     colours = 3 if rgb and bands >= 3 else 1
     pixels = np.random.default_rng(0).integers(0, 100, (pages, 16, 24, bands)).astype(dtype)
     if opaque:
@@ -118,7 +118,12 @@ def test_read_image_of_any_tiff_is_complete_or_raises(
         for page in pixels:
             rows = np.moveaxis(page, -1, 0) if separate else page
             writer.write(rows if bands > 1 else page[..., 0], **settings)
-    alphas = {(3, 1, False), (3, 2, False), (3, 2, True), (1, 2, False)}  # decoded by Pillow
+    alphas = {
+        (3, 1, False),
+        (3, 2, False),
+        (3, 2, True),
+        (1, 2, False),
+    }  # layouts that Pillow decodes
     alpha = bands == colours + 1 and opaque and (colours, extra, separate) in alphas
     if dtype == "uint8" and pages == 1 and (bands == colours or alpha):
         np.testing.assert_array_equal(read(path), np.squeeze(pixels[0, ..., :colours]))
@@ -140,14 +145,14 @@ def test_read_image_of_any_tiff_is_complete_or_raises(
     ],
 )
 @pytest.mark.parametrize("colour", ["greyscale", "RGB"])
-def test_read_image_of_tiff_with_other_numbers_names_them(
+def test_read_image_of_tiff_with_other_numbers_names_the_numbers(
     tmp_path: Path, dtype: str, name: str, colour: str
 ) -> None:
     pixels = (GREY if colour == "greyscale" else RGB).astype(dtype)
     assert refusal(tiff(tmp_path / "a.tif", pixels)) == name.format(colour) + CONVERT
 
 
-def test_read_image_of_tiff_with_other_colours_names_them(tmp_path: Path) -> None:
+def test_read_image_of_tiff_with_other_colours_names_the_colours(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     assert refusal(tiff(path, np.dstack([RGB, GREY]), photometric="separated")).startswith(
         "8-bit C"
@@ -191,7 +196,7 @@ def test_read_image_of_tiff_with_pages_ignores_reduced_copies_only(
     if whole:
         np.testing.assert_array_equal(read(path), RGB)
     else:
-        assert refusal(path).startswith("3 pages; daskkm reads one a file.")
+        assert refusal(path).startswith("3 pages; daskkm reads one per file.")
 
 
 def test_read_image_of_tiff_with_several_planes_raises_image_error(tmp_path: Path) -> None:
@@ -212,14 +217,14 @@ def test_read_image_of_jpeg_with_second_picture_ignores_previews_only(
     stream = io.BytesIO()
     alone.save(stream, "MPO", save_all=True, append_images=[alone.resize((24, 16))])
     data = bytearray(stream.getvalue())
-    directory = 4 + 8 + 2 + 3 * 12 + 4  # a name, and TIFF's header and directory of three tags
+    directory = 4 + 8 + 2 + 3 * 12 + 4  # name, TIFF header, directory of three tags
     second = data.index(struct.pack("<I", 0x030000), data.index(b"MPF\0") + directory) + 16
     struct.pack_into("<I", data, second, kind)
     path = write(tmp_path / "a.jpg", bytes(data))
     if whole:
         np.testing.assert_array_equal(read(path), read(tmp_path / "alone.jpg"))
     else:
-        assert refusal(path).startswith("2 pictures; daskkm reads one a file.")
+        assert refusal(path).startswith("2 pictures; daskkm reads one per file.")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def test_read_image_of_netpbm_with_several_images_raises_image_error(
 
 
 def bmp(path: Path, pixels: NDArray[Any], bits: int, masks: tuple[int, ...] = ()) -> Path:
-    """Write a BMP of the rows in memory order, from the bottom up."""
+    """Write rows to a BMP, the bottom row first."""
     height, width = pixels.shape[:2]
     extra = struct.pack(f"<{len(masks)}I", *masks)
     start = 54 + len(extra)
@@ -251,20 +256,20 @@ def bmp(path: Path, pixels: NDArray[Any], bits: int, masks: tuple[int, ...] = ()
 
 
 @pytest.mark.parametrize("masks", [(), (0xFF0000, 0xFF00, 0xFF), (0xFF000000, 0xFF0000, 0xFF00)])
-def test_read_image_of_bmp_with_fourth_band_requires_it_constant(
+def test_read_image_of_bmp_with_fourth_band_requires_constant_band(
     tmp_path: Path, masks: tuple[int, ...]
 ) -> None:
     unused = 0 if masks and masks[-1] == 0xFF00 else 3
     pixels = RNG.integers(0, 256, (32, 48, 4), np.uint8)
     refused = refusal(bmp(tmp_path / "a.bmp", pixels, 32, masks), header=False)
-    assert refused == f"4 bands, of which Pillow shows 3{CONVERT}"
+    assert refused == f"4 bands, of which Pillow decodes 3{CONVERT}"
     for opacity in (0, 255):
         pixels[..., unused] = opacity
         found = read(bmp(tmp_path / "a.bmp", pixels, 32, masks))
         np.testing.assert_array_equal(found, np.delete(pixels, unused, -1)[::-1, :, ::-1])
 
 
-def test_read_image_of_bmp_with_16th_bit_requires_it_constant(tmp_path: Path) -> None:
+def test_read_image_of_bmp_with_16th_bit_requires_constant_bit(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 1 << 16, (32, 48), np.uint16)
     assert "4 bands" in refusal(bmp(tmp_path / "a.bmp", pixels, 16), header=False)
     assert read(bmp(tmp_path / "a.bmp", pixels & 0x7FFF, 16)).shape == (32, 48, 3)
@@ -303,15 +308,17 @@ def test_read_image_of_unsupported_jpeg_names_the_format(tmp_path: Path) -> None
         ("TGA or CUR", b"\0\0\2\0"),
     ],
 )
-def test_read_image_of_other_format_names_it(tmp_path: Path, name: str, start: bytes) -> None:
+def test_read_image_of_other_format_names_the_format(
+    tmp_path: Path, name: str, start: bytes
+) -> None:
     path = write(tmp_path / "a.png", start + bytes(100))
     expected = f"{name} image; daskkm does not read this format. Convert the image to PNG or TIFF"
     assert refusal(path) == expected
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"not an image", bytes(1000), b"II*\0", b"%PDF-1.7"])
-def test_read_image_of_other_file_describes_it(tmp_path: Path, data: bytes) -> None:
+def test_read_image_of_other_file_describes_the_file(tmp_path: Path, data: bytes) -> None:
     message = refusal(write(tmp_path / "a.png", data))
     assert (
-        "not an image that can be read. Replace or remove the file" in message or "TIFF" in message
+        "not an image of a known format. Replace or remove the file" in message or "TIFF" in message
     )

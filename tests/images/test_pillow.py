@@ -1,4 +1,4 @@
-"""Reading images and cutting tiles, exactly; errors that name the file."""
+"""Test that reading images and cutting tiles is exact, and errors name the file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_join_of_cut_tiles_gives_the_image(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_read_image_of_png_returns_its_pixels_and_record(tmp_path: Path, mode: str) -> None:
+def test_read_image_of_png_returns_pixels_and_record(tmp_path: Path, mode: str) -> None:
     bands = (3,) if mode == "RGB" else ()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 33, *bands), np.uint8)
     path = tmp_path / "image.png"
@@ -55,14 +55,14 @@ def test_read_image_of_png_returns_its_pixels_and_record(tmp_path: Path, mode: s
     np.testing.assert_array_equal(read, pixels)
     assert (image.name, image.size, image.shape) == ("image.png", path.stat().st_size, pixels.shape)
     assert image.cropped == (4, 1)
-    assert pillow.image_shape(path) == pixels.shape
+    assert pillow.read_shape(path) == pixels.shape
     assert image.is_file(path)
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert not image.is_file(path)
 
 
-def test_read_image_of_bad_file_raises_error_with_its_name(tmp_path: Path) -> None:
+def test_read_image_of_bad_file_raises_error_with_file_name(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     frames = [Image.fromarray(pixels), Image.fromarray(pixels.T)]
     frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
@@ -75,4 +75,4 @@ def test_read_image_of_bad_file_raises_error_with_its_name(tmp_path: Path) -> No
         with pytest.raises(ImageError, match=name):
             pillow.read_image(tmp_path / name, (16, 16))
     with pytest.raises(ImageError, match=r"missing\.png"):
-        pillow.image_shape(tmp_path / "missing.png")
+        pillow.read_shape(tmp_path / "missing.png")

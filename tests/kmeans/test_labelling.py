@@ -78,14 +78,14 @@ def test_label_with_distances_writes_those_of_transform(store: TileStore) -> Non
 def test_label_with_distances_reads_each_tile_once(
     store: TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, firsts = chunks.borrow, []
+    read, firsts = chunks.read_chunk, []
 
     def counted(array: Any, first: int, *rest: Any) -> Any:
         firsts.append(first)
         return read(array, first, *rest)
 
     model = fit(store, 3)
-    monkeypatch.setattr(chunks, "borrow", counted)
+    monkeypatch.setattr(chunks, "read_chunk", counted)
     store.label(model, distances=True)
     assert sorted(firsts) == [0, 7, 14, 21, 28]
 
@@ -209,7 +209,7 @@ def test_label_that_cannot_write_leaves_nothing(
     assert [path.name for path in (store.path / "labels").iterdir()] == ["zarr.json"]
     (store.path / "labels" / "2").mkdir()
     (store.path / "labels" / "2" / "thesis.tex").touch()
-    with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
+    with pytest.raises(StoreError, match=r"the folder holds thesis\.tex"):
         store.label(model)
     assert (store.path / "labels" / "2" / "thesis.tex").exists()
 
@@ -221,8 +221,10 @@ def test_label_over_other_files_is_refused_before_a_read(
     model = fit(store, 2)
     (store.path / "distances" / "2").mkdir(parents=True)
     (store.path / "distances" / "2" / "thesis.tex").touch()
-    monkeypatch.setattr(zarr_nodes, "read", None)  # no tile is read
-    with pytest.raises(StoreError, match=r"distances/2: .*it holds thesis\.tex.*Move it elsewhere"):
+    monkeypatch.setattr(zarr_nodes, "read_rows", None)  # no tile is read
+    with pytest.raises(
+        StoreError, match=r"distances/2: .*the folder holds thesis\.tex.*Move it elsewhere"
+    ):
         store.label(model, distances=distances)
     assert (store.path / "distances" / "2" / "thesis.tex").exists()
 
@@ -342,7 +344,9 @@ def test_labels_moved_from_another_store_are_refused(store: TileStore, images: P
     (images / "s_10.png").unlink()
     other = daskkm.create_store(images, store.path.with_name("other.zarr"), tile=8)
     (store.path / "labels").rename(other.path / "labels")
-    with pytest.raises(StoreError, match=r"not of the tiles of this store .*label the tiles again"):
+    with pytest.raises(
+        StoreError, match=r"not a set of labels of this store .*label the tiles again"
+    ):
         other.labels(2)
 
 

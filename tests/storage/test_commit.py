@@ -1,4 +1,4 @@
-"""Commit: a node is replaced whole, by one writer at a time, and nothing else ever is."""
+"""Test that commits replace whole nodes, by one writer at a time, and no other content."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.storage.test_zarr_nodes import KIND, OddError, read, write
 pytestmark = pytest.mark.faults
 
 
-def test_replace_node_puts_and_replaces_it(tmp_path: Path) -> None:
+def test_replace_node_of_same_kind_is_done(tmp_path: Path) -> None:
     for values in ([1, 3, 5], [7], []):
         write(tmp_path / "deep" / "h.zarr", values)
         assert read(tmp_path / "deep" / "h.zarr") == values
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["h.zarr"]
 
 
-def test_replace_node_after_an_error_leaves_the_node_as_it_was(tmp_path: Path) -> None:
+def test_replace_node_after_error_keeps_older_node(tmp_path: Path) -> None:
     write(tmp_path / "h.zarr", [1])
 
     def fail() -> None:
@@ -35,7 +35,7 @@ def test_replace_node_after_an_error_leaves_the_node_as_it_was(tmp_path: Path) -
     assert read(tmp_path / "h.zarr") == [1]
 
 
-def test_replace_node_while_another_writes_is_refused(tmp_path: Path) -> None:
+def test_replace_node_during_another_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "h"
     with commit.replace_node(path, KIND) as partial:
         with pytest.raises(OddError, match="another run is writing this heap of odds"):
@@ -50,23 +50,23 @@ def test_replace_node_over_other_content_is_refused(tmp_path: Path, name: str) -
         if path.name == "node":
             write(path, [1])
         (path / name).mkdir(parents=True)
-        with pytest.raises(OddError, match=rf"it holds {name}.*Choose another location"):
+        with pytest.raises(OddError, match=rf"the folder holds {name}.*Choose another location"):
             write(path, [3])
         assert (path / name).exists()
     (tmp_path / "file").touch()
-    with pytest.raises(OddError, match="it is a file"):
+    with pytest.raises(OddError, match=r"\(a file\)"):
         write(tmp_path / "file", [3])
 
 
 def test_replace_node_of_another_kind_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "h", [1], dataclasses.replace(KIND, name="even"))
-    with pytest.raises(OddError, match=r"to be replaced .*kind is even, not odd"):
+    with pytest.raises(OddError, match=r"may replace .*kind is even, not odd"):
         write(tmp_path / "h", [3])
 
 
-def test_replace_node_over_files_of_the_system_is_done(tmp_path: Path) -> None:
+def test_replace_node_over_system_files_is_done(tmp_path: Path) -> None:
     (tmp_path / "h").mkdir()
-    for _ in range(2):  # an empty folder, and a node
+    for _ in range(2):  # over an empty folder, then over a node
         (tmp_path / "h" / ".DS_Store").touch()
         write(tmp_path / "h", [3])
         assert read(tmp_path / "h") == [3]
@@ -79,7 +79,7 @@ def test_replace_node_with_damaged_metadata_is_done(tmp_path: Path) -> None:
     assert read(tmp_path / "h") == [3]
 
 
-def test_replace_node_that_cannot_be_moved_leaves_the_node_as_it_was(
+def test_replace_node_without_permission_keeps_older_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, rename = tmp_path / "h", Path.rename
@@ -100,7 +100,7 @@ def test_replace_node_that_cannot_be_moved_leaves_the_node_as_it_was(
 
 
 @pytest.mark.parametrize("has_new", [False, True])
-def test_replace_node_after_a_kill_in_the_exchange_restores_the_old_node(
+def test_replace_node_after_kill_during_commit_restores_older_node(
     tmp_path: Path, has_new: bool
 ) -> None:
     path = tmp_path / "h"
@@ -109,32 +109,32 @@ def test_replace_node_after_a_kill_in_the_exchange_restores_the_old_node(
     if has_new:
         write(tmp_path / "new", [1])
         (tmp_path / "new").rename(path)
-    with commit.lock(path, KIND):
+    with commit.lock_location(path, KIND):
         assert read(path) == [int(has_new)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["h"]
 
 
-def test_replace_node_after_a_kill_in_the_exchange_keeps_the_old_node_beside_others(
+def test_replace_node_over_other_content_after_kill_keeps_older_node(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "h"
     write(path, [0])
     path.rename(tmp_path / ".h.old")
     (path / "odds").mkdir(parents=True)
-    with pytest.raises(OddError, match=r"h: not a heap of odds .*it has no zarr\.json"):
+    with pytest.raises(OddError, match=r"h: not a heap of odds .*the folder has no zarr\.json"):
         write(path, [1])
     (path / "odds").rmdir()
     path.rmdir()
-    with commit.lock(path, KIND):
+    with commit.lock_location(path, KIND):
         assert read(path) == [0]
 
 
-def test_remove_leftovers_removes_those_of_killed_runs_only(tmp_path: Path) -> None:
+def test_remove_leftovers_of_killed_runs_keeps_other_files(tmp_path: Path) -> None:
     path = tmp_path / "h"
     write(path, [1])
     zarr_nodes.create_group(tmp_path / "h.partial", KIND, {})
     (tmp_path / "h.lock").touch()
-    with commit.lock(path, KIND):
+    with commit.lock_location(path, KIND):
         commit.remove_leftovers(path, KIND)
         assert (tmp_path / "h.partial").exists()
     commit.remove_leftovers(path, KIND)
@@ -145,7 +145,7 @@ def test_remove_leftovers_removes_those_of_killed_runs_only(tmp_path: Path) -> N
     assert (tmp_path / "h.partial" / "thesis.tex").exists()
 
 
-def test_check_free_of_a_loop_of_links_or_the_current_folder_is_refused(
+def test_check_free_of_link_loop_or_current_folder_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

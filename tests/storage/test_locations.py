@@ -1,4 +1,4 @@
-"""URLs are refused wherever a path is taken: in Python, and by every option of every command."""
+"""Test that Python functions and command options for paths refuse URLs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_url_problem_of_a_url_has_a_hint(url: str | Path) -> None:
     problem = url_problem(url)
     assert problem is not None
     assert problem.startswith(f"{url}: this is a URL, not a local path. Give ")
-    assert problem.endswith("as /data/t.zarr") == str(url).startswith("file:")
+    assert problem.endswith("the path /data/t.zarr") == str(url).startswith("file:")
 
 
 @pytest.mark.parametrize("path", [*PATHS, *map(Path, ["t.zarr", "a:b", "/s3://b", "dir/s3:/b"])])
@@ -54,7 +54,7 @@ def fitted() -> daskkm.KMeans:
     return daskkm.KMeans(n_clusters=1, n_init=1).fit(X)
 
 
-# By function, or method, and parameter.
+# Keys are a function or method, and a parameter.
 CALLS: dict[tuple[str, str], tuple[Callable[[Any], object], type[Exception]]] = {
     ("create_store", "images"): (lambda url: daskkm.create_store(url, "t.zarr"), ImageError),
     ("create_store", "store"): (lambda url: daskkm.create_store("images", url), StoreError),
@@ -80,7 +80,7 @@ def public_functions() -> dict[str, Any]:
     return found
 
 
-def test_calls_of_this_module_are_all_public_functions_with_a_path() -> None:
+def test_calls_of_this_module_cover_all_public_path_parameters() -> None:
     found = {
         (name, param.name)
         for name, function in public_functions().items()
@@ -118,7 +118,7 @@ def path_parameters() -> list[tuple[click.Command, click.Parameter]]:
 
 
 def test_path_parameters_of_commands_are_all_local_paths() -> None:
-    """A scheduler's name is an address or a file, and none is made of it."""
+    """The options of schedulers are no path parameters: a scheduler may be an address."""
     assert {type(param.type) for _, param in path_parameters()} == {options.LocalPath}
     names = {param.name for _, param in path_parameters()}
     assert names >= {"images", "store", "store_path", "out", "checkpoint", "model_path"}

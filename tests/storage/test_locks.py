@@ -1,4 +1,4 @@
-"""Locks of files and folders: one holder at a time, and no file left behind."""
+"""Test that locks of files and folders have one holder at a time, and leave no files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOLDER = """if True:
 
 
 @pytest.mark.parametrize("lock", [lock_file, lock_folder])
-def test_lock_while_another_holds_it_is_refused(tmp_path: Path, lock: Lock) -> None:
+def test_lock_of_locked_path_is_refused(tmp_path: Path, lock: Lock) -> None:
     for _ in range(2):
         with lock(tmp_path / "a", BUSY):
             with pytest.raises(StoreError, match="busy"), lock(tmp_path / "a", BUSY):
@@ -47,7 +47,7 @@ def test_lock_while_another_holds_it_is_refused(tmp_path: Path, lock: Lock) -> N
     )
 
 
-def test_lock_file_of_killed_process_is_taken_and_removed(tmp_path: Path) -> None:
+def test_lock_file_of_killed_process_is_acquired_and_removed(tmp_path: Path) -> None:
     with Process("-c", HOLDER, tmp_path / "a") as holder:
         holder.wait_for("locked")
         with pytest.raises(StoreError, match="busy"), lock_file(tmp_path / "a", BUSY):
@@ -60,7 +60,7 @@ def test_lock_file_of_killed_process_is_taken_and_removed(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_lock_file_by_many_threads_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
+def test_lock_file_by_many_threads_has_one_holder(tmp_path: Path) -> None:
     holders: list[int] = []
 
     def enter(i: int) -> bool:
@@ -86,7 +86,7 @@ def test_lock_file_with_content_is_not_removed(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "precious"
 
 
-def test_lock_file_in_removed_folder_is_not_made_again(tmp_path: Path) -> None:
+def test_lock_file_in_removed_folder_creates_no_folder(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     with lock_file(tmp_path / "labels" / "a", BUSY):
         shutil.rmtree(tmp_path / "labels")
@@ -94,7 +94,7 @@ def test_lock_file_in_removed_folder_is_not_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lock", [lock_file, lock_folder])
-def test_lock_where_the_system_has_none_is_granted(
+def test_lock_on_file_system_without_locks_is_granted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: Lock
 ) -> None:
     def without(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The store and ingest: the very pixels, or a clear error."""
+"""Test that a store holds the exact pixels of its images, or an error is raised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daskkm.images.grid import cut, join
 from daskkm.sizes import override
 from daskkm.storage import records, zarr_nodes
 from daskkm.storage import writer as writer_module
-from daskkm.storage.labels import part_rows
+from daskkm.storage.labels import choose_part_rows
 from daskkm.storage.records import ImageRecord
 from daskkm.storage.tile_store import STORE
 from daskkm.storage.writer import open_writer
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_create_store_of_images_holds_their_pixels_in_natural_order(
+def test_create_store_of_images_holds_all_pixels_in_natural_order(
     images: Path, tmp_path: Path
 ) -> None:
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8))
@@ -54,7 +54,7 @@ def test_create_store_of_images_holds_their_pixels_in_natural_order(
         np.testing.assert_array_equal(found, expected[i])
 
 
-def test_store_in_many_chunks_holds_the_same_as_in_one(images: Path, tmp_path: Path) -> None:
+def test_store_in_many_chunks_equals_store_in_one_chunk(images: Path, tmp_path: Path) -> None:
     whole = daskkm.create_store(images, tmp_path / "whole.zarr", tile=(8, 8))
     with override(chunk_bytes=7 * 64, provenance_rows=4):
         parts = daskkm.create_store(images, tmp_path / "parts.zarr", tile=(8, 8))
@@ -68,17 +68,17 @@ def test_store_in_many_chunks_holds_the_same_as_in_one(images: Path, tmp_path: P
         np.testing.assert_array_equal(lazy.compute(), values)
 
 
-def test_chunk_rows_of_any_tile_can_be_cut_evenly() -> None:
+def test_choose_chunk_rows_of_any_tile_has_divisors() -> None:
     for tile_bytes in (1, 9, 256, 400, 576, 640, 768, 784, 3072, 1 << 20, 5 << 20):
-        rows = writer_module.chunk_rows(tile_bytes)
+        rows = writer_module.choose_chunk_rows(tile_bytes)
         assert max(1, 0.93 * (4 << 20) / tile_bytes - 1) <= rows <= max(1, (4 << 20) / tile_bytes)
         for k in (1, 5, 256, 3000):
-            part = part_rows(rows, 8 * k, alone=False)
+            part = choose_part_rows(rows, 8 * k, alone=False)
             assert rows % part == 0
             assert part * 8 * k <= 6 << 20
             assert part == rows or part * 8 * k >= 1 << 20
-    # What one task writes need not: a number of tiles may be prime.
-    assert [part_rows(16_381, 8 * k, alone=True) for k in (5, 1000)] == [16_381, 524]
+    # The rows of a single task may be prime.
+    assert [choose_part_rows(16_381, 8 * k, alone=True) for k in (5, 1000)] == [16_381, 524]
 
 
 def test_create_store_of_rgb_images_has_bands(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_store_attributes_describe_images_and_arrays(images: Path, tmp_path: Pat
         assert [codec["name"] for codec in array["codecs"]] == ["bytes", "crc32c"]
 
 
-def test_create_store_of_blank_tiles_writes_their_chunk(tmp_path: Path) -> None:
-    """A chunk left out reads as zeros, and could not be told from one that was lost."""
+def test_create_store_of_blank_tiles_writes_all_chunks(tmp_path: Path) -> None:
+    """Zarr reads a missing chunk as zeros, so a lost chunk would not be noticed."""
     (tmp_path / "blank").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "blank" / "a.png")
     daskkm.create_store(tmp_path / "blank", tmp_path / "t.zarr", tile=(8, 8))
@@ -156,7 +156,7 @@ OTHER_CONTENT: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "remove": (remove, {"tile": 8}, r"1 image removed \(s_10\.png\)\."),
     "rename": (rename, {}, r"1 image added \(s_3\.png\), 1 image removed \(s_10\.png\)\."),
     "add": (add, {}, r"5 images added \(s_3\.png, s_4\.png, s_5\.png, …\)\."),
-    "tile": (nothing, {"tile": (8, 4)}, r"for: tiles of 8 x 8, not 8 x 4\."),
+    "tile": (nothing, {"tile": (8, 4)}, r"content: tiles of 8 x 8, not 8 x 4\."),
     "both": (edit, {"tile": 4}, r"changed \(s_10\.png\), tiles of 8 x 8, not 4 x 4\."),
 }
 
@@ -177,10 +177,10 @@ def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
     change(images)
     with monkeypatch.context() as patched:
         patched.setattr(pillow, "read_image", None)  # no image is decoded
-        patched.setattr(pillow, "image_shape", None)
+        patched.setattr(pillow, "read_shape", None)
         with pytest.raises(StoreError, match=said) as refused:
             daskkm.create_store(images, path, **asked)
-    assert f"{path}: the store differs" in str(refused.value)
+    assert f"{path}: the store has other content" in str(refused.value)
     assert "which deletes its labels/3, labels/12, distances/12" in str(refused.value)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
@@ -197,7 +197,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_ingest_without_a_size_keeps_that_of_the_store(images: Path, tmp_path: Path) -> None:
+def test_ingest_without_tile_keeps_size_of_the_store(images: Path, tmp_path: Path) -> None:
     daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 4))
     files = contents(tmp_path / "t.zarr")
     assert daskkm.create_store(images, tmp_path / "t.zarr").tile == (8, 4)
@@ -227,12 +227,14 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
     files = contents(path)
-    with pytest.raises(StoreError, match="or overwrite it, which deletes its labels/3") as refused:
+    with pytest.raises(
+        StoreError, match="or overwrite the store, which deletes its labels/3"
+    ) as refused:
         daskkm.create_store(images, path, tile=8)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
     if file == "zarr.json":
-        said = r"t\.zarr: .*size of its tiles not known\. Give daskkm\.create_store a size"
+        said = r"t\.zarr: .*size of tiles is unknown\. Ingest the images with a given size of tiles"
         with pytest.raises(StoreError, match=said) as refused:
             daskkm.create_store(images, path, overwrite=True)
         assert refused.value.options == ("tile",)
@@ -245,20 +247,22 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
 
 
 @pytest.mark.faults
-def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
+def test_ingest_during_another_commit_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other = tmp_path / "t.zarr", tmp_path / "other.zarr"
     daskkm.create_store(images, other, tile=8)
-    shape = pillow.image_shape
+    shape = pillow.read_shape
 
     def meanwhile(image: Path) -> tuple[int, ...]:
         if other.exists():
             other.rename(path)
         return shape(image)
 
-    monkeypatch.setattr(pillow, "image_shape", meanwhile)
-    with pytest.raises(StoreError, match=r"t\.zarr: a store is there now\. Run this again$"):
+    monkeypatch.setattr(pillow, "read_shape", meanwhile)
+    with pytest.raises(
+        StoreError, match=r"t\.zarr: another run has written a store\. Ingest the images again$"
+    ):
         daskkm.create_store(images, path, tile=4)
     assert daskkm.open_store(path).tile == (8, 8)
 
@@ -270,8 +274,8 @@ def test_ingest_where_another_run_puts_a_store_meanwhile_is_refused(
 def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, order: tuple[int, ...]
 ) -> None:
-    """Of images, which would give tiles of one the name of another, and of files left out."""
-    monkeypatch.setattr(writer_module, "_NOTES", 1000)
+    """The order of skipped files matters too."""
+    monkeypatch.setattr(writer_module, "_MAX_SAVES", 1000)
     names = ["c.png", "a.png", "bad.png", "also_bad.png"]
     for i, name in enumerate(names):
         if i < 2:
@@ -298,25 +302,25 @@ def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
     fresh = daskkm.create_store(others, tmp_path / "fresh.zarr", **settings)
     assert (after.images, after.skipped) == (fresh.images, fresh.skipped)
     np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
-    # The same order of images, and of files left out, is the same store.
+    # The order among images, and among skipped files, decides.
     among = [others[2], *others[:2], *others[3:]] if order[2:] == (2, 3) else others
     assert daskkm.create_store(among, path, **settings).digest == after.digest
 
 
 def settle(images: Path, seconds: int = 1000) -> None:
-    """Date files so far back that no later change can have the same time."""
+    """Set old times, which no later change can have."""
     for path in images.iterdir():
         os.utime(path, (seconds, seconds))
 
 
 def replace_bytes(path: Path, when: int) -> None:
-    """Write other bytes of the same number, at a time in seconds."""
+    """Replace the bytes of a file, keep its size, and set its time in seconds."""
     path.write_bytes(bytes(path.stat().st_size))
     os.utime(path, (when, when))
 
 
 @pytest.mark.faults
-def test_ingest_of_unchanged_images_reads_none(
+def test_ingest_of_unchanged_images_reads_no_image(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (images / "text.png").write_text("not an image")
@@ -324,22 +328,22 @@ def test_ingest_of_unchanged_images_reads_none(
     settings: Any = {"tile": 8, "on_bad": "skip"}
     daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     read: list[str] = []
-    identity = records.identity
+    identity = records.read_identity
 
     def noted(path: Path) -> tuple[int, str]:
         read.append(path.name)
         return identity(path)
 
-    monkeypatch.setattr(records, "identity", noted)
+    monkeypatch.setattr(records, "read_identity", noted)
     files = contents(tmp_path / "t.zarr")
     daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     assert read == []
-    # One that is only dated anew is compared, and is the same.
+    # A file with another time only is read, and is unchanged.
     os.utime(images / "s_2.png", (2000, 2000))
     daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     assert read == ["s_2.png"]
     assert contents(tmp_path / "t.zarr") == files
-    # One of another size is not.
+    # A file of another size is not read.
     (images / "s_2.png").write_bytes(b"")
     with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
         daskkm.create_store(images, tmp_path / "t.zarr", **settings)
@@ -350,7 +354,7 @@ def test_ingest_of_unchanged_images_reads_none(
 @pytest.mark.parametrize("name", ["s_1.png", "bad.png"])
 @pytest.mark.parametrize("state", ["complete", "partial"])
 @override(chunk_bytes=64)
-def test_ingest_of_an_image_changed_to_the_same_size_is_refused(
+def test_ingest_of_changed_image_of_same_size_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: str
 ) -> None:
     (images / "bad.png").write_text("not an image")
@@ -372,11 +376,9 @@ def test_ingest_of_an_image_changed_to_the_same_size_is_refused(
 
 
 @pytest.mark.faults
-def test_ingest_compares_bytes_where_a_change_could_have_the_same_time(
-    images: Path, tmp_path: Path
-) -> None:
-    """As where a file is written again within a tick of the file system's clock."""
-    now = time.time() + 100  # this test takes less
+def test_ingest_of_recent_images_compares_bytes(images: Path, tmp_path: Path) -> None:
+    """A file may change again within a tick of the file system clock."""
+    now = time.time() + 100  # later than the end of this test
     for path in images.iterdir():
         os.utime(path, (now, now))
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
@@ -391,10 +393,10 @@ def test_ingest_compares_bytes_where_a_change_could_have_the_same_time(
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["frame.bmp", "bad.bmp"])
 @pytest.mark.parametrize("seconds", [0, 1000])
-def test_ingest_of_other_images_of_the_same_name_size_and_time_is_refused(
+def test_ingest_of_other_images_of_same_name_size_and_time_is_refused(
     tmp_path: Path, name: str, seconds: int
 ) -> None:
-    """As archives unpack them, or copies that keep the time."""
+    """Archives and copies can keep the modification time."""
     for value, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()
         Image.new("L", (16, 16), value).save(tmp_path / folder / "frame.bmp")
@@ -402,7 +404,7 @@ def test_ingest_of_other_images_of_the_same_name_size_and_time_is_refused(
         if name == "bad.bmp":
             Image.new("L", (16, 16)).save(tmp_path / folder / "frame.bmp")
         settle(tmp_path / folder, seconds)
-    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with the time
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # keeps the times
     settings: Any = {"tile": 8, "on_bad": "skip"}
     store = daskkm.create_store(tmp_path / "a", tmp_path / "t.zarr", **settings)
     same = daskkm.create_store(tmp_path / "copy", tmp_path / "t.zarr", **settings)
@@ -416,7 +418,7 @@ def test_image_record_without_times_compares_bytes(images: Path, tmp_path: Path)
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
     assert [image.mtime_ns for image in store.images] == [1000 * 10**9] * 3
     for image in store.images:
-        old = ImageRecord.from_json(image.content)  # as earlier stores have it
+        old = ImageRecord.from_json(image.content)  # a record without times
         assert old == image
         assert (old.mtime_ns, old.ctime_ns) == (None, None)
         assert old.is_file(images / image.name)
@@ -424,13 +426,11 @@ def test_image_record_without_times_compares_bytes(images: Path, tmp_path: Path)
         assert not old.is_file(images / image.name)
 
 
-def test_create_store_of_a_damaged_image_leaves_the_earlier_store(
-    images: Path, tmp_path: Path
-) -> None:
+def test_create_store_of_damaged_image_keeps_older_store(images: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.zarr"
     before = daskkm.create_store(images, path, tile=(8, 8)).features().compute()
     whole = (images / "s_10.png").read_bytes()
-    (images / "s_10.png").write_bytes(whole[:500])  # its header is sound
+    (images / "s_10.png").write_bytes(whole[:500])  # the header is intact
     for place in (path, tmp_path / "new.zarr"):
         with pytest.raises(ImageError, match=r"s_10\.png"):
             daskkm.create_store(images, place, tile=(8, 8), overwrite=True)
@@ -442,7 +442,7 @@ def test_create_store_of_a_damaged_image_leaves_the_earlier_store(
     assert len(daskkm.create_store(images, tmp_path / "new.zarr", tile=(8, 8))) == 30
 
 
-def test_open_store_that_is_not_complete_is_refused(images: Path, tmp_path: Path) -> None:
+def test_open_store_of_incomplete_store_is_refused(images: Path, tmp_path: Path) -> None:
     daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8))
     zarr_nodes.write_attributes(tmp_path / "t.zarr", STORE, {}, complete=False)
     with pytest.raises(StoreError, match=r"not complete\. Ingest the images again"):
@@ -450,9 +450,7 @@ def test_open_store_that_is_not_complete_is_refused(images: Path, tmp_path: Path
     assert len(daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8), overwrite=True)) == 30
 
 
-def test_create_store_through_a_link_replaces_the_store_not_the_link(
-    images: Path, tmp_path: Path
-) -> None:
+def test_create_store_through_link_keeps_the_link(images: Path, tmp_path: Path) -> None:
     (tmp_path / "link.zarr").symlink_to(tmp_path / "disk.zarr")
     daskkm.create_store(images, tmp_path / "link.zarr", tile=(8, 8))
     (images / "s_10.png").unlink()
@@ -465,7 +463,7 @@ def test_create_store_through_a_link_replaces_the_store_not_the_link(
     "key",
     [5, -1, (5, 6), slice(5, 5), slice(None, None, -3), ([3, 29, 3],), (slice(2, 9), slice(1, 4))],
 )
-def test_features_by_any_index_are_those_of_numpy(images: Path, tmp_path: Path, key: Any) -> None:
+def test_features_by_any_index_agree_with_numpy(images: Path, tmp_path: Path, key: Any) -> None:
     X = daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8)).features()
     np.testing.assert_array_equal(X[key].compute(), X.compute()[key])
 
@@ -478,12 +476,12 @@ def test_create_store_of_bad_images_writes_nothing(images: Path, tmp_path: Path)
             daskkm.create_store(images, store, tile)
         assert not store.exists()
 
-    refused(r"s_1\.png: its 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
-    refused("0 x 8 pixels holds nothing", (0, 8))
+    refused(r"s_1\.png: 24 x 32 pixels hold no whole tile of 30 x 8", (30, 8))
+    refused("0 x 8 pixels is empty", (0, 8))
     for tile in ("16", (8.5, 8), (8, 8, 3), True, False, (True, 8), (8, np.True_)):
         refused("is not a size. Give height and width in pixels", tile)
     Image.new("RGB", (8, 8)).save(images / "s_3.png")
-    refused(r"s_3\.png: it is RGB while the other images are greyscale")
+    refused(r"s_3\.png: RGB, while the other images are greyscale")
     (images / "s_3.png").write_text("text")
     refused(r"s_3\.png: not an image")
 
@@ -511,17 +509,17 @@ def test_create_store_over_other_content_is_refused(
             (path / "zarr.json").write_text("{")
         (path / "notes.txt").write_text("precious")
     before = sorted(path.rglob("*"))
-    with pytest.raises(StoreError, match="not a store of daskkm's to be replaced"):
+    with pytest.raises(StoreError, match="not a store that daskkm may replace"):
         daskkm.create_store(images, path, tile=4, overwrite=True)
     assert path.exists()
     assert sorted(path.rglob("*")) == before
 
 
-def test_open_store_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_open_store_of_other_content_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"none\.zarr: the store does not exist\. Ingest"):
         daskkm.open_store(tmp_path / "none.zarr")
     zarr.create_group(tmp_path / "other.zarr")
-    with pytest.raises(StoreError, match=r"not a store \(it is not of daskkm\)\. Name a store"):
+    with pytest.raises(StoreError, match=r"not a store \(no attributes of daskkm\)\. Name a store"):
         daskkm.open_store(tmp_path / "other.zarr")
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
@@ -532,7 +530,7 @@ def test_open_store_of_something_else_is_refused(tmp_path: Path) -> None:
         daskkm.open_store(tmp_path / "file")
 
 
-def test_create_store_where_a_file_appears_meanwhile_is_refused(
+def test_create_store_over_new_file_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t.zarr"
@@ -544,16 +542,16 @@ def test_create_store_where_a_file_appears_meanwhile_is_refused(
         return read(image, tile)
 
     monkeypatch.setattr(pillow, "read_image", meanwhile)
-    with pytest.raises(StoreError, match=r"it holds thesis\.tex"):
+    with pytest.raises(StoreError, match=r"the folder holds thesis\.tex"):
         daskkm.create_store(images, path, tile=8)
     assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
     (path / "thesis.tex").unlink()
-    monkeypatch.setattr(pillow, "read_image", None)  # all of it is beside its place
+    monkeypatch.setattr(pillow, "read_image", None)  # the partial store is complete
     assert len(daskkm.create_store(images, path, tile=8)) == 30
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pictures", "t.zarr"]
 
 
-def test_create_store_in_the_current_folder_or_a_loop_is_refused(
+def test_create_store_in_current_folder_or_link_loop_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -565,7 +563,7 @@ def test_create_store_in_the_current_folder_or_a_loop_is_refused(
         daskkm.create_store(images, tmp_path / "loop", tile=8)
 
 
-def test_open_writer_of_fewer_tiles_than_announced_holds_those_written(tmp_path: Path) -> None:
+def test_open_writer_of_fewer_tiles_commits_a_smaller_store(tmp_path: Path) -> None:
     image = ImageRecord("a", 1, "", (8, 8), (0, 0))
     with open_writer(tmp_path / "t.zarr", 2, (8, 8), ()) as writer:
         writer.append(image, np.full((1, 8, 8), 7, np.uint8))
@@ -584,13 +582,13 @@ def test_sample_images_have_blank_tiles_at_known_places(digits: daskkm.TileStore
     assert set(where["row"][blank]) == set(range(12, 34))
 
 
-def test_create_store_of_even_images_warns_of_nothing(images: Path, tmp_path: Path) -> None:
+def test_create_store_of_even_images_does_not_warn(images: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8))
 
 
-def test_features_changed_in_place_are_fitted_as_changed(
+def test_features_changed_in_place_are_fitted_after_the_change(
     digits: daskkm.TileStore,
 ) -> None:
     X = digits.features()

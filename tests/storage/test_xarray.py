@@ -1,4 +1,4 @@
-"""Stores and models in xarray and zarr: whole, by names of dimensions, without a warning."""
+"""Test that xarray and zarr open stores and models, with dimension names, without a warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["L", "RGB"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> daskkm.TileStore:
-    """Twelve tiles with labels."""
+    """Return a store of twelve tiles with labels and distances."""
     (tmp_path / "images").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     Image.fromarray(pixels).convert(request.param).save(tmp_path / "images" / "a.png")
@@ -66,7 +66,7 @@ def test_model_in_xarray_has_clusters_and_features(
     )
 
 
-def test_consolidated_metadata_of_a_store_is_that_of_its_arrays(store: daskkm.TileStore) -> None:
+def test_consolidated_metadata_of_store_matches_arrays(store: daskkm.TileStore) -> None:
     document = json.loads((store.path / "zarr.json").read_bytes())
     copies = document[metadata.CONSOLIDATED]["metadata"]
     assert set(copies) == {"tiles", "image", "row", "col"}

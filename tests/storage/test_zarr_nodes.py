@@ -1,4 +1,4 @@
-"""Groups and arrays: complete, of their kind and as they were written, or an error."""
+"""Test that groups and arrays are complete, intact and of the right kind, or an error is raised."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def create(path: Path, n: int, dtype: str) -> zarr.Array[Any]:
 def read(path: Path) -> list[int]:
     group, attributes = zarr_nodes.open_node(path, KIND)
     array = group["odds"]
-    return zarr_nodes.read(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
+    return zarr_nodes.read_rows(array, 0, attributes["n"], KIND).tolist()  # type: ignore[no-any-return]
 
 
-def test_open_node_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
+def test_open_node_of_missing_node_gives_a_hint(tmp_path: Path) -> None:
     write(tmp_path / "odds.zarr", [1])
     with pytest.raises(OddError) as caught:
         zarr_nodes.open_node(tmp_path / "oods.zarr", KIND)
@@ -68,7 +68,7 @@ def test_open_node_of_another_kind_or_format_is_refused(
     with pytest.raises(OddError, match=r"not a heap of odds .*kind is even, not odd"):
         zarr_nodes.open_node(tmp_path / "even", KIND)
     zarr.create_group(tmp_path / "group")
-    with pytest.raises(OddError, match=r"not a heap of odds \(it is not of daskkm\)"):
+    with pytest.raises(OddError, match=r"not a heap of odds \(no attributes of daskkm\)"):
         zarr_nodes.open_node(tmp_path / "group", KIND)
     write(tmp_path / "h", [1])
     monkeypatch.setattr(zarr_nodes, "FORMAT", 9)
@@ -82,16 +82,16 @@ def test_open_node_with_damaged_metadata_is_refused(tmp_path: Path) -> None:
     whole = file.read_text()
     for text, problem in (
         ("{", "metadata cannot be read .*begin anew"),
-        ("[]", "not of daskkm"),
-        (whole.replace('"n": 1', '"n": 2'), "metadata is not what was written"),
+        ("[]", "no attributes of daskkm"),
+        (whole.replace('"n": 1', '"n": 2'), "metadata is damaged"),
     ):
         file.write_text(text)
         with pytest.raises(OddError, match=f"h: .*{problem}"):
             zarr_nodes.open_node(tmp_path / "h", KIND)
 
 
-def test_array_of_zeros_through_a_pickle_is_written_chunk_by_chunk(tmp_path: Path) -> None:
-    """A chunk left out reads as zeros, and could not be told from one that was lost."""
+def test_array_of_zeros_through_pickle_writes_all_chunks(tmp_path: Path) -> None:
+    """Zarr reads a missing chunk as zeros, so a lost chunk would not be noticed."""
     array = create(tmp_path / "a", 3, "uint8")
     with pytest.raises(OddError, match=r"a: odd of odds 0 to 1 cannot be read .*Restore"):
         zarr_nodes.check_chunks(array, KIND)
@@ -99,21 +99,21 @@ def test_array_of_zeros_through_a_pickle_is_written_chunk_by_chunk(tmp_path: Pat
     there[:2] = 0
     there[2:] = 0
     zarr_nodes.check_chunks(array, KIND)
-    assert zarr_nodes.read(array, 0, 3, KIND).tolist() == [0, 0, 0]
+    assert zarr_nodes.read_rows(array, 0, 3, KIND).tolist() == [0, 0, 0]
     (tmp_path / "a" / "c" / "1").unlink()
-    assert zarr_nodes.read(array, 0, 2, KIND).tolist() == [0, 0]
+    assert zarr_nodes.read_rows(array, 0, 2, KIND).tolist() == [0, 0]
     with pytest.raises(OddError, match="odds 2 to 2 cannot be read"):
-        zarr_nodes.read(array, 2, 3, KIND)
+        zarr_nodes.read_rows(array, 2, 3, KIND)
 
 
-def test_stream_reads_chunks_into_the_same_memory(tmp_path: Path) -> None:
+def test_stream_chunks_of_array_reuses_one_buffer(tmp_path: Path) -> None:
     array = create(tmp_path / "a", 5, "int32")
     array[:] = np.arange(5, dtype=np.int32)
     values, places = [], set()
-    for chunk in zarr_nodes.stream(array, 0, 5, KIND):
+    for chunk in zarr_nodes.stream_chunks(array, 0, 5, KIND):
         values += chunk.tolist()
         places.add(chunk.__array_interface__["data"][0])
         assert not chunk.flags.writeable
     assert values == [0, 1, 2, 3, 4]
     assert len(places) == 1
-    assert chunks.read(array, 1, 4).tolist() == [1, 2, 3]
+    assert chunks.read_rows(array, 1, 4).tolist() == [1, 2, 3]
