@@ -414,7 +414,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
                     f"1 is required by {type(self).__name__}."
                 )
                 raise FitError(msg)
-            names = inputs.columns(X)  # scikit-learn knows those of data frames
+            names = inputs.empty_frame(X)  # scikit-learn knows those of data frames
             known = tiles.array if names is None else names
             validate_data(self, known, reset=reset, skip_check_array=True)
             return tiles

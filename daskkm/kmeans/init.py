@@ -19,7 +19,7 @@ from daskkm.passes.runner import PassRunner
 from daskkm.passes.sampling import is_in_memory, sample_indices, sample_size
 from daskkm.passes.scheduler import workers
 from daskkm.passes.seeds import init_function_state
-from daskkm.passes.tiles import sending
+from daskkm.passes.tiles import hide_send_warnings
 from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _from_function(runner: PassRunner, options: FitOptions) -> Initial:
     for k in options.ks:
         for restart in range(options.n_init):
             state = init_function_state(options.seed, k, restart)
-            given = options.init(runner.tiles.given, k, random_state=state)
+            given = options.init(runner.tiles.source, k, random_state=state)
             initial[k, restart] = as_centroids(given, k, runner.shape[1])
     return initial
 
@@ -231,7 +231,7 @@ def _best_on_sample(
         # Blocks travel in the graph: if they are lost with a worker, they are sent again.
         length = len(stage.tiles) // sizes.sample_blocks + 1
         X = arrays.as_arrays(stage.tiles, length * stage.tiles[:1].nbytes)
-        with sending(stage.tiles):
+        with hide_send_warnings(stage.tiles):
             cached = PassRunner(
                 X, stage.weights, scheduler=runner.in_memory_scheduler, cache="always"
             )
@@ -252,14 +252,14 @@ def _from_candidates(
         candidates = Candidates(runner.draw_first(1, seed), rounds=0)
         recorder.record(seeding=candidates)
     if candidates.weights is None:
-        rounds = runner.rounds()
+        rounds = runner.start_rounds()
         candidates = kmeans_parallel.draw_candidates(
             candidates,
             options.k_max,
-            lambda tiles, n_draws, step: runner.draw(rounds, tiles, n_draws, seed, step),
+            lambda tiles, n_draws, step: rounds.draw(tiles, n_draws, seed, step),
             lambda candidates: recorder.record(seeding=candidates),
         )
-        candidates = candidates._replace(weights=runner.weigh(rounds, candidates.tiles))
+        candidates = candidates._replace(weights=rounds.weigh(candidates.tiles))
         recorder.record(seeding=candidates)
     drawn = _draw_in_memory(candidates, options, "k-means++", recorder)
     here = PassRunner(candidates.tiles, candidates.weights, scheduler=runner.in_memory_scheduler)

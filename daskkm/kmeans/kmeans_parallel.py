@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from daskkm.passes.sampling import Drawn
+    from daskkm.passes.sampling import DrawnTiles
 
     #: (candidates so far, tiles to draw, round) to the drawn tiles: one pass.
-    Draw = Callable[[NDArray[Any], int, int], Drawn]
+    Draw = Callable[[NDArray[Any], int, int], DrawnTiles]
 
 ROUNDS = 5
 # Candidates a round for each centroid of the largest k. Above _MANY candidates a round, _LEAST of

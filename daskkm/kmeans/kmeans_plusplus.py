@@ -216,17 +216,17 @@ def draw_in_passes(
     """
     if k == 1:
         return [trial.candidates for trial in trials]
-    for step in range(len(trials[0].chosen) + 1, k + 1):
+    for step in range(len(trials[0].centroids) + 1, k + 1):
         n_draws = n_candidates(step) if step < k else 0
         outcomes = try_candidates(trials, n_draws, step)
         trials = [_choose(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
         on_trials(trials)
-    return [trial.chosen for trial in trials]
+    return [trial.centroids for trial in trials]
 
 
 def _choose(trial: Trial, outcome: Outcome) -> Trial:
     """Choose the candidate of the least potential; return the trial of the next centroid."""
     best = int(np.argmin(outcome.potentials))
     chosen = trial.candidates[best : best + 1]
-    drawn = outcome.drawn[best].tiles.astype(np.float64)
-    return Trial(np.vstack([trial.chosen, chosen]), drawn if len(drawn) else chosen)
+    drawn = outcome.next_candidates[best].tiles.astype(np.float64)
+    return Trial(np.vstack([trial.centroids, chosen]), drawn if len(drawn) else chosen)

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from daskkm.passes.statistics import Farthest
+    from daskkm.passes.statistics import FarthestTiles
 
     #: One pass: (stack, offsets, models) to the statistics of each centroid, (sum of k).
     Measure = Callable[[NDArray[np.float64], NDArray[np.intp], Sequence[int]], Statistics]
     #: One pass: (stack, offsets, tiles wanted for each model) to the tiles farthest from their own
-    #: centroid, one `Farthest` a model.
+    #: centroid, one `FarthestTiles` a model.
     FindFarthest = Callable[
-        [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence[Farthest]
+        [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence[FarthestTiles]
     ]
 
 # Share of a cluster's weight that is the rounding of fractional weights.
@@ -218,7 +218,7 @@ def _fill_empty_clusters(
     ]
 
 
-def relocate(statistics: Statistics, farthest: Farthest) -> Statistics:
+def relocate(statistics: Statistics, farthest: FarthestTiles) -> Statistics:
     """Move the farthest tiles from their clusters to the empty ones, in order of both.
 
     Returns

@@ -13,7 +13,7 @@ import numpy as np
 from daskkm.errors import FitError, ModelError, ParameterError
 from daskkm.parameters import as_array
 from daskkm.passes import prediction, scheduler
-from daskkm.passes.tiles import Tiles, sending
+from daskkm.passes.tiles import Tiles, hide_send_warnings
 from daskkm.storage import locations
 
 if TYPE_CHECKING:
@@ -339,5 +339,5 @@ def _as_given(tiles: Tiles, lazy: da.Array) -> Any:
     """Return a result for each tile: in memory if the tiles are."""
     if tiles.is_lazy:
         return lazy
-    with sending(tiles.given):
+    with hide_send_warnings(tiles.source):
         return scheduler.compute(lazy)[0]

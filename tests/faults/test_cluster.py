@@ -233,7 +233,7 @@ def test_fit_whose_scheduler_freezes_raises(
     ("number", "message"),
     [
         (signal.SIGSTOP, "the scheduler has not answered for 5 s. See"),
-        (signal.SIGKILL, "the connection to the scheduler was lost. Start it"),
+        (signal.SIGKILL, "the connection to the scheduler was lost. Start a scheduler"),
     ],
 )
 def test_connect_whose_scheduler_freezes_or_dies_raises(
@@ -277,7 +277,7 @@ def test_fit_whose_client_has_closed_itself_raises(
             main.send(signal.SIGKILL)
             until(lambda: client.status == "closed")
 
-        message = f"^{address}: the connection to the scheduler was lost. Start it, and run again"
+        message = f"^{address}: the connection to the scheduler was lost. Start a scheduler again"
         with pytest.raises(SchedulerError, match=message):
             fit(digits, once_iterations_began(kill))
         if ours:

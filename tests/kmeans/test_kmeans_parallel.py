@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskkm.kmeans.kmeans_parallel import ROUNDS, Candidates, draw_candidates, n_candidates
-from daskkm.passes.sampling import Drawn
+from daskkm.passes.sampling import DrawnTiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def draw(tiles: NDArray[Any], n_draws: int, step: int) -> Drawn:
+def draw(tiles: NDArray[Any], n_draws: int, step: int) -> DrawnTiles:
     """Draw tiles that tell the round and the number of candidates before it."""
     values = np.array([[step, len(tiles)]] * n_draws)
-    return Drawn(np.ones(n_draws), np.arange(n_draws), values)
+    return DrawnTiles(np.ones(n_draws), np.arange(n_draws), values)
 
 
 def test_n_candidates_is_10_k_but_no_more_than_4000_or_2_and_a_half_k() -> None:

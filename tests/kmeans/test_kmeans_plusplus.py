@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from daskkm.kmeans import kmeans_plusplus
 from daskkm.kmeans.kmeans_plusplus import distinct_tiles, draw_in_memory, draw_plusplus
 from daskkm.passes.draws import Outcome, Trial
-from daskkm.passes.sampling import Drawn
+from daskkm.passes.sampling import DrawnTiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +143,7 @@ def line_trials(trials: Sequence[Trial], n_draws: int, step: int) -> list[Outcom
             for candidate in candidates
         ]
         indices = np.arange(step, step + n_draws)
-        drawn = Drawn(np.ones(n_draws), indices, tiles[indices][:, None])
+        drawn = DrawnTiles(np.ones(n_draws), indices, tiles[indices][:, None])
         outcomes.append(Outcome(potentials, [drawn] * len(candidates)))
     return outcomes
 
@@ -170,7 +170,7 @@ def test_draw_in_passes_chooses_the_candidate_of_least_potential() -> None:
 
 def test_draw_in_passes_of_identical_tiles_repeats_the_last() -> None:
     def none_left(trials: Sequence[Trial], n_draws: int, step: int) -> list[Outcome]:
-        none = Drawn(np.empty(0), np.empty(0, int), np.empty((0, 1)))
+        none = DrawnTiles(np.empty(0), np.empty(0, int), np.empty((0, 1)))
         return [
             Outcome([0.0] * len(candidates), [none] * len(candidates)) for _, candidates in trials
         ]
