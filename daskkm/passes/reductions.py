@@ -8,7 +8,7 @@ centroids or empty clusters need the tile.
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -175,14 +175,11 @@ def _map_objects(
 
 def _merge_tree(parts: da.Array, merge: Callable[[list[Any]], Any], name: str) -> da.Array:
     """Return the objects of all blocks, merged by a tree into one object, lazily."""
-
-    def merge_node(results: Any, **_: Any) -> Any:
-        return merge(results) if isinstance(results, list) else results
-
+    # Not closures: dask would pickle them to find a name.
     return da.reduction(
         parts,
-        lambda results, **_: results,
-        merge_node,
+        _keep_results,
+        partial(_merge_node, merge=merge),
         axis=0,
         split_every=sizes.fan_in,
         concatenate=False,
@@ -190,6 +187,14 @@ def _merge_tree(parts: da.Array, merge: Callable[[list[Any]], Any], name: str) -
         name=f"{name}-merge",
         meta=np.empty(0, object),
     )
+
+
+def _keep_results(results: Any, **_: Any) -> Any:
+    return results
+
+
+def _merge_node(results: Any, merge: Callable[[list[Any]], Any], **_: Any) -> Any:
+    return merge(results) if isinstance(results, list) else results
 
 
 def _merge_pieces(
