@@ -41,7 +41,7 @@ def lloyds(
 
     def work() -> Outcome:
         before = runner.passes
-        last = lloyd.iterate(list(starts.values()), runner.measure, runner.farthest, **stop)
+        last = lloyd.iterate(list(starts.values()), runner.measure, runner.find_farthest, **stop)
         ends = [last[i] for i in range(len(starts))]
         said = {
             "iterations": [end.iteration for end in ends],

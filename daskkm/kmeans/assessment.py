@@ -18,7 +18,7 @@ from daskkm.kmeans.metrics import Quality
 from daskkm.kmeans.model import fitted_model
 from daskkm.passes import inputs, scheduler
 from daskkm.passes.runner import PassRunner
-from daskkm.passes.tiles import sending
+from daskkm.passes.tiles import compute_chunk_sizes, hide_send_warnings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -196,11 +196,11 @@ def _as_classes(values: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | 
     """
     if values is None:
         return np.empty(0, int), None
-    classes = inputs.column(values, "classes")
+    classes = inputs.as_column(values, "classes")
     if not isinstance(classes, da.Array):
         classes = da.from_array(classes, chunks=-1)
     if classes.ndim == 1 and np.isnan(classes.shape[0]):
-        classes = scheduler.compute_chunk_sizes(classes)
+        classes = compute_chunk_sizes(classes)
     n = tiles.shape[0]
     if classes.shape != (n,) or classes.dtype.kind not in "iu":
         msg = (
@@ -208,7 +208,7 @@ def _as_classes(values: Any, tiles: da.Array) -> tuple[NDArray[Any], da.Array | 
             "Give each tile one integer"
         )
         raise FitError(msg)
-    with sending(values):
+    with hide_send_warnings(values):
         (classes,) = scheduler.persist(classes)  # to send classes once
     names = np.asarray(*scheduler.compute(da.unique(classes)))
     if names[0] < 0:

@@ -173,7 +173,7 @@ def _arrays_of_seeding(seeding: Seeding | None) -> Arrays:
         return arrays
     trials = seeding or ()
     return {
-        "chosen": np.array([trial.chosen for trial in trials]),
+        "chosen": np.array([trial.centroids for trial in trials]),
         "candidates": np.concatenate([trial.candidates for trial in trials]),
         "counts": np.array([len(trial.candidates) for trial in trials]),
     }

@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from daskkm.errors import ModelError, ParameterError
+from daskkm.errors import FitError, ModelError, ParameterError
 from daskkm.kernels.dtypes import SUPPORTED_DTYPES, check_finite
 from daskkm.kmeans.model import FittedModel, load_saved
 from daskkm.kmeans.options import FitOptions
@@ -353,7 +353,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         array = inputs.recognize(X)
         if inputs.is_lazy(array) or MappedFile.of(array):  # scikit-learn's check reads all tiles
             tiles = Tiles.of(array)
-            names = inputs.columns(X)
+            if tiles.array.shape[0] == 0:
+                msg = (
+                    f"Found array with 0 sample(s) (shape={tiles.array.shape}) while a minimum of "
+                    f"1 is required by {type(self).__name__}."
+                )
+                raise FitError(msg)
+            names = inputs.empty_frame(X)  # scikit-learn knows those of data frames
             known = tiles.array if names is None else names
             validate_data(self, known, reset=reset, skip_check_array=True)
             return tiles

@@ -44,7 +44,7 @@ def fit_models(
     lloyd.iterate(
         list(initial.values()),
         variance.measure,
-        runner.farthest,
+        runner.find_farthest,
         max_iter=max_iter,
         tol=tol,
         variance=variance,

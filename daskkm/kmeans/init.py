@@ -18,7 +18,7 @@ from daskkm.passes.runner import PassRunner
 from daskkm.passes.sampling import is_in_memory, sample_indices, sample_size
 from daskkm.passes.scheduler import workers
 from daskkm.passes.seeds import init_function_state
-from daskkm.passes.tiles import sending
+from daskkm.passes.tiles import hide_send_warnings
 from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _from_function(runner: PassRunner, options: FitOptions) -> Initial:
     for k in options.ks:
         for restart in range(options.n_init):
             state = init_function_state(options.seed, k, restart)
-            given = options.init(runner.tiles.given, k, random_state=state)
+            given = options.init(runner.tiles.source, k, random_state=state)
             initial[k, restart] = as_centroids(given, k, runner.shape[1])
     return initial
 
@@ -194,7 +194,7 @@ def _best_on_sample(
         # The graph holds the blocks, and sends blocks again that are lost with a worker.
         length = len(stage.tiles) // sizes.sample_blocks + 1
         X = arrays.as_arrays(stage.tiles, length * stage.tiles[:1].nbytes)
-        with sending(stage.tiles):
+        with hide_send_warnings(stage.tiles):
             cached = PassRunner(
                 X, stage.weights, scheduler=runner.in_memory_scheduler, cache="always"
             )

@@ -62,11 +62,11 @@ def draw_candidates(
         recorder.record(seeding=candidates)
     if candidates.weights is not None:
         return candidates
-    rounds, n_draws = runner.rounds(), _n_draws(options.k_max)
+    rounds, n_draws = runner.start_rounds(), _n_draws(options.k_max)
     for step in range(candidates.rounds + 1, ROUNDS + 1):
-        drawn = runner.draw(rounds, candidates.tiles, n_draws, options.seed, step)
+        drawn = rounds.draw(candidates.tiles, n_draws, options.seed, step)
         candidates = Candidates(np.concatenate([candidates.tiles, drawn.tiles]), step)
         recorder.record(seeding=candidates)
-    candidates = candidates._replace(weights=runner.weigh(rounds, candidates.tiles))
+    candidates = candidates._replace(weights=rounds.weigh(candidates.tiles))
     recorder.record(seeding=candidates)
     return candidates

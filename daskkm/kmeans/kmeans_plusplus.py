@@ -169,17 +169,17 @@ def draw_in_passes(
     k_max = options.k_max
     if k_max == 1:
         return {(1, restart): trial.candidates for restart, trial in enumerate(trials)}
-    for step in range(len(trials[0].chosen) + 1, k_max + 1):
+    for step in range(len(trials[0].centroids) + 1, k_max + 1):
         n_draws = n_candidates(step) if step < k_max else 0
         outcomes = runner.try_candidates(trials, n_draws, options.seed, step)
         trials = [_choose(trial, outcome) for trial, outcome in zip(trials, outcomes, strict=True)]
         recorder.record(seeding=trials)
-    return {(k, i): trial.chosen[:k] for k in options.ks for i, trial in enumerate(trials)}
+    return {(k, i): trial.centroids[:k] for k in options.ks for i, trial in enumerate(trials)}
 
 
 def _choose(trial: Trial, outcome: Outcome) -> Trial:
     """Choose the candidate of the least potential; return the trial of the next centroid."""
     best = int(np.argmin(outcome.potentials))
     chosen = trial.candidates[best : best + 1]
-    drawn = outcome.drawn[best].tiles.astype(np.float64)
-    return Trial(np.vstack([trial.chosen, chosen]), drawn if len(drawn) else chosen)
+    drawn = outcome.next_candidates[best].tiles.astype(np.float64)
+    return Trial(np.vstack([trial.centroids, chosen]), drawn if len(drawn) else chosen)

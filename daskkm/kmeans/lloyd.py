@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from daskkm.passes.statistics import Farthest
+    from daskkm.passes.statistics import FarthestTiles
 
     #: One pass: (stack, offsets, models) to the statistics of each centroid.
     Measure = Callable[[NDArray[np.float64], NDArray[np.intp], Sequence[int]], Statistics]
     #: One pass: (stack, offsets, number of tiles for each model) to the tiles of each model that
     #: are farthest from their own centroid.
     FindFarthest = Callable[
-        [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence[Farthest]
+        [NDArray[np.float64], NDArray[np.intp], Sequence[int]], Sequence[FarthestTiles]
     ]
 
 # Rounding of fractional weights, relative to the weight of the cluster.
@@ -217,7 +217,7 @@ def _fill_empty_clusters(
     ]
 
 
-def relocate(statistics: Statistics, farthest: Farthest) -> Statistics:
+def relocate(statistics: Statistics, farthest: FarthestTiles) -> Statistics:
     """Return statistics after a move of the farthest tiles to empty clusters, in order of both.
 
     Squares stay the same, because no update needs squares. Clusters stay empty if there are fewer

@@ -13,7 +13,7 @@ import numpy as np
 from daskkm.errors import FitError, ParameterError
 from daskkm.parameters import as_array
 from daskkm.passes import prediction, scheduler
-from daskkm.passes.tiles import Tiles, sending
+from daskkm.passes.tiles import Tiles, hide_send_warnings
 
 if TYPE_CHECKING:
     import os
@@ -232,7 +232,7 @@ class FittedModel:
         lazy = function(tiles.array, self.cluster_centers_)
         if tiles.is_lazy:
             return lazy
-        with sending(tiles.given):
+        with hide_send_warnings(tiles.source):
             return scheduler.compute(lazy)[0]
 
 

@@ -1,1 +1,1 @@
-"""Dask: any X to blocks of tiles, reductions over them, memory, schedulers."""
+"""Dask: blocks of tiles from any X, passes over tiles, memory, schedulers."""

@@ -1,4 +1,4 @@
-"""Connection to a Dask scheduler: one of this machine, or one that is running elsewhere."""
+"""Connection to a Dask scheduler: local, or remote."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _CLOSE_SECONDS = 3
 _ADDRESS = ("tcp://", "tls://")
-# Parameters of `connect`, as distributed calls them.
+# Names of parameters of `connect` in distributed.
 _TLS = {"tls_ca_file": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
 
 
 def check_name(name: str) -> str:
-    """Return the name of a scheduler; raise SchedulerError if it cannot be one."""
+    """Return the name of a scheduler; raise SchedulerError for an invalid name."""
     if name in ("local", "threads") or name.startswith(_ADDRESS) or Path(name).is_file():
         return name
     msg = (
@@ -36,7 +36,7 @@ def check_name(name: str) -> str:
 
 
 def check_reachable(name: str, **settings: Any) -> None:
-    """Check that a remote scheduler answers; raise SchedulerError if it does not."""
+    """Raise SchedulerError if a remote scheduler does not answer."""
     if name not in ("local", "threads"):
         _find(name, settings)
 
@@ -51,10 +51,10 @@ def connect(
     dashboard_address: str = "127.0.0.1:8787",
     **tls: str | None,
 ) -> Iterator[Client | None]:
-    """Connect to a scheduler and make its client the active one; close the client at the end.
+    """Connect to a scheduler and make the client the active client; close the client at the end.
 
-    "local" starts a scheduler on this machine, its worker in this process unless `workers` asks
-    for processes. "threads" uses dask's threads and yields None. Any other name is an address or a
+    "local" starts a scheduler on this machine, with a worker in this process or with `workers`
+    processes. "threads" uses dask's threads and yields None. Any other name is an address or a
     scheduler file, with the files `tls_ca_file`, `tls_cert` and `tls_key` for a tls:// address.
     """
     import dask
@@ -72,7 +72,7 @@ def connect(
         connection = _start_local(workers, threads, memory_limit or "auto", dashboard_address)
     else:
         connection = _connect_remote(name, tls)
-    # The stack of centroids travels in the graph; dask would warn of it at 10 MB.
+    # The stack of centroids travels in the graph; dask would warn above 10 MB.
     warn = {"distributed.admin.large-graph-warning-threshold": "1GB"}
     with dask.config.set(warn), connection as client, scheduler.activate(client):
         yield client
@@ -82,13 +82,13 @@ def connect(
 def _start_local(
     n_workers: int | None, threads: int, memory_limit: str, dashboard_address: str
 ) -> Iterator[Client]:
-    """Start a scheduler and workers on this machine, and stop them at the end."""
+    """Run a scheduler and workers on this machine within the context."""
     import dask
     from distributed import Client, LocalCluster
 
-    # Threads of this process keep all cores busy, as the kernel and the reads release the GIL,
-    # and they are ready sooner: a whole sweep of 5,610 digits takes 5.3 s this way and 8.5 s with
-    # two worker processes, which must each import everything (medians of runs in turn, 2 cores).
+    # Threads of this process keep all cores busy, because kernels and reads release the GIL. Worker
+    # processes import everything first: a sweep of 5,610 digits takes 8.5 s with two processes, and
+    # 5.3 s with threads (medians, 2 cores).
     layout = {"processes": False} if n_workers is None else {"host": "127.0.0.1"}
     host, _, port = dashboard_address.rpartition(":")
     host = host or "127.0.0.1"
@@ -105,7 +105,7 @@ def _start_local(
                     memory_limit=memory_limit,
                     dashboard_address=f"{host}:{port}",
                     worker_dashboard_address="127.0.0.1:0",  # else on all interfaces
-                    # The error of a failed task reaches the client; its log would be a second.
+                    # The error of a failed task reaches the client without the log.
                     silence_logs=logging.CRITICAL,
                     **layout,
                 )
@@ -118,10 +118,10 @@ def _start_local(
 
 @contextmanager
 def _block_interrupts() -> Iterator[None]:
-    """Start threads, and by them processes, that a Ctrl-C at the terminal does not reach."""
+    """Block Ctrl-C in threads and processes that start within the context."""
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # its start would unblock signals
+    resource_tracker.ensure_running()  # a later start would unblock signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -131,13 +131,13 @@ def _block_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _connect_remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client]:
-    """Connect to a scheduler that is running."""
+    """Connect to a running scheduler."""
     from distributed import Client
 
     address, security = _find(name, tls)
-    for module in ("client", "batched"):  # a lost connection becomes one error, no log
+    for module in ("client", "batched"):  # a lost connection is an error, and needs no log
         logging.getLogger(f"distributed.{module}").setLevel(logging.CRITICAL)
-    with _translate_errors(address):
+    with _translate_connection_errors(address):
         client = Client(address, timeout=scheduler.CONNECT_SECONDS, security=security)
     try:
         yield client
@@ -147,24 +147,24 @@ def _connect_remote(name: str, tls: Mapping[str, str | None]) -> Iterator[Client
 
 
 def _find(name: str, settings: Mapping[str, Any]) -> tuple[str, Security]:
-    """Return the address of a scheduler that answers, and the certificates for it."""
+    """Return address and certificates of a scheduler; raise SchedulerError without an answer."""
     from distributed import Security
     from distributed.utils import LoopRunner
 
     address = name if name.startswith(_ADDRESS) else _read_address(name)
     given = {_TLS[name]: file for name, file in settings.items() if name in _TLS and file}
-    with _translate_errors(address):
+    with _translate_connection_errors(address):
         security = Security(require_encryption=True, **given) if given else Security()
-        # In a loop of another thread, as a notebook has one in this.
+        # In a loop of another thread: in a notebook a loop runs in this thread.
         kind = LoopRunner().run_sync(_ask_type, address, security)
     if kind != "Scheduler":
-        msg = f"{address}: not a scheduler but a {kind.lower()}. Give the address of its scheduler"
+        msg = f"{address}: not a scheduler but a {kind.lower()}. Give the address of the scheduler"
         raise SchedulerError(msg)
     return address, security
 
 
 async def _ask_type(address: str, security: Security) -> str:
-    """Return the type of the server at an address, for whose answer Client would wait for ever."""
+    """Return the type of the server at an address; without an answer Client would wait for ever."""
     from distributed import rpc
 
     arguments = security.get_connection_args("client")
@@ -178,25 +178,25 @@ def _read_address(file: str) -> str:
     try:
         return str(json.loads(Path(file).read_text())["address"])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        msg = f"{file}: not a scheduler file ({error!r}). Write it with: dask scheduler"
+        msg = f"{file}: not a scheduler file ({error!r}). Write a file with: dask scheduler"
         raise SchedulerError(msg) from error
 
 
 @contextmanager
-def _translate_errors(name: str) -> Iterator[None]:
-    """Raise SchedulerError for whatever distributed or ssl raise on a connection."""
+def _translate_connection_errors(name: str) -> Iterator[None]:
+    """Raise SchedulerError for errors of distributed and ssl."""
     try:
         yield
     except Exception as error:
         is_tls = name.startswith("tls://")
-        start = "Check the address, or start one with: dask scheduler"
+        start = "Check the address, or start a scheduler with: dask scheduler"
         hint = "Check address and certificates" if is_tls else start
         msg = f"{name}: no scheduler answers ({_first_cause(error)}). {hint}"
         raise SchedulerError(msg, options=tuple(_TLS) if is_tls else ()) from error
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return a description of the first cause of an error, but for how a wait was ended."""
+    """Return a description of the first cause of an error, other than a cancellation."""
     while cause := error.__cause__ or error.__context__:
         if isinstance(cause, asyncio.CancelledError):
             break

@@ -8,8 +8,9 @@ import dask
 import numpy as np
 
 from daskkm.kernels.dtypes import statistics_dtype
+from daskkm.passes.inputs import check_sums_finite
 from daskkm.passes.reductions import concatenate_fields, gather, gather_with_notes
-from daskkm.passes.sampling import Drawn
+from daskkm.passes.sampling import DrawnTiles
 from daskkm.passes.scheduler import compute, persist
 from daskkm.passes.seeds import exponentials
 
@@ -20,23 +21,23 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from numpy.typing import NDArray
 
-# Note of a tile: its nearest candidate of k-means||, and their squared distance.
+# Note of a tile: the nearest candidate of k-means||, and the squared distance.
 _NOTE = np.dtype([("label", np.int32), ("distance", np.float64)])
 NOTE_BYTES = _NOTE.itemsize
 
 
 class Trial(NamedTuple):
-    """Candidates that a pass of k-means++ tries for the next centroid of one seeding."""
+    """Candidates for the next centroid of one seeding in a pass of k-means++."""
 
-    chosen: NDArray[np.float64]  # (i, d): centroids chosen so far
+    centroids: NDArray[np.float64]  # (i, d): centroids so far
     candidates: NDArray[np.float64]  # (c, d)
 
 
 class Outcome(NamedTuple):
-    """Result of a pass of k-means++, for each candidate, if it were chosen."""
+    """Result of a pass of k-means++ for each candidate: its effect as the next centroid."""
 
     potentials: list[float]  # (c,): weighted sum of squared distances to the nearest centroid
-    drawn: list[Drawn]  # (c,): candidates for the next centroid
+    next_candidates: list[DrawnTiles]  # (c,): drawn tiles
 
 
 def try_candidates(
@@ -48,13 +49,13 @@ def try_candidates(
     *,
     weights: da.Array | None = None,
 ) -> Delayed:
-    """Return the outcome of the trial of each seeding, lazily: a delayed tuple of `Outcome`.
+    """Return the outcome of the trial of each seeding, lazily.
 
     Parameters
     ----------
     X : dask array of shape (n, d)
     trials : sequence of Trial
-        One a seeding.
+        One trial for each seeding.
     n_draws : int
         Tiles to draw for each candidate, without replacement, with probability proportional to
         weight times squared distance to the nearest centroid.
@@ -62,6 +63,10 @@ def try_candidates(
         Of the fit, and the pass, for `daskkm.passes.seeds.exponentials`.
     weights : dask array of shape (n,), optional
         In the chunks of X.
+
+    Returns
+    -------
+    Delayed tuple of Outcome
     """
 
     def merge(parts: list[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
@@ -70,7 +75,7 @@ def try_candidates(
                 [sum(of_one) for of_one in zip(*(o.potentials for o in outcomes), strict=True)],
                 [
                     concatenate_fields(of_one).top(n_draws)
-                    for of_one in zip(*(o.drawn for o in outcomes), strict=True)
+                    for of_one in zip(*(o.next_candidates for o in outcomes), strict=True)
                 ],
             )
             for outcomes in zip(*parts, strict=True)
@@ -88,7 +93,7 @@ def try_candidates(
     )
 
 
-# The first pass that measures the tiles refuses an overflow.
+# The first pass that measures tiles raises an error for an overflow.
 @np.errstate(over="ignore", invalid="ignore")
 def _try_candidates(
     tiles: NDArray[Any],
@@ -104,16 +109,16 @@ def _try_candidates(
 
     dtype = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
     outcomes = []
-    for seeding, (chosen, candidates) in enumerate(trials):
+    for seeding, (centroids, candidates) in enumerate(trials):
         potential = distances.distances_to_all(tiles, candidates)
-        if len(chosen):
-            labels = assign.label_block(tiles, chosen, np.array([0, len(chosen)]))[:, 0]
-            nearest = distances.squared_distances(tiles, chosen, labels)
+        if len(centroids):
+            labels = assign.label_block(tiles, centroids, np.array([0, len(centroids)]))[:, 0]
+            nearest = distances.squared_distances(tiles, centroids, labels)
             potential = np.minimum(potential, nearest[:, None])
         if weights is not None:
             potential *= weights[:, None]
         times = exponentials(seed, seeding, step, first, len(tiles))
-        drawn = [Drawn.race(tiles, first, times, mass, n_draws) for mass in potential.T]
+        drawn = [DrawnTiles.race(tiles, first, times, mass, n_draws) for mass in potential.T]
         outcomes.append(Outcome(potential.astype(dtype).sum(axis=0).tolist(), drawn))
     return tuple(outcomes)
 
@@ -123,29 +128,29 @@ def draw_by_weight(weights: da.Array, n: int, seed: int) -> Delayed:
 
     Returns
     -------
-    Delayed list of Drawn
-        One tile each; in the place of the tile, its weight.
+    Delayed list of DrawnTiles
+        One draw each, with weights in place of tiles.
     """
 
-    def merge(parts: list[list[Drawn]]) -> list[Drawn]:
+    def merge(parts: list[list[DrawnTiles]]) -> list[DrawnTiles]:
         return [concatenate_fields(of_one).top(1) for of_one in zip(*parts, strict=True)]
 
     return gather(_draw_by_weight, weights[:, None], None, merge, n=n, seed=seed)
 
 
-def _draw_by_weight(weights: NDArray[Any], first: int, *, n: int, seed: int) -> list[Drawn]:
+def _draw_by_weight(weights: NDArray[Any], first: int, *, n: int, seed: int) -> list[DrawnTiles]:
     n_tiles = len(weights)
     return [
-        Drawn.race(weights, first, exponentials(seed, i, 0, first, n_tiles), weights[:, 0], 1)
+        DrawnTiles.race(weights, first, exponentials(seed, i, 0, first, n_tiles), weights[:, 0], 1)
         for i in range(n)
     ]
 
 
 class Rounds:
-    """Passes of k-means||, each of which measures the tiles against its new candidates only.
+    """Passes of k-means||; each pass measures tiles against new candidates only.
 
-    A note of each tile stays beside the tiles from pass to pass. dask makes notes again that are
-    lost with their worker. Without notes each pass measures all candidates, to the same bits.
+    A note of each tile stays in memory from pass to pass; dask recomputes lost notes. Without notes
+    each pass measures all candidates, to the same bits.
 
     Parameters
     ----------
@@ -155,43 +160,50 @@ class Rounds:
         As for `daskkm.passes.scheduler.compute`.
     keep : bool
         True if notes stay in memory.
+    on_pass : callable
+        Called before each pass.
     """
 
     def __init__(
-        self, X: da.Array, weights: da.Array | None, scheduler: Any, *, keep: bool
+        self,
+        X: da.Array,
+        weights: da.Array | None,
+        scheduler: Any,
+        *,
+        keep: bool,
+        on_pass: Callable[[], None],
     ) -> None:
-        self._X, self._weights, self._scheduler, self._keep = X, weights, scheduler, keep
+        self._X, self._weights, self._scheduler = X, weights, scheduler
+        self._keep, self._on_pass = keep, on_pass
         self._notes: da.Array | None = None
         self._n_measured = 0
 
-    def draw(self, candidates: NDArray[Any], n_draws: int, seed: int, step: int) -> Drawn:
-        """Make a pass that draws tiles, without replacement.
+    def draw(self, candidates: NDArray[Any], n_draws: int, seed: int, step: int) -> DrawnTiles:
+        """Make a pass: draw tiles without replacement.
 
-        `candidates`, (m, d), are all candidates, those of earlier passes first. Tiles are drawn
-        with probability proportional to weight times squared distance to the nearest candidate.
+        `candidates`, (m, d), are all candidates, in the order of the passes. The probability of a
+        tile is proportional to weight times squared distance to the nearest candidate.
         """
 
-        def merge(parts: list[Drawn]) -> Drawn:
+        def merge(parts: list[DrawnTiles]) -> DrawnTiles:
             return concatenate_fields(parts).top(n_draws)
 
         arguments = {"n_draws": n_draws, "seed": seed, "step": step}
-        drawn: Drawn = self._make_pass(candidates, _race, merge, arguments)
+        drawn: DrawnTiles = self._make_pass(candidates, _race, merge, arguments)
         return drawn
 
-    def weigh(self, candidates: NDArray[Any]) -> tuple[NDArray[Any], float]:
-        """Make a pass; return the weight of the tiles nearest to each candidate, and the potential.
-
-        The weights are (m,), int64 or float64; the potential is the weighted sum of squared
-        distances to the nearest candidate.
-        """
+    def weigh(self, candidates: NDArray[Any]) -> NDArray[Any]:
+        """Make a pass: return the weight of the tiles nearest to each candidate, (m,)."""
 
         def merge(parts: list[tuple[NDArray[Any], float]]) -> tuple[NDArray[Any], float]:
             weights, potentials = zip(*parts, strict=True)
             return sum(weights), sum(potentials)  # type: ignore[return-value]
 
+        weights: NDArray[Any]
         arguments = {"n_candidates": len(candidates)}
-        result: tuple[NDArray[Any], float] = self._make_pass(candidates, _weigh, merge, arguments)
-        return result
+        weights, potential = self._make_pass(candidates, _weigh, merge, arguments)
+        check_sums_finite(potential)
+        return weights
 
     def _make_pass(
         self,
@@ -200,7 +212,8 @@ class Rounds:
         merge: Callable[[list[Any]], Any],
         arguments: dict[str, Any],
     ) -> Any:
-        """Measure new candidates, then reduce the tiles and their notes."""
+        """Measure new candidates, then reduce tiles and notes."""
+        self._on_pass()
         n_measured = 0 if self._notes is None else self._n_measured
         columns = [] if self._notes is None else [self._notes]
         columns += [] if self._weights is None else [self._weights[:, None]]
@@ -222,7 +235,7 @@ class Rounds:
         return compute(result.to_delayed().item(), scheduler=self._scheduler)[0]
 
 
-# The first pass that measures the tiles refuses an overflow.
+# The first pass that measures tiles raises an error for an overflow.
 @np.errstate(over="ignore", invalid="ignore")
 def _round(
     tiles: NDArray[Any],
@@ -234,7 +247,7 @@ def _round(
     reduce_piece: Callable[..., Any],
     **arguments: Any,
 ) -> tuple[NDArray[Any], Any]:
-    """Return the notes of a piece, and its reduction."""
+    """Return the notes and the reduction of a piece."""
     from daskkm.kernels import assign, distances
 
     before = columns[: len(columns) - weighted]
@@ -243,7 +256,7 @@ def _round(
     if len(new):
         labels = assign.label_block(tiles, new, np.array([0, len(new)]))[:, 0]
         to_new = distances.squared_distances(tiles, new, labels)
-        # As labels among all candidates: the first of equals.
+        # On ties the first candidate, as for labels.
         nearer = to_new < notes["distance"]
         notes["label"][nearer] = n_measured + labels[nearer]
         notes["distance"][nearer] = to_new[nearer]
@@ -259,10 +272,10 @@ def _race(
     n_draws: int,
     seed: int,
     step: int,
-) -> Drawn:
+) -> DrawnTiles:
     times = exponentials(seed, 0, step, first, len(tiles))
     mass = notes["distance"] if weights is None else notes["distance"] * weights
-    return Drawn.race(tiles, first, times, mass, n_draws)
+    return DrawnTiles.race(tiles, first, times, mass, n_draws)
 
 
 def _weigh(

@@ -1,7 +1,7 @@
 """Recognition of X, weights and classes by the class of the object.
 
-This is the one place that decides whether an array is in memory, is read block by block, or is no
-array. Packages that daskkm does not need are known by the names of their classes, and not imported.
+Only this module decides whether an array is in memory, is read block by block, or is no array.
+Optional packages are recognized by the names of their classes, without an import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _OF_XARRAY = {"xarray.DataArray", "xarray.Variable"}
 
 #: Message for values whose squares cannot be summed.
-TOO_LARGE = "Input X, or sample_weight, is too large to square and sum up; scale it down"
+TOO_LARGE = "Input X, or sample_weight, is too large to square and sum up. Scale the values down"
 
 
 def check_sums_finite(values: NDArray[Any] | float) -> None:
@@ -34,17 +34,16 @@ def check_sums_finite(values: NDArray[Any] | float) -> None:
 
 
 def recognize(X: Any) -> Any:
-    """Return X as a TileStore, dask array or other array that is sliced to be read, else X itself.
+    """Return the array of X: dask data frames become dask arrays, xarray objects their arrays.
 
-    A dask data frame becomes a dask array, an xarray.DataArray its array. An object that is
-    returned as it is, is in memory, or not an array: `as_array` tells. Idempotent.
+    Other objects in memory, arrays or not, are returned unchanged, for `resolve`. Idempotent.
 
     Raises
     ------
     FitError
         If X is a masked array.
     TypeError
-        If X is sparse, or of a kind that is not one array of numbers.
+        If X is sparse, or not one array of numbers.
     """
     check_unmasked(X, "X")
     names = _class_names(X)
@@ -61,22 +60,25 @@ def recognize(X: Any) -> Any:
 
 
 def resolve(X: Any) -> Any:
-    """Return X as `recognize` does, as an ndarray if it is in memory."""
+    """Recognize X; return an ndarray if X is in memory.
+
+    Raises
+    ------
+    FitError, TypeError
+        If X is not an array; and as `recognize`.
+    """
     X = recognize(X)
-    return X if is_lazy(X) else as_array(X)
-
-
-def as_array(X: Any) -> NDArray[Any]:
-    """Return a recognized X in memory as an ndarray; raise FitError or TypeError if it is none."""
+    if is_lazy(X):
+        return X
     try:
         if "pandas.DataFrame" in _class_names(X):
             return np.asarray(X.to_numpy(_dtype_of_frame(X), na_value=np.nan))
         array = np.asarray(X)
     except ValueError as error:
-        msg = f"X: not an array ({error}). Give it as (n_tiles, n_features)"
+        msg = f"X: not an array ({error}). Give X as (n_tiles, n_features)"
         raise FitError(msg) from error
     if array.dtype == object and not array.ndim:
-        msg = f"X: a {_class_name(X)} is not an array. Give it as (n_tiles, n_features)"
+        msg = f"X: not an array but a {_class_name(type(X))}. Give X as (n_tiles, n_features)"
         raise TypeError(msg)
     return array
 
@@ -87,32 +89,23 @@ def is_store(X: Any) -> bool:
 
 
 def is_lazy(X: Any) -> bool:
-    """Return True if a recognized X is read block by block, and its results are dask arrays."""
-    return isinstance(X, da.Array) or is_store(X) or is_sliced(X)
+    """Return True if a recognized X is read block by block: a store or dask, Zarr or HDF5 array."""
+    names = ("shape", "dtype", "chunks", "__getitem__")
+    return is_store(X) or all(hasattr(type(X), name) for name in names)
 
 
-def is_sliced(X: Any) -> bool:
-    """Return True if X is sliced to be read, as Zarr and HDF5 arrays are; not dask arrays."""
-    kind = type(X)
-    return all(hasattr(kind, name) for name in ("shape", "dtype", "chunks", "__getitem__")) and (
-        not isinstance(X, da.Array)
-    )
-
-
-def columns(X: Any) -> Any:
+def empty_frame(X: Any) -> Any:
     """Return an empty data frame with the columns of a dask data frame, or None."""
     return X._meta if "dask.FrameBase" in _class_names(X) and X._meta.ndim == 2 else None
 
 
-def column(values: Any, name: str) -> NDArray[Any] | da.Array:
-    """Return one value for each tile, weights or classes, as a NumPy or dask array.
-
-    `name` is that of the parameter, for messages.
+def as_column(values: Any, name: str) -> NDArray[Any] | da.Array:
+    """Return the values of the parameter `name`, one for each tile, as a NumPy or dask array.
 
     Raises
     ------
     FitError
-        If it is masked, or not an array.
+        If the values are masked, or not an array.
     """
     check_unmasked(values, name)
     if isinstance(values, da.Array):
@@ -121,7 +114,7 @@ def column(values: Any, name: str) -> NDArray[Any] | da.Array:
     if "dask.FrameBase" in names:
         return values.to_dask_array()
     if names & _OF_XARRAY:
-        return column(_array_of_xarray(values), name)
+        return as_column(_array_of_xarray(values), name)
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:
@@ -130,33 +123,31 @@ def column(values: Any, name: str) -> NDArray[Any] | da.Array:
 
 
 def check_unmasked(values: Any, name: str) -> None:
-    """Raise FitError if an array, or an array in a list, is masked: its mask would be lost."""
-    several = values if isinstance(values, (list, tuple)) else [values]
-    for value in several:
-        if np.ma.isMaskedArray(getattr(value, "_meta", value)):
-            msg = f"{name}: masked arrays are not supported. Fill the mask or drop the tiles"
-            raise FitError(msg)
-        if isinstance(value, (list, tuple)) and value is not values:
+    """Raise FitError if an array, or an array in a list, is masked: the mask would be lost."""
+    if isinstance(values, (list, tuple)):
+        for value in values:
             check_unmasked(value, name)
+    elif np.ma.isMaskedArray(getattr(values, "_meta", values)):
+        msg = f"{name}: masked arrays are not supported. Fill the mask or drop the tiles"
+        raise FitError(msg)
 
 
 def _class_names(X: Any) -> set[str]:
-    """Return the names of the classes of an object, each with its package."""
-    return {f"{c.__module__.partition('.')[0]}.{c.__qualname__}" for c in type(X).__mro__}
+    """Return the names of an object's classes, with their packages."""
+    return set(map(_class_name, type(X).__mro__))
 
 
-def _class_name(X: Any) -> str:
-    """Return the name of the class of an object, with its package."""
-    package = type(X).__module__.partition(".")[0]
-    return f"{package}.{type(X).__qualname__}".removeprefix("builtins.")
+def _class_name(kind: type) -> str:
+    """Return the name of a class, with the package."""
+    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 def _array_of_xarray(X: Any) -> Any:
-    """Return the array of an xarray object, lazily if it has not been read."""
+    """Return the array of an xarray object, lazily unless the array is in memory."""
     if X.chunks is not None or getattr(getattr(X, "variable", X), "_in_memory", True) or not X.ndim:
         return X.data
-    # `data` would read all of a file that was opened without dask. A selection may have fewer axes
-    # than the file, whose chunks these are.
+    # Without dask, `data` would read the whole file. The chunks are those of the file, which may
+    # have more axes than a selection.
     shards: Any = X.encoding.get("shards") or ()
     lengths = X.encoding.get("preferred_chunks") or {}
     length = shards[0] if len(shards) == X.ndim else lengths.get(X.dims[0], "auto")
@@ -164,18 +155,11 @@ def _array_of_xarray(X: Any) -> Any:
 
 
 def _dense(X: da.Array) -> da.Array:
-    """Return a dask array; raise TypeError if its blocks are not NumPy arrays."""
-    block = X._meta
-    if isinstance(block, np.ndarray):
+    """Return a dask array; raise TypeError if the blocks are not NumPy arrays."""
+    if isinstance(X._meta, np.ndarray):
         return X
-    if hasattr(block, "toarray") or hasattr(block, "todense"):
-        what = "toarray" if hasattr(block, "toarray") else "todense"
-        msg = (
-            "Sparse data was passed for X, but dense data is required. "
-            f"Use 'X.map_blocks(lambda block: block.{what}())' to convert its blocks."
-        )
-        raise TypeError(msg)
-    msg = f"X: blocks of {_class_name(block)}, not of numpy.ndarray. Convert them by X.map_blocks"
+    kind = _class_name(type(X._meta))
+    msg = f"X: blocks of {kind}, not of numpy.ndarray. Convert the blocks by X.map_blocks"
     raise TypeError(msg)
 
 
@@ -190,24 +174,24 @@ def _array_of_frame(X: Any) -> da.Array:
 
 
 def _dtype_of_frame(frame: Any) -> np.dtype[Any]:
-    """Return the dtype that holds all columns of a pandas data frame; TypeError if not numbers."""
+    """Return the dtype for all columns of a data frame; raise TypeError if not numbers."""
     not_numbers = [
         f"{name!r} ({dtype})"
         for name, dtype in frame.dtypes.items()
         if not getattr(dtype, "_is_numeric", False) and getattr(dtype, "kind", "O") not in "biuf"
     ]
     if not_numbers:
-        msg = f"X: columns that do not hold numbers: {', '.join(not_numbers)}. Drop or encode them"
+        msg = f"X: columns without numbers: {', '.join(not_numbers)}. Drop or encode the columns"
         raise TypeError(msg)
     dtypes: Sequence[Any] = list(frame.dtypes)
     if dtypes and all(isinstance(dtype, np.dtype) for dtype in dtypes):
         return np.result_type(*dtypes)
-    return np.dtype(np.float64)  # of extension types, which have missing values
+    return np.dtype(np.float64)  # extension types may have missing values
 
 
 def _refuse_other_kinds(X: Any, names: set[str]) -> None:
-    """Raise TypeError, with a hint, for kinds of objects that are not one array of numbers."""
-    kind = _class_name(X)
+    """Raise TypeError, with a hint, for an object that is not one array of numbers."""
+    kind = _class_name(type(X))
     if names & {"scipy.spmatrix", "scipy.sparray", "sparse.SparseArray"}:
         msg = (
             "Sparse data was passed for X, but dense data is required. "
@@ -215,15 +199,15 @@ def _refuse_other_kinds(X: Any, names: set[str]) -> None:
         )
     elif isinstance(X, (str, bytes, os.PathLike)):
         msg = (
-            f"X: a path ({os.fsdecode(X)!r}), not an array. Open it by daskkm.open_store, "
+            f"X: a path ({os.fsdecode(X)!r}), not an array. Open the path by daskkm.open_store, "
             "zarr.open_array or np.load(path, mmap_mode='r')"
         )
     elif isinstance(X, Mapping) or names & {"zarr.Group"}:
         members = list(X)[:5] if isinstance(X, Mapping) else sorted(X.array_keys())[:5]
         several = ", ".join(repr(name) for name in members)
-        msg = f"X: a {kind} of several arrays ({several}). Give one of them, X[name]"
+        msg = f"X: a {kind} of several arrays ({several}). Give one array, X[name]"
     elif dask.is_dask_collection(X):
-        msg = f"X: a {kind}. Give a dask array or data frame (da.from_delayed, bag.to_dataframe)"
+        msg = f"X: not an array but a {kind}. Use da.from_delayed or bag.to_dataframe"
     else:
         return
     raise TypeError(msg)

@@ -1,4 +1,4 @@
-"""Length of blocks, and memory of workers: how much a pass takes, and how much may stay cached."""
+"""Sizes of blocks, memory that a pass takes, and memory for cached tiles."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ _CACHE = 0.5
 def block_bytes(total: int, threads: int) -> int:
     """Return the bytes of tiles in a block, for `total` bytes of tiles and threads of all workers.
 
-    A thread has `sizes.blocks_per_thread` blocks, unless these were shorter than
-    `sizes.block_bytes_min` or longer than `sizes.block_bytes_max`. There are at most
-    `sizes.blocks_max` blocks.
+    A thread has `sizes.blocks_per_thread` blocks, of `sizes.block_bytes_min` to
+    `sizes.block_bytes_max`. There are at most `sizes.blocks_max` blocks, which may be longer.
     """
     balanced = -(-total // (sizes.blocks_per_thread * threads))
     balanced = min(max(balanced, sizes.block_bytes_min), sizes.block_bytes_max)
@@ -39,26 +38,26 @@ class Worker(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Sizes of a pass: centroids in the stack, features, and bytes of tiles read at once a task."""
+    """Sizes of a pass."""
 
-    centroids: int
+    centroids: int  # in the stack
     features: int
-    piece: int
+    piece: int  # bytes of tiles that a task reads at once
 
 
 def peak(work: Work, threads: int) -> int:
-    """Return the most bytes that a pass takes from a worker of so many threads."""
+    """Return the largest memory that a pass takes from a worker, in bytes."""
     statistics = 8 * work.centroids * (work.features + 2)
-    # A task holds a piece, its sums and weights, and the sums so far.
+    # A task holds a piece with sums and weights, and the sums so far.
     task = 2 * work.piece + 3 * statistics
-    # The stack once a worker; for each thread, results that wait for their sum.
+    # The stack once a worker; for each thread, results to add.
     stack = 8 * work.centroids * work.features
     return threads * task + stack + sizes.fan_in * threads * statistics
 
 
 def bound_bytes(n: int, d: int, n_models: int, n_centroids: int, n_blocks: int) -> int:
-    """Return the bytes of the bounds beside n cached tiles in so many blocks."""
-    # A bound and a label a tile and model, a radius a tile; a stack and its statistics a block.
+    """Return the bytes of the bounds of n cached tiles."""
+    # A bound and a label a tile and model, a radius a tile; a stack and statistics a block.
     return n * (8 * n_models + 4) + n_blocks * n_centroids * 8 * (2 * d + 2)
 
 
@@ -78,14 +77,14 @@ def check(workers: Sequence[Worker], work: Work) -> None:
 
 
 def check_sent(workers: Sequence[Worker], n_bytes: int) -> None:
-    """Raise FitError if tiles that are sent to workers do not fit into their memory."""
+    """Raise FitError if tiles do not fit into the memory of the workers."""
     free = sum(max(0.0, _LIMIT * worker.limit - worker.used) for worker in workers)
     if n_bytes > free:
         total = sum(worker.limit for worker in workers)
         msg = (
             f"X: {_size(n_bytes)} in memory here, but the workers ({len(workers)}) can take "
             f"{_size(free)} more, of {_size(total)}. Start more workers, or give X as a Zarr "
-            "array, a memory-mapped file or a dask array, which they read in parts"
+            "array, a memory-mapped file or a dask array, which workers read in parts"
         )
         raise FitError(msg)
 
@@ -104,7 +103,7 @@ def check_sample(worker: Worker, size: int, d: int, itemsize: int) -> None:
 
 
 def room(workers: Sequence[Worker], work: Work) -> float:
-    """Return the bytes that may stay in the workers' memory while passes are made."""
+    """Return the bytes that may stay in the workers' memory during passes."""
     # The memory of a worker without a limit is unknown.
     limited = (worker for worker in workers if worker.limit < math.inf)
     free = (_CACHE * w.limit - w.used - peak(work, w.threads) for w in limited)

@@ -1,4 +1,4 @@
-"""Assignment of tiles to the centroids of one model: returned as lazy arrays, or written."""
+"""Labels of tiles, and distances to the centroids of one model, lazily."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ def distances(X: da.Array, centroids: NDArray[np.float64]) -> da.Array:
 def write(
     X: da.Array, centroids: NDArray[np.float64], labels: Any, distances: Any = None
 ) -> Delayed:
-    """Write the label of each tile, and its distances if asked to, lazily.
+    """Write the label of each tile, and optionally the distances, lazily.
 
-    Each task writes the rows of its own block, on its worker; only counts come back.
+    Each task writes the rows of one block, on a worker; only counts come back.
 
     Parameters
     ----------
     X : dask array of shape (n, d)
     centroids : ndarray of shape (k, d), float64
     labels : object
-        Takes ``labels[first:last] = …``, a block at a time.
+        Supports ``labels[first:last] = …``, a block at a time.
     distances : object, optional
-        Takes ``distances[first:last] = …``, ``distances.rows`` rows at a time.
+        Supports ``distances[first:last] = …``, ``distances.rows`` rows at a time.
 
     Returns
     -------
     Delayed ndarray of shape (k,), int64
-        Tiles of each label.
+        Number of tiles of each label.
     """
-    # A task of its own, under a name that no other run has.
+    # A task of its own, with a unique name.
     targets = dask.delayed((labels, distances), pure=False, traverse=False)
     return gather(_write, X, None, sum, centroids=share(X, centroids), targets=targets)
 

@@ -1,13 +1,14 @@
 """Reductions over the blocks of a dask array of tiles.
 
-One task a block reads its tiles and reduces them; a tree with `sizes.fan_in` branches a node merges
-the results. A block is an array, or an iterable of arrays that are read one after another (see
-`daskkm.passes.tiles`): then one array at a time is in memory. No tile leaves its worker but those
-that initial centroids or empty clusters need.
+One task a block reads tiles and reduces them; a tree with `sizes.fan_in` branches a node merges the
+results. A block is an array, or an iterable of pieces: arrays of tiles, each of which may overwrite
+the previous array. Then one piece at a time is in memory. A tile leaves its worker only if initial
+centroids or empty clusters need the tile.
 """
 
 from __future__ import annotations
 
+from functools import partial, reduce
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,7 @@ import numpy as np
 from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from dask.delayed import Delayed
     from numpy.typing import NDArray
@@ -27,61 +28,49 @@ Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
 
 def sum_over_blocks(
-    function: Callable[..., Any],
-    arrays: Sequence[da.Array],
-    shape: tuple[int, int],
-    dtype: np.dtype[Any],
-    **arguments: Any,
+    function: Callable[..., NDArray[Any]], arrays: Sequence[da.Array], **arguments: Any
 ) -> da.Array:
-    """Return the sum over blocks of ``function(block, *columns)``, (1, *shape), lazily."""
-    # The name of the function names the tasks on the dashboard.
-    name = function.__name__.strip("_").replace("_", "-")
-    parts = da.map_blocks(
-        function,
-        *arrays,
-        **arguments,
-        token=name,
-        dtype=dtype,
-        chunks=((1,) * arrays[0].numblocks[0], (shape[0],), (shape[1],)),
-        new_axis=2,
-        meta=np.empty((0, 0, 0), dtype),
-    )
-    return da.reduction(
-        parts,
-        _add,
-        _add,
-        axis=0,
-        split_every=sizes.fan_in,
-        concatenate=False,  # a concatenation would hold all parts twice
-        dtype=dtype,
-        name=f"{name}-sum",
-        meta=np.empty((0, 0), dtype),
-    )
+    """Return the sum over blocks of ``function(block, *columns)``, lazily.
+
+    `arrays` are the tiles, and columns of shape (n, 1).
+
+    Returns
+    -------
+    dask array of one object, an array
+    """
+    name = _task_name(function)
+    return _merge_tree(_map_objects(function, arrays, name, **arguments), _add, name)
 
 
-# An overflow is refused by name where the sum is checked.
+# The sum is checked for an overflow later, with an error that names X.
 @np.errstate(over="ignore", invalid="ignore")
-def _add(parts: Any, axis: tuple[int, ...], keepdims: bool) -> NDArray[Any]:  # noqa: ARG001
-    """Add arrays, or one array, along their first axis, of length 1."""
-    first, *others = parts if isinstance(parts, list) else [parts]
+def _add(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Add arrays into a new array: dask may still need the parts."""
+    first, *others = parts
     total = first + others[0] if others else first
     for other in others[1:]:
         total += other
-    return np.asarray(total if keepdims else total[0])
+    return total
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def sum_over_pieces(
     function: Callable[..., NDArray[Any]], block: Any, columns: Sequence[NDArray[Any]]
 ) -> NDArray[Any]:
-    """Return the sum of ``function(tiles, *columns)`` over the pieces of a block: (1, ...)."""
-    total, start = None, 0
-    for tiles in pieces(block):
+    """Return the sum of ``function(tiles, *columns)`` over the pieces of a block."""
+    return reduce(
+        lambda total, part: np.add(total, part, out=total),
+        (function(*piece) for piece in _pieces(block, columns)),
+    )
+
+
+def _pieces(block: Any, columns: Sequence[NDArray[Any]]) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield the tiles of each piece of a block, and their rows of the columns."""
+    start = 0
+    for tiles in [block] if isinstance(block, np.ndarray) else block:
         rows = slice(start, start + len(tiles))
-        part = function(tiles, *(column[rows, 0] for column in columns))
-        total = part if total is None else np.add(total, part, out=total)
+        yield tiles, *(column[rows, 0] for column in columns)
         start = rows.stop
-    return np.asarray(total)[None]
 
 
 def gather(
@@ -99,7 +88,7 @@ def gather(
     ----------
     function : callable
         ``function(tiles, first, *weights, **arguments)`` returns any object; `first` is the global
-        index of the first tile. dask takes the objects for arrays: its tree of reductions is quick
+        index of the first tile. dask treats objects as arrays: its tree of reductions is quick
         to build for thousands of blocks.
     X : dask array of shape (n, d)
     weights : dask array of shape (n,), or None
@@ -110,8 +99,8 @@ def gather(
         Blocks to read; all by default.
     """
     name = _task_name(function)
-    arguments |= {"function": function, "merge": merge}
-    parts = _map_objects(_merge_pieces, with_column(X, weights), name, only=only, **arguments)
+    arrays = _insert_firsts(with_column(X, weights), only)
+    parts = _map_objects(_merge_pieces, arrays, name, function=function, merge=merge, **arguments)
     delayed: Delayed = _merge_tree(parts, merge, name).to_delayed().item()
     return delayed
 
@@ -132,10 +121,12 @@ def gather_with_notes(
     -------
     notes : dask array of shape (n, 1)
     result : dask array of one object
-        Both cost one read only if they are computed together: persist both at once.
+        Persist both at once: computed apart, each costs a read.
     """
     name = _task_name(function)
-    parts = _map_objects(_note_pieces, arrays, name, function=function, merge=merge, **arguments)
+    parts = _map_objects(
+        _note_pieces, _insert_firsts(arrays), name, function=function, merge=merge, **arguments
+    )
     notes = parts.map_blocks(
         itemgetter(0),
         token=f"{name}-notes",
@@ -150,47 +141,45 @@ def gather_with_notes(
 
 
 def _task_name(function: Callable[..., Any]) -> str:
+    """Return the name of tasks on the dashboard."""
     return function.__name__.strip("_").replace("_", "-")
 
 
-def _map_objects(
-    of_block: Callable[..., Any],
-    arrays: Sequence[da.Array],
-    name: str,
-    *,
-    only: NDArray[np.intp] | None = None,
-    **arguments: Any,
-) -> da.Array:
-    """Return one object for each block, lazily."""
+def _insert_firsts(
+    arrays: Sequence[da.Array], only: NDArray[np.intp] | None = None
+) -> list[da.Array]:
+    """Return some or all blocks of arrays; insert the index of the first tile as second array."""
     chunks = arrays[0].chunks
     firsts = np.cumsum([0, *chunks[0][:-1]])[:, None]
     if only is not None:
         firsts, arrays = firsts[only], [array.blocks[only] for array in arrays]
-    tiles, *columns = arrays
+    name = f"firsts-{dask.base.tokenize(chunks, only)}"
+    return [arrays[0], da.from_array(firsts, chunks=1, name=name), *arrays[1:]]
+
+
+def _map_objects(
+    of_block: Callable[..., Any], arrays: Sequence[da.Array], name: str, **arguments: Any
+) -> da.Array:
+    """Return one object for each block, lazily."""
     return da.map_blocks(
         of_block,
-        tiles,
-        da.from_array(firsts, chunks=1, name=f"firsts-{dask.base.tokenize(chunks, only)}"),
-        *columns,
+        *arrays,
         **arguments,
         token=name,
         dtype=object,
-        # Two axes, as the tiles have: to drop an axis dask would first join the blocks along it.
-        chunks=((1,) * len(firsts), (1,)),
+        # Two axes, as tiles have: to drop an axis dask would first concatenate the blocks.
+        chunks=((1,) * arrays[0].numblocks[0], (1,)),
         meta=np.empty((0, 0), object),
     )
 
 
 def _merge_tree(parts: da.Array, merge: Callable[[list[Any]], Any], name: str) -> da.Array:
-    """Return one object for the objects of all blocks, merged by a tree, lazily."""
-
-    def merge_node(results: Any, **_: Any) -> Any:
-        return merge(results) if isinstance(results, list) else results
-
+    """Return the objects of all blocks, merged by a tree into one object, lazily."""
+    # Not closures: dask would pickle them to find a name.
     return da.reduction(
         parts,
-        lambda results, **_: results,
-        merge_node,
+        _keep_results,
+        partial(_merge_node, merge=merge),
         axis=0,
         split_every=sizes.fan_in,
         concatenate=False,
@@ -198,6 +187,14 @@ def _merge_tree(parts: da.Array, merge: Callable[[list[Any]], Any], name: str) -
         name=f"{name}-merge",
         meta=np.empty(0, object),
     )
+
+
+def _keep_results(results: Any, **_: Any) -> Any:
+    return results
+
+
+def _merge_node(results: Any, merge: Callable[[list[Any]], Any], **_: Any) -> Any:
+    return merge(results) if isinstance(results, list) else results
 
 
 def _merge_pieces(
@@ -209,14 +206,8 @@ def _merge_pieces(
     **arguments: Any,
 ) -> Any:
     """Return the merged results of a function on the pieces of a block."""
-    merged: list[Any] = []
-    start = 0
-    for tiles in pieces(block):
-        rows = slice(start, start + len(tiles))
-        new = function(tiles, int(first[0, 0]) + start, *(c[rows, 0] for c in columns), **arguments)
-        merged = [merge([*merged, new])] if merged else [new]
-        start = rows.stop
-    return merged[0]
+    results = _map_pieces(function, block, first, columns, arguments)
+    return reduce(lambda merged, result: merge([merged, result]), results)
 
 
 def _note_pieces(
@@ -227,25 +218,32 @@ def _note_pieces(
     merge: Callable[[list[Any]], Any],
     **arguments: Any,
 ) -> tuple[NDArray[Any], Any]:
-    """Return the notes of the tiles of a block, and the merged results on its pieces."""
-    notes: list[NDArray[Any]] = []
-
-    def split(*args: Any, **kwargs: Any) -> Any:
-        new, result = function(*args, **kwargs)
-        notes.append(new)
-        return result
-
-    result = _merge_pieces(block, first, *columns, function=split, merge=merge, **arguments)
-    return np.concatenate(notes), result
+    """Return the notes of the tiles of a block, and the merged results on the pieces."""
+    pairs = _map_pieces(function, block, first, columns, arguments)
+    notes, merged = next(pairs)
+    all_notes = [notes]
+    for notes, result in pairs:
+        all_notes.append(notes)
+        merged = merge([merged, result])
+    return np.concatenate(all_notes), merged
 
 
-def pieces(block: Any) -> Iterable[NDArray[Any]]:
-    """Return the arrays of tiles of a block, each of which may be overwritten by the next."""
-    return [block] if isinstance(block, np.ndarray) else block
+def _map_pieces(
+    function: Callable[..., Any],
+    block: Any,
+    first: NDArray[np.int64],
+    columns: Sequence[NDArray[Any]],
+    arguments: dict[str, Any],
+) -> Iterator[Any]:
+    """Yield ``function(tiles, first, *columns, **arguments)`` for each piece of a block."""
+    start = int(first[0, 0])
+    for tiles, *rows in _pieces(block, columns):
+        yield function(tiles, start, *rows, **arguments)
+        start += len(tiles)
 
 
 def with_column(X: da.Array, column: da.Array | None) -> list[da.Array]:
-    """Return the tiles, and the column of shape (n, 1) if there is one."""
+    """Return the tiles, and the column in shape (n, 1) unless the column is None."""
     return [X] if column is None else [X, column[:, None]]
 
 
@@ -255,10 +253,10 @@ def concatenate_fields(parts: Sequence[Fields]) -> Fields:
 
 
 def share(X: da.Array, array: NDArray[Any], name: str = "stack") -> Any:
-    """Return an array in the form in which the tasks of all blocks take it.
+    """Return an array as an argument for the tasks of all blocks.
 
-    A small array travels with each task. A large one is a task of its own and reaches each worker
-    once, but all other tasks wait for it.
+    A small array travels with each task. A large array is a task of its own and reaches each worker
+    once, but all other tasks wait for the array.
     """
     if array.nbytes * X.numblocks[0] <= sizes.shared_bytes:
         return array
@@ -266,9 +264,9 @@ def share(X: da.Array, array: NDArray[Any], name: str = "stack") -> Any:
 
 
 def take_tiles(X: da.Array, indices: NDArray[np.int64]) -> Delayed:
-    """Return the tiles of the given global indices (at least one, ascending), (m, d), lazily.
+    """Return the tiles of ascending global indices (at least one), (m, d), lazily.
 
-    Blocks without any of them are not read.
+    Blocks without these tiles are not read.
     """
     return gather(
         _take,
@@ -281,7 +279,7 @@ def take_tiles(X: da.Array, indices: NDArray[np.int64]) -> Delayed:
 
 
 def count_tiles_in_blocks(X: da.Array, indices: NDArray[np.int64]) -> int:
-    """Return the number of tiles in the blocks that hold the given global indices."""
+    """Return the number of tiles in the blocks that `take_tiles` would read."""
     return int(np.asarray(X.chunks[0])[_blocks_of(X, indices)].sum())
 
 

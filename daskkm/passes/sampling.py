@@ -1,11 +1,10 @@
-"""Samples of tiles that are brought together, and weighted draws by races.
+"""Samples of tiles, and weighted draws by races.
 
 In a race, tile i arrives at time E_i / mass_i, where E_i has the exponential distribution. The
-first m tiles to arrive are a sample without replacement with probability proportional to mass
-(Efraimidis and Spirakis, Weighted random sampling with a reservoir, Information Processing Letters
-97, 2006).
-E_i is a function of the seed and the global index i alone. So a race has the same winners in any
-blocks, and no total needs to be known before it.
+first m tiles to arrive are a sample without replacement with probability proportional to mass. See
+Efraimidis and Spirakis, Weighted random sampling with a reservoir, Information Processing Letters
+97 (2006). E_i is a function of the seed and the global index i alone. So a race has the same
+winners in any blocks, and needs no total of the mass.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from daskkm.sizes import sizes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# A larger sample is drawn where the tiles are at least so many times as many.
+# Least number of tiles for a large sample, in large samples.
 _TIMES_LARGE_SAMPLE = 4
 
 
-class Drawn(NamedTuple):
-    """Tiles that were drawn by a race."""
+class DrawnTiles(NamedTuple):
+    """Tiles drawn by a race."""
 
     arrivals: NDArray[np.float64]  # (m,)
     indices: NDArray[np.int64]  # (m,), global
@@ -40,7 +39,7 @@ class Drawn(NamedTuple):
         mass: NDArray[np.float64],
         m: int,
     ) -> Self:
-        """Draw m tiles of a block, or as many as have mass; `first` is the index of tile 0."""
+        """Draw m tiles of a block, or all with mass; `first` is the global index of tile 0."""
         arrivals = np.full(len(tiles), np.inf)
         np.divide(exponentials, mass, out=arrivals, where=mass > 0)
         rows = np.argpartition(arrivals, m)[:m] if m < len(tiles) else np.arange(len(tiles))
@@ -54,15 +53,15 @@ class Drawn(NamedTuple):
 
 
 def is_in_memory(n_tiles: int) -> bool:
-    """Return True if all tiles are brought together to draw initial centroids."""
+    """Return True if initial centroids are drawn from all tiles in memory here."""
     return n_tiles <= sizes.sample_tiles
 
 
 def sample_size(n_tiles: int, tile_bytes: int) -> int:
-    """Return the number of tiles that models are fitted to before all tiles.
+    """Return the number of tiles in the sample for the first fits.
 
-    It is `sizes.large_sample_bytes` of tiles, or `sizes.sample_tiles` where more would be no small
-    part of all tiles.
+    The sample has `sizes.large_sample_bytes`, or only `sizes.sample_tiles` tiles if a large sample
+    would be a large part of all tiles.
     """
     large = sizes.large_sample_bytes // tile_bytes
     enough = large > sizes.sample_tiles and n_tiles >= _TIMES_LARGE_SAMPLE * large

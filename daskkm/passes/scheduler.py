@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,25 +17,24 @@ from daskkm.passes.memory import Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import dask.array as da
     from distributed import Client
 
 _log = logging.getLogger(__name__)
 
-# Longest waits for an answer when connecting, and later, and for workers that take tasks.
+# Longest waits, in seconds.
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 60
 WORKERS_SECONDS = 60
 _WATCH_SECONDS = 2
 _POLL_SECONDS = 0.2
-_NAMES: WeakKeyDictionary[Client, str] = WeakKeyDictionary()  # closed clients forget their address
-_COMPARED: WeakSet[Client] = WeakSet()  # clients whose workers have the versions of this process
+_NAMES: WeakKeyDictionary[Client, str] = WeakKeyDictionary()  # a closed client has no address
+_COMPARED: WeakSet[Client] = WeakSet()  # clients of workers with the versions of this process
 _ACTIVE: list[Client] = []
 
 
 @contextmanager
 def activate(client: Client) -> Iterator[None]:
-    """Wait for workers of a client, and use it, or raise SchedulerError once it is closed."""
+    """Wait for workers of a client, then use the client until the end of the context."""
     with _translate_errors(client):
         client.sync(_wait_for_workers, client)
         _compare_versions_once(client)
@@ -46,10 +45,10 @@ def activate(client: Client) -> Iterator[None]:
         _ACTIVE.remove(client)
 
 
-def chosen(scheduler: Any = None) -> Any:
-    """Return the active client, to be named by later work; `scheduler` if there is no client.
+def find_scheduler(scheduler: Any = None) -> Any:
+    """Return the active client, for all later work, or without a client `scheduler`.
 
-    A client that loses its scheduler closes itself, and dask would then compute in this process.
+    Without its scheduler a client closes, and dask would then compute in this process.
     """
     client = _find_client(scheduler)
     return scheduler if client is None else client
@@ -58,8 +57,8 @@ def chosen(scheduler: Any = None) -> Any:
 def compute(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
     """Compute dask collections as `dask.compute` does, with bounded waits.
 
-    Raise SchedulerError if the scheduler is lost or silent, if no worker takes tasks, or if workers
-    die of a task or have another daskkm.
+    Raise SchedulerError if the scheduler is lost or silent, or no worker takes tasks. The same if
+    workers die of a task or have another version of daskkm.
     """
     import dask
 
@@ -72,7 +71,7 @@ def compute(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
 
 
 def persist(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
-    """Start to compute dask collections and keep them, as `dask.persist` does."""
+    """Start to compute dask collections, and keep the results, as `dask.persist` does."""
     import dask
 
     client = _find_client(scheduler)
@@ -84,30 +83,14 @@ def persist(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
             return tuple(dask.persist(*lazy, scheduler=client))
 
 
-def compute_chunk_sizes(array: da.Array, scheduler: Any = None) -> da.Array:
-    """Return a dask array with known numbers of rows; read it to count them."""
-    import dask.array as da
-
-    chunks = ((1,) * array.numblocks[0], *((1,) for _ in array.shape[1:]))
-    (rows,) = compute(array.map_blocks(_count_rows, dtype=int, chunks=chunks), scheduler=scheduler)
-    known = tuple(map(int, rows.ravel())), *array.chunks[1:]
-    return da.Array(array.dask, array.name, known, meta=array._meta)
-
-
-def _count_rows(block: Any) -> Any:
-    import numpy as np
-
-    return np.full((1,) * block.ndim, len(block))
-
-
 def is_elsewhere(scheduler: Any = None) -> bool:
-    """Return True if there is a client, and not all of its workers are in this process."""
+    """Return True if there is a client with workers in other processes."""
     client = _find_client(scheduler)
     return client is not None and not client.scheduler.address.startswith("inproc://")
 
 
 def threads(scheduler: Any = None) -> int:
-    """Return the number of tasks that run at a time."""
+    """Return the number of threads of all workers."""
     client = _find_client(scheduler)
     if client is None:
         return _local_threads()
@@ -115,13 +98,13 @@ def threads(scheduler: Any = None) -> int:
 
 
 def workers(scheduler: Any = None) -> list[Worker]:
-    """Return threads and memory of each worker; of this process if there is no client."""
+    """Return threads and memory of each worker; without a client, those of this process."""
     client = _find_client(scheduler)
     if client is None:
         import psutil
-        from distributed.system import memory_limit  # the container's, if it is in one
+        from distributed.system import memory_limit  # of the container, if any
 
-        # Memory in use may hold the tiles themselves: the rest counts.
+        # Memory in use may hold the tiles themselves: only free memory counts.
         rest = memory_limit() - psutil.Process().memory_info().rss
         free = max(0, min(rest, psutil.virtual_memory().available))
         return [Worker("this process", _local_threads(), free, 0)]
@@ -137,7 +120,7 @@ def workers(scheduler: Any = None) -> list[Worker]:
 
 
 def _find_client(scheduler: Any) -> Any:
-    """Return the client that would compute, or None; raise SchedulerError if it is closed."""
+    """Return the client that dask would use, or None; raise SchedulerError for a closed client."""
     import dask
     from dask.base import get_scheduler
 
@@ -145,31 +128,20 @@ def _find_client(scheduler: Any) -> Any:
         get = get_scheduler(scheduler=scheduler)
     except (RuntimeError, ValueError) as error:
         msg = (
-            f"dask has no usable scheduler ({error}). "
-            "Set another in dask.config, or use a Client that is not asynchronous"
+            f"dask: no usable scheduler ({error}). "
+            "Set a scheduler in dask.config, or use a Client that is not asynchronous"
         )
         raise SchedulerError(msg) from error
-    if getattr(get, "__module__", "") == "dask.multiprocessing":
-        _warn_of_processes()
     owner = getattr(get, "__self__", None)
     client: Any = owner if hasattr(owner, "scheduler_info") else None
-    # dask passes over a client that has closed itself. Only a scheduler by name takes its place.
+    # dask ignores a closed client. Only a scheduler by name may replace the client.
     named = scheduler or dask.config.get("scheduler", None)
-    for candidate in [client] if client is not None else [] if named else _ACTIVE[-1:]:
-        _name(candidate)  # while its address is known
-        if candidate.status in ("closing", "closed"):
-            raise _lost(candidate)
+    last = client if client is not None or named or not _ACTIVE else _ACTIVE[-1]
+    if last is not None:
+        _name(last)  # while the address is known
+        if last.status in ("closing", "closed"):
+            raise _lost(last)
     return client
-
-
-@cache
-def _warn_of_processes() -> None:
-    """Warn, once in this process, of the slowest scheduler of dask."""
-    msg = (
-        "dask's scheduler: processes, which copy tiles and start anew in every pass. "
-        "Use dask.config.set(scheduler='threads'), or a distributed.LocalCluster"
-    )
-    warnings.warn(msg, stacklevel=3)
 
 
 def _local_threads() -> int:
@@ -186,10 +158,10 @@ def _list_workers(client: Client) -> dict[str, dict[str, Any]]:
 
 
 def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
-    """Compute keys of a graph as `Client.get` does, which may wait for ever."""
+    """Compute keys of a graph as `Client.get` does, but with bounded waits."""
     from distributed.worker import thread_state
 
-    if getattr(thread_state, "key", False):  # within a task, whose worker knows how to wait
+    if getattr(thread_state, "key", False):  # within a task the worker waits
         return client.get(expr, keys, **kwargs)
     with _send_graph(client):
         futures = client.get(expr, keys, sync=False, **kwargs)
@@ -197,9 +169,9 @@ def _get(client: Client, expr: Any, keys: Any, **kwargs: Any) -> Any:
 
 
 def _send_graph(client: Client) -> AbstractContextManager[None]:
-    """Return a context in which tiles stay out of a graph for a scheduler in this process.
+    """Return a context in which graphs for a scheduler in this process hold no tiles.
 
-    That scheduler has the tiles, and sends them on to workers in other processes.
+    The scheduler sends tiles to workers in other processes.
     """
     from distributed import LocalCluster
 
@@ -213,7 +185,7 @@ def _send_graph(client: Client) -> AbstractContextManager[None]:
 
 
 async def _gather(client: Client, futures: Any) -> Any:
-    """Return results of futures; raise SchedulerError if none can come any more."""
+    """Return results of futures; raise SchedulerError if scheduler or workers are lost."""
     gathering = asyncio.ensure_future(client.gather(futures, asynchronous=True))
     watching = asyncio.ensure_future(_watch(client))
     try:
@@ -222,7 +194,7 @@ async def _gather(client: Client, futures: Any) -> Any:
             await watching
         return gathering.result()
     except (SchedulerError, asyncio.CancelledError):
-        # Cancelled by its futures: a cancelled `gathering` would leave tasks of its own behind.
+        # A cancelled `gathering` would leave tasks behind: cancel the futures.
         await client.cancel(futures, asynchronous=True)
         gathering.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise
@@ -231,14 +203,14 @@ async def _gather(client: Client, futures: Any) -> Any:
 
 
 async def _watch(client: Client) -> None:
-    """Raise SchedulerError once the scheduler is silent or has no workers that take tasks."""
+    """Raise SchedulerError once the scheduler is silent, or no worker takes tasks."""
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         await _wait_for_workers(client)
 
 
 async def _wait_for_workers(client: Client) -> None:
-    """Return when a worker takes tasks; raise SchedulerError if none does for too long."""
+    """Wait until a worker takes tasks; raise SchedulerError after a timeout."""
     now = asyncio.get_running_loop().time
     end = now() + _workers_timeout()
     while True:
@@ -260,14 +232,14 @@ def _workers_timeout() -> float:
 
 
 async def _identify(client: Client) -> dict[str, Any]:
-    """Return the scheduler's description of itself and its workers."""
+    """Return the scheduler's description of scheduler and workers."""
     try:
-        if client.status == "running":  # else the call would wait for the scheduler to come back
+        if client.status == "running":  # else the call would wait for a restart of the scheduler
             return dict(await asyncio.wait_for(client.scheduler.identity(), SILENCE_SECONDS))
     except TimeoutError as error:
         msg = (
             f"{_name(client)}: the scheduler has not answered for {SILENCE_SECONDS:g} s. "
-            "See its log, and run again"
+            "See the log of the scheduler, and run again"
         )
         raise SchedulerError(msg) from error
     except OSError as error:
@@ -276,7 +248,7 @@ async def _identify(client: Client) -> dict[str, Any]:
 
 
 def _compare_versions_once(client: Client) -> None:
-    """Compare versions before the first task: a worker without daskkm may die of it."""
+    """Compare versions before the first task: a worker without daskkm may die of a task."""
     from distributed import LocalCluster
 
     if client not in _COMPARED and not isinstance(client.cluster, LocalCluster):
@@ -291,7 +263,7 @@ async def _compare_versions(client: Client) -> None:
     try:
         answer = client.get_versions(packages=["daskkm", "zarr"])
         found = await asyncio.wait_for(answer, CONNECT_SECONDS)
-    except TimeoutError:  # a frozen worker, which the scheduler will remove
+    except TimeoutError:  # the scheduler will remove a frozen worker
         _log.warning("%s: a worker does not answer; versions are not compared", _name(client))
         return
     except OSError as error:
@@ -311,7 +283,7 @@ async def _compare_versions(client: Client) -> None:
 
 @contextmanager
 def _translate_errors(client: Client) -> Iterator[None]:
-    """Raise SchedulerError for the errors with which distributed gives up."""
+    """Raise SchedulerError for errors of distributed."""
     from distributed import CancelledError, KilledWorker
     from distributed.comm import CommClosedError
     from distributed.scheduler import NoValidWorkerError, NoWorkerError
@@ -326,25 +298,25 @@ def _translate_errors(client: Client) -> Iterator[None]:
     except (CancelledError, CommClosedError) as error:
         if isinstance(error, CommClosedError) or client.status != "running":
             raise _lost(client) from error
-        msg = f"{name}: the scheduler cancelled the work ({error}). See its log, and run again"
+        msg = f"{name}: the scheduler cancelled the work ({error}). See the log, and run again"
         raise SchedulerError(msg) from error
     except KilledWorker as error:
         msg = (
             f"{name}: {error.allowed_failures + 1} workers died of the same task, the last "
-            f"{error.last_worker.address}. See its log; if memory ran out, give them more"
+            f"{error.last_worker.address}. See the log of this worker, or give workers more memory"
         )
         raise SchedulerError(msg) from error
 
 
 def _lost(client: Client) -> SchedulerError:
-    msg = f"{_name(client)}: the connection to the scheduler was lost. Start it, and run again"
+    msg = f"{_name(client)}: the connection to the scheduler was lost. Start a scheduler again"
     return SchedulerError(msg)
 
 
 def _idle(client: Client) -> SchedulerError:
     return SchedulerError(
         f"{_name(client)}: no worker has taken tasks for {_workers_timeout():g} s. Start workers "
-        f"with: dask worker {client.scheduler.address}. Give them more memory if theirs is full"
+        f"with: dask worker {client.scheduler.address}. Give paused workers more memory"
     )
 
 

@@ -1,7 +1,7 @@
 """Streams of random numbers, one for each seed and purpose.
 
-A draw depends on the seed of the fit, its purpose, the restart and the tile, and on nothing else:
-neither on chunks nor on workers. NumPy's seed sequences keep streams apart.
+A draw depends on the seed of the fit, the purpose, the restart and the tile only, not on chunks or
+workers. NumPy's seed sequences keep streams apart.
 """
 
 from __future__ import annotations
@@ -26,30 +26,29 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *names: int) -> np.random.Generator:
-    """Return the generator of a stream; `names` tell streams of one purpose apart."""
+    """Return the generator of a stream; `names` distinguish streams of one purpose."""
     return np.random.default_rng([seed, purpose, *names])
 
 
 def init_function_state(seed: int, k: int, restart: int) -> np.random.RandomState:
-    """Return the state, of the type scikit-learn uses, from which a user's function draws."""
+    """Return the random state for a user's init function, of scikit-learn's type."""
     sequence = np.random.SeedSequence([seed, Purpose.INIT_FUNCTION, k, restart])
     return np.random.RandomState(sequence.generate_state(4))
 
 
 def exponentials(seed: int, seeding: int, step: int, first: int, n: int) -> NDArray[np.float64]:
-    """Return the exponential variates of the tiles `first` to `first + n - 1`.
+    """Return the exponential variates of tiles, above 0, independent of blocks.
 
     Parameters
     ----------
     seed, seeding, step : int
-        Of the fit, the restart that draws, and the pass: each triple has a stream of its own.
+        Seed of the fit, restart and pass: each triple has a stream of its own.
     first, n : int
         Global index of the first tile, and number of tiles.
 
     Returns
     -------
-    ndarray of shape (n,), float64, above 0
-        The same for a tile whatever block it is in.
+    ndarray of shape (n,), float64
     """
     sequence = np.random.SeedSequence([seed, Purpose.RACE, seeding, step])
     key = sequence.generate_state(2, np.uint64)

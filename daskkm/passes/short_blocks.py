@@ -1,10 +1,10 @@
 """Many short blocks of a dask array, read several a task.
 
-A task costs the scheduler a millisecond. Each group of blocks becomes a `Recipe`: the graph that
-makes its blocks, which travels to a worker once and is evaluated there, block after block.
+A task costs the scheduler a millisecond. Each group of blocks becomes a `Recipe`: the graph of
+these blocks, which travels to a worker once. The worker evaluates the graph block after block.
 
-Measured for 8,000 blocks of 64 KiB on a LocalCluster of two threads: a pass takes 3 s by recipes.
-By `rechunk`, with a task for each block in each pass, it takes 21 to 28 s.
+Measured for 8,000 blocks of 64 KiB on a LocalCluster of two threads: a pass takes 3 s by recipes,
+and 21 to 28 s by `rechunk`, with a task for each block in each pass.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _GROUPS_PER_THREAD, _GROUPS_MIN = 8, 64
-# Blocks a group below which grouping is not worth it.
+# Least number of blocks in a group.
 _BLOCKS_PER_GROUP_MIN = 4
 _NAME = "recipes-"
-# Size of data of which each of several groups may have a copy.
+# Largest data that may be copied into several groups.
 _COPIED_BYTES = 64 << 10
 
 
 class Recipe:
-    """A run of short blocks that are made one after another whenever it is iterated.
+    """A run of short blocks, computed one after another in each iteration.
 
     Parameters
     ----------
     steps : sequence of pairs
-        Of each block, its key and the graph by which dask makes it.
+        Key and graph of each block.
     """
 
     def __init__(self, steps: Sequence[tuple[Any, Mapping[Any, Any]]]) -> None:
@@ -57,18 +57,18 @@ class Recipe:
 
 
 def is_grouped(blocks: da.Array) -> bool:
-    """Return True if the blocks are recipes, which need no other task."""
+    """Return True if the blocks are recipes."""
     return str(blocks.name).startswith(_NAME)
 
 
 def group_short_blocks(tiles: da.Array, threads: int) -> da.Array:
-    """Return short blocks as fewer recipes if each block can be made on its own, else `tiles`."""
+    """Return short blocks as fewer recipes if blocks can be computed one by one, else `tiles`."""
     if not _is_short(tiles):
         return tiles
     keys = [keys[0] for keys in tiles.__dask_keys__()]
     (optimized,) = dask.optimize(tiles)
     graph = dict(optimized.dask)
-    # Data that workers hold is not in the graph: keys are missing, or dependencies are.
+    # Keys or dependencies are missing in the graph if workers hold the data.
     needed = set(keys).union(*(node.dependencies for node in graph.values()))
     if needed - graph.keys() or any(_is_future(node) for node in graph.values()):
         return tiles
@@ -97,10 +97,10 @@ def _is_short(tiles: da.Array) -> bool:
 
 
 def _is_small_data(node: Any) -> bool:
-    """Return True if a node of a graph is data that may be copied, such as an open Zarr array."""
+    """Return True if a node of a graph is small data, such as an open Zarr array."""
     if not hasattr(node, "value") or getattr(node.value, "nbytes", 0) > _COPIED_BYTES:
         return False
-    try:  # an object need not tell its size
+    try:  # `nbytes` may be missing, or not count all
         return len(cloudpickle.dumps(node.value)) <= _COPIED_BYTES
     except Exception:  # noqa: BLE001 (objects that cannot be pickled raise anything)
         return False

@@ -1,4 +1,4 @@
-"""Statistics of all clusters, and tiles for empty clusters: one pass each, lazily."""
+"""Statistics of all clusters, tiles for empty clusters, and sums for metrics, lazily."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from daskkm.kernels.dtypes import statistics_dtype
 from daskkm.passes.reductions import (
     concatenate_fields,
     gather,
@@ -51,25 +50,22 @@ def statistics(
     weights : dask array of shape (n,), int64 or float64, optional
         In the chunks of X.
     models : sequence of int, optional
-        Names of the models, by which `cached` blocks of integers recognize them from pass to
-        pass; not with weights.
+        Names of the models in all passes, for the bounds of `cache_blocks`; not with weights.
 
     Returns
     -------
-    dask array of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
-        As `daskkm.kernels.statistics.Statistics` takes it.
+    dask array of one object
+        The table of `daskkm.kernels.statistics.Statistics`: ndarray of shape (sum of k, d + 2),
+        int64 (float64 for float tiles or weights).
     """
-    dtype = statistics_dtype(X.dtype, None if weights is None else weights.dtype)
-    shape = len(stack), X.shape[1] + 2
     arguments: dict[str, Any] = {"stack": share(X, stack), "offsets": offsets}
     if models:
-        arguments["models"] = tuple(models)
-        return sum_over_blocks(_update_statistics, [X], shape, dtype, **arguments)
-    return sum_over_blocks(_statistics, with_column(X, weights), shape, dtype, **arguments)
+        return sum_over_blocks(_update_statistics, [X], **arguments, models=tuple(models))
+    return sum_over_blocks(_statistics, with_column(X, weights), **arguments)
 
 
-def cached(X: da.Array) -> da.Array:
-    """Return blocks of `CachedBlock`, which hold their tiles once they are persisted, lazily."""
+def cache_blocks(X: da.Array) -> da.Array:
+    """Return blocks of `CachedBlock`, lazily; persisted blocks hold tiles and bounds."""
     return X.map_blocks(_cache_block, token="cache-tiles", dtype=X.dtype, meta=X._meta)  # noqa: S106
 
 
@@ -102,11 +98,11 @@ def _update_statistics(
     offsets: NDArray[np.intp],
     models: tuple[int, ...],
 ) -> NDArray[Any]:
-    return block.statistics(stack, offsets, models)[None]
+    return block.statistics(stack, offsets, models)
 
 
-class Farthest(NamedTuple):
-    """Tiles of one model that are far from their own centroid."""
+class FarthestTiles(NamedTuple):
+    """Tiles of one model that are farthest from their own centroid."""
 
     distances: NDArray[np.float64]  # (m,), squared
     indices: NDArray[np.int64]  # (m,), global
@@ -114,56 +110,59 @@ class Farthest(NamedTuple):
     labels: NDArray[np.int32]  # (m,)
     weights: NDArray[Any]  # (m,), above 0
 
-    def top(self, m: int) -> Farthest:
+    def top(self, m: int) -> FarthestTiles:
         """Return the m farthest tiles, farthest first, lowest index on ties."""
         order = np.lexsort((self.indices, -self.distances))[:m]
-        return Farthest._make(field[order] for field in self)
+        return FarthestTiles._make(field[order] for field in self)
 
 
-def farthest(
+def find_farthest(
     X: da.Array,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    wanted: Sequence[int],
+    n_farthest: Sequence[int],
     *,
     weights: da.Array | None = None,
 ) -> Delayed:
-    """Return the `wanted` farthest tiles of each model, lazily: a delayed tuple of `Farthest`.
+    """Find the `n_farthest` farthest tiles of each model, lazily.
 
-    Other parameters are those of `statistics`. Tiles that lie on their centroid (floats: within
-    rounding), and tiles without weight, are never among them.
+    Other parameters are those of `statistics`. Tiles on their own centroid (floats: within
+    rounding) and tiles without weight are left out.
+
+    Returns
+    -------
+    Delayed tuple of FarthestTiles
     """
 
-    def merge(parts: list[tuple[Farthest, ...]]) -> tuple[Farthest, ...]:
+    def merge(parts: list[tuple[FarthestTiles, ...]]) -> tuple[FarthestTiles, ...]:
         return tuple(
             concatenate_fields(of_model).top(m)
-            for of_model, m in zip(zip(*parts, strict=True), wanted, strict=True)
+            for of_model, m in zip(zip(*parts, strict=True), n_farthest, strict=True)
         )
 
-    return gather(
-        _farthest, X, weights, merge, stack=share(X, stack), offsets=offsets, wanted=wanted
-    )
+    arguments = {"stack": share(X, stack), "offsets": offsets, "n_farthest": n_farthest}
+    return gather(_find_farthest, X, weights, merge, **arguments)
 
 
-def _farthest(
+def _find_farthest(
     tiles: NDArray[Any],
     first: int,
     weights: NDArray[Any] | None = None,
     *,
     stack: NDArray[np.float64],
     offsets: NDArray[np.intp],
-    wanted: Sequence[int],
-) -> tuple[Farthest, ...]:
+    n_farthest: Sequence[int],
+) -> tuple[FarthestTiles, ...]:
     exact = weights is None and tiles.dtype.kind != "f"
     weights = np.ones(len(tiles), np.int64) if weights is None else weights
-    pairs = zip(pairwise(offsets), wanted, strict=True)
+    pairs = zip(pairwise(offsets), n_farthest, strict=True)
     return tuple(
-        _farthest_of_model(tiles if m else tiles[:0], first, weights, stack[lo:hi], m, exact=exact)
+        _find_in_model(tiles if m else tiles[:0], first, weights, stack[lo:hi], m, exact=exact)
         for (lo, hi), m in pairs
     )
 
 
-def _farthest_of_model(
+def _find_in_model(
     tiles: NDArray[Any],
     first: int,
     weights: NDArray[Any],
@@ -171,17 +170,17 @@ def _farthest_of_model(
     m: int,
     *,
     exact: bool,
-) -> Farthest:
+) -> FarthestTiles:
     from daskkm.kernels.assign import label_block
     from daskkm.kernels.distances import squared_distances
 
     labels = label_block(tiles, centroids, np.array([0, len(centroids)]))[:, 0]
     distances = squared_distances(tiles, centroids, labels)
-    # The mean of equal floats, or of weighted tiles, need not be that tile to the last bit:
+    # The mean of equal floats, or of weighted tiles, may differ from each tile in the last bit:
     # a relocation would repeat for ever.
     on_centroid = 0.0 if exact else _ROUNDING**2 * np.square(tiles, dtype=np.float64).sum(axis=1)
     off = np.flatnonzero((distances > on_centroid) & (weights[: len(tiles)] > 0))
-    return Farthest(distances[off], first + off, tiles[off], labels[off], weights[off]).top(m)
+    return FarthestTiles(distances[off], first + off, tiles[off], labels[off], weights[off]).top(m)
 
 
 def metric_sums(
@@ -198,24 +197,23 @@ def metric_sums(
     X : dask array of shape (n, d)
         Finite, in one chunk along the features.
     clusters : Clusters
-        All clusters that have tiles.
+        All clusters with tiles.
     scales : Scales
     classes : dask array of shape (n,), or None
         Class of each tile, in the chunks of X.
     names : ndarray of shape (n_classes,)
-        Classes that occur, ascending.
+        Classes of the tiles, ascending.
 
     Returns
     -------
-    dask array of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
-        As `daskkm.kernels.metric_sums.sum_distances`; by products above
+    dask array of one object
+        The table of `daskkm.kernels.metric_sums.sum_distances`: ndarray of shape
+        (sum of k, 3 + n_classes), int64 (float64 for float tiles); by products above
         `sizes.exact_metric_tiles` 8-bit tiles.
     """
     return sum_over_blocks(
         _metric_sums,
         with_column(X, classes),
-        (len(clusters.stack), 3 + len(names)),
-        statistics_dtype(X.dtype),
         stack=share(X, clusters.stack),
         means=share(X, clusters.means, "means"),
         offsets=clusters.offsets,

@@ -1,4 +1,4 @@
-"""X, looked at once: its tiles as a dask array, its weights, and where they are."""
+"""Tiles of any X as a dask array, with their weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from daskkm.passes import arrays, inputs
 from daskkm.passes.arrays import MappedFile
 from daskkm.passes.inputs import TOO_LARGE
 from daskkm.passes.memory import block_bytes
-from daskkm.passes.scheduler import compute, compute_chunk_sizes, persist
+from daskkm.passes.scheduler import compute, persist
 from daskkm.passes.short_blocks import group_short_blocks
 from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +33,23 @@ class Tiles:
 
     Attributes
     ----------
-    given : TileStore, dask array, ndarray, or array that is sliced to be read
-        X as it was recognized.
+    source : TileStore, or NumPy, dask, Zarr or HDF5 array
+        X as returned by `daskkm.passes.inputs.resolve`.
     array : dask array of shape (n, d)
         Of a supported dtype, in one chunk along the features; n may be unknown.
     store : TileStore or None
-        Store of which these are all tiles.
+        Store that holds these tiles and no others.
     file : MappedFile or None
-        File that X is mapped from.
+        File from which X is mapped.
     weights : dask array of shape (n,), int64 or float64, or None
         In the chunks of `array`; int64 if all are whole numbers.
     total_weight : int
-        Sum of the weights; number of tiles without weights.
+        Sum of the weights; the number of tiles if there are no weights.
     reads : int
-        Reads of all tiles that were needed to know their number.
+        Reads of all tiles to count them.
     """
 
-    given: Any
+    source: Any
     array: da.Array
     store: Any = None
     file: MappedFile | None = None
@@ -86,7 +86,7 @@ class Tiles:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Data type of the tiles as kernels take them."""
+        """Data type of the tiles for kernels."""
         dtype: np.dtype[Any] = self.array.dtype
         return dtype
 
@@ -99,50 +99,44 @@ class Tiles:
     @property
     def tile(self) -> tuple[int, ...] | None:
         """Shape of a tile, (height, width[, band]); None if X is an array of features."""
-        return self.given.tile if inputs.is_store(self.given) else None
+        return self.source.tile if inputs.is_store(self.source) else None
 
     @property
     def is_lazy(self) -> bool:
-        """True if results for each tile are lazy dask arrays."""
-        return inputs.is_lazy(self.given)
+        """Return True if results for each tile are lazy dask arrays."""
+        return inputs.is_lazy(self.source)
 
     @property
     def is_in_memory(self) -> bool:
-        """True if the tiles are an array in memory here."""
+        """Return True if the tiles are an array in memory here."""
         return not self.is_lazy and self.file is None
 
     @property
-    def is_kernel_ready(self) -> bool:
-        """True if the tiles are in memory here as kernels take them, without a copy."""
-        array = self.given
-        return self.is_in_memory and array.dtype == self.dtype and array.flags.c_contiguous
-
-    @property
     def is_exact(self) -> bool:
-        """True if sums are integers, which do not depend on blocks."""
+        """Return True if sums are integers, and so independent of blocks."""
         whole = self.weights is None or self.weights.dtype.kind == "i"
         return whole and self.dtype.kind != "f"
 
     def identity(self) -> str:
-        """Return a digest of the tiles, or dask's name of them, the same in any process."""
+        """Return a digest of the tiles, or of a file's version, the same in any process."""
         if self.store is not None:
             return str(self.store.digest)
-        return str(dask.base.tokenize(self.file or self.given))
+        return str(dask.base.tokenize(self.file or self.source))
 
-    def sized(self, scheduler: Any) -> Tiles:
-        """Return tiles of known number; reads all of them if it is unknown."""
+    def with_known_size(self, scheduler: Any) -> Tiles:
+        """Return tiles of known number; read all tiles if the number is unknown."""
         if not np.isnan(self.array.shape[0]):
             return replace(self, total_weight=int(self.array.shape[0]))
         array = compute_chunk_sizes(self.array, scheduler)
-        return replace(self, given=array, array=array, total_weight=int(array.shape[0]), reads=1)
+        return replace(self, source=array, array=array, total_weight=int(array.shape[0]), reads=1)
 
-    def weighted(self, sample_weight: ArrayLike | da.Array | None, scheduler: Any) -> Tiles:
-        """Return tiles of known number with weights; raise FitError for weights that do not fit."""
+    def with_weights(self, sample_weight: ArrayLike | da.Array | None, scheduler: Any) -> Tiles:
+        """Return tiles with weights; raise FitError for invalid weights."""
         if sample_weight is None:
             return self
-        with sending(self.given, sample_weight):
+        with hide_send_warnings(self.source, sample_weight):
             weights = _as_weights(sample_weight, self.array, scheduler)
-            # Scaled down, exactly, lest the sum overflow with a warning.
+            # Scaled down, exactly, so that the sum does not overflow with a warning.
             least, scaled, whole = compute(
                 weights.min(),
                 (weights * 2.0**-64).sum(),
@@ -159,26 +153,25 @@ class Tiles:
     def check_sums(self) -> None:
         """Raise SumOverflowError if sums of these tiles could exceed int64."""
         n, d = self.shape
-        whole = self.weights is None or self.weights.dtype.kind == "i"
-        check_exact(max(self.total_weight, n) if whole else n, d, self.dtype)
+        check_exact(max(self.total_weight, n) if self.is_exact else n, d, self.dtype)
 
     def in_blocks(self, threads: int) -> da.Array:
-        """Return the tiles in blocks for passes by so many threads.
+        """Return the tiles in blocks for passes by `threads` threads.
 
-        Blocks are arrays, or iterables of arrays that are read one after another.
+        Blocks are arrays or iterables of arrays, as for `daskkm.passes.reductions`.
         """
         n_bytes = block_bytes(self.nbytes, threads)
         if self.store is not None:
             return self.store.stream(n_bytes)
         if self.is_lazy:
             return group_short_blocks(self.array, threads)
-        return arrays.in_blocks(self.given, n_bytes, self.dtype, self.file)
+        return arrays.in_blocks(self.source, n_bytes, self.dtype, self.file)
 
 
 def _check_shape(X: Any) -> None:
     """Raise FitError unless X is of shape (n, d) with d > 0."""
     if np.isnan(X.shape[1:]).any():
-        msg = f"X has shape {X.shape}, of unknown size. Use X.compute_chunk_sizes() first"
+        msg = f"X: shape {X.shape} of unknown size. Use X.compute_chunk_sizes() first"
         raise FitError(msg)
     if X.ndim != 2:
         msg = (
@@ -206,7 +199,7 @@ def _as_dask_array(X: Any, file: MappedFile | None) -> da.Array:
         length = arrays.rows_in(sizes.piece_bytes, X.shape[1], X.dtype)
         # A sharded Zarr array is read by shards.
         stored = getattr(X, "shards", None) or X.chunks or (length,)
-        # name=False: a name made from the content would cost a read of it.
+        # name=False: a name made from the content would cost a read.
         X = da.from_array(X, chunks=(stored[0], -1), name=False)
     array: da.Array = X if X.numblocks[1] == 1 else X.rechunk({1: -1})
     return array if array.dtype == dtype else array.astype(dtype)
@@ -215,14 +208,14 @@ def _as_dask_array(X: Any, file: MappedFile | None) -> da.Array:
 def _as_weights(values: Any, tiles: da.Array, scheduler: Any) -> da.Array:
     """Return weights as a persisted dask array in the chunks of the tiles."""
     n = tiles.shape[0]
-    weights: Any = inputs.column(values, "sample_weight")
-    if np.isnan(weights.shape).any():  # of the same selection as the tiles
+    weights: Any = inputs.as_column(values, "sample_weight")
+    if np.isnan(weights.shape).any():  # a selection, as the tiles may be
         weights = compute_chunk_sizes(weights, scheduler)
-    if weights.ndim == 0:  # as scikit-learn takes it
+    if weights.ndim == 0:  # scikit-learn takes one weight for all
         weights = np.full(n, weights)
     if weights.shape != (n,) or weights.dtype.kind not in "biuf":
         msg = (
-            f"sample_weight has shape {weights.shape} and dtype {weights.dtype}. "
+            f"sample_weight: shape {weights.shape} and dtype {weights.dtype}. "
             f"Give one number for each of the {n} tiles"
         )
         raise FitError(msg)
@@ -231,8 +224,8 @@ def _as_weights(values: Any, tiles: da.Array, scheduler: Any) -> da.Array:
 
 
 def _weights_problem(least: float, scaled: float) -> str:
-    """Return the problem of weights, by the least of them and their scaled sum."""
-    if np.isnan(scaled) or np.isinf(scaled):
+    """Return the message for invalid weights, by the least weight and the scaled sum."""
+    if not np.isfinite(scaled):
         return f"Input sample_weight contains {'NaN' if np.isnan(scaled) else 'infinity'}"
     if least < 0:
         return f"sample_weight: negative ({least}). Give weights of at least 0"
@@ -241,9 +234,21 @@ def _weights_problem(least: float, scaled: float) -> str:
     return TOO_LARGE
 
 
+def compute_chunk_sizes(array: da.Array, scheduler: Any = None) -> da.Array:
+    """Count the rows of a dask array by one read; return the array with known chunks."""
+    chunks = ((1,) * array.numblocks[0], *((1,) for _ in array.shape[1:]))
+    (rows,) = compute(array.map_blocks(_count_rows, dtype=int, chunks=chunks), scheduler=scheduler)
+    known = tuple(map(int, rows.ravel())), *array.chunks[1:]
+    return da.Array(array.dask, array.name, known, meta=array._meta)
+
+
+def _count_rows(block: NDArray[Any]) -> NDArray[Any]:
+    return np.full((1,) * block.ndim, len(block))
+
+
 @contextmanager
-def sending(*values: Any) -> Iterator[None]:
-    """Silence dask's advice against sending arrays to workers, where some are in memory here."""
+def hide_send_warnings(*values: Any) -> Iterator[None]:
+    """Hide dask's warning of large graphs if some of the values are arrays in memory here."""
     with warnings.catch_warnings():
         if not all(value is None or inputs.is_lazy(value) for value in values):
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)

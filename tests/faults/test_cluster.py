@@ -235,7 +235,7 @@ def test_fit_with_frozen_scheduler_raises(
     ("number", "message"),
     [
         (signal.SIGSTOP, "the scheduler has not answered for 5 s. See"),
-        (signal.SIGKILL, "the connection to the scheduler was lost. Start it"),
+        (signal.SIGKILL, "the connection to the scheduler was lost. Start a scheduler"),
     ],
 )
 def test_connect_to_frozen_or_killed_scheduler_raises(
@@ -279,7 +279,7 @@ def test_fit_with_closed_client_raises(
             main.send(signal.SIGKILL)
             until(lambda: client.status == "closed")
 
-        message = f"^{address}: the connection to the scheduler was lost. Start it, and run again"
+        message = f"^{address}: the connection to the scheduler was lost. Start a scheduler again"
         with pytest.raises(SchedulerError, match=message):
             fit(digits, once_iterations_began(kill))
         if ours:

@@ -187,7 +187,7 @@ def test_connect_to_a_worker_raises(tmp_path: Path) -> None:
         with connection.connect(address) as client:
             assert client is not None
             ((worker, info),) = client.scheduler_info(-1)["workers"].items()
-        assert_refused(worker, "not a scheduler but a worker. Give the address of its scheduler")
+        assert_refused(worker, "not a scheduler but a worker. Give the address of the scheduler")
         assert_refused(info["nanny"], "not a scheduler but a nanny")
 
 

@@ -94,13 +94,13 @@ def test_fit_sweep_with_empty_clusters_in_each_model_shares_their_passes(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, ...]] = []
-    farthest = PassRunner.farthest
+    farthest = PassRunner.find_farthest
 
     def counting(self: PassRunner, stack: Any, offsets: Any, wanted: Any) -> Any:
         asked.append(tuple(wanted))
         return farthest(self, stack, offsets, wanted)
 
-    monkeypatch.setattr(PassRunner, "farthest", counting)
+    monkeypatch.setattr(PassRunner, "find_farthest", counting)
     tiles = np.random.default_rng(1).integers(0, 200, (300, 4)).astype(dtype)
     far = {k: np.vstack([tiles[:1], np.full((k - 1, 4), 1e5)]) for k in (2, 3, 9, 40)}
     X = da.from_array(tiles, chunks=(70, -1))

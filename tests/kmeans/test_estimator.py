@@ -876,7 +876,7 @@ def test_fit_of_values_too_large_to_square_is_refused_without_a_warning(
     # Warnings are errors here.
     tiles = values(make_tiles(dtype="float64"))
     start: Any = tiles[:3] if init == "array" else init
-    with pytest.raises(daskkm.FitError, match="too large to square and sum up; scale it down"):
+    with pytest.raises(daskkm.FitError, match=r"too large to square and sum up\. Scale"):
         KMeans(3, init=start, n_init=1, random_state=0).fit(holds(tiles))
 
 

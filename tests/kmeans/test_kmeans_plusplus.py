@@ -14,7 +14,7 @@ from daskkm.kmeans import kmeans_plusplus
 from daskkm.kmeans.kmeans_plusplus import distinct_tiles, draw_in_memory, draw_plusplus
 from daskkm.kmeans.options import FitOptions
 from daskkm.passes.draws import Outcome, Trial
-from daskkm.passes.sampling import Drawn
+from daskkm.passes.sampling import DrawnTiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ def test_draw_in_passes_chooses_the_candidate_of_least_potential() -> None:
             for candidate in candidates
         ]
         indices = np.arange(step, step + n_draws)
-        drawn = Drawn(np.ones(n_draws), indices, tiles[indices][:, None])
+        drawn = DrawnTiles(np.ones(n_draws), indices, tiles[indices][:, None])
         return [Outcome(potentials, [drawn] * len(candidates))]
 
     # The tiles 1 and 2 are the candidates: 2 leaves less.
@@ -166,7 +166,7 @@ def test_draw_in_passes_chooses_the_candidate_of_least_potential() -> None:
 
 def test_draw_in_passes_of_identical_tiles_repeats_the_last() -> None:
     def try_candidates(trials: Sequence[Trial], *_: int) -> list[Outcome]:
-        none = Drawn(np.empty(0), np.empty(0, int), np.empty((0, 1)))
+        none = DrawnTiles(np.empty(0), np.empty(0, int), np.empty((0, 1)))
         n = len(trials[0].candidates)
         return [Outcome([0.0] * n, [none] * n)]
 

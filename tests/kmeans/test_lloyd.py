@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from daskkm.kernels.statistics import Statistics
 from daskkm.kmeans import lloyd
-from daskkm.passes.statistics import Farthest
+from daskkm.passes.statistics import FarthestTiles
 from tests import reference
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Data:
 
     def find_farthest(
         self, stack: NDArray[np.float64], offsets: NDArray[np.intp], wanted: Sequence[int]
-    ) -> list[Farthest]:
+    ) -> list[FarthestTiles]:
         self.searches += 1
         return [
             far(self.tiles, *reference.farthest(self.tiles, stack[lo:hi], n))
@@ -68,10 +68,10 @@ class Data:
         return last, passes
 
 
-def far(tiles: NDArray[Any], rows: NDArray[np.intp], labels: NDArray[np.intp]) -> Farthest:
+def far(tiles: NDArray[Any], rows: NDArray[np.intp], labels: NDArray[np.intp]) -> FarthestTiles:
     """Return the tiles in `rows` as tiles far from the centroids of `labels`."""
     ones = np.ones(len(rows), int)
-    return Farthest(np.zeros(len(rows)), rows, tiles[rows], labels.astype(np.int32), ones)
+    return FarthestTiles(np.zeros(len(rows)), rows, tiles[rows], labels.astype(np.int32), ones)
 
 
 def random_tiles(seed: int, n: int = 120, d: int = 5, dtype: str = "uint8") -> NDArray[Any]:

@@ -449,7 +449,7 @@ def test_fit_sweep_of_arguments_that_do_not_fit_is_refused(
 def test_fit_sweep_on_an_unknown_scheduler_is_refused() -> None:
     with (
         dask.config.set(scheduler="thread"),
-        pytest.raises(daskkm.SchedulerError, match=r"dask has no usable scheduler \(Expected one"),
+        pytest.raises(daskkm.SchedulerError, match=r"dask: no usable scheduler \(Expected one"),
     ):
         daskkm.fit_sweep(np.eye(4), [2])
 

@@ -17,19 +17,13 @@ from daskkm.errors import FitError
 from daskkm.passes.arrays import MappedFile, as_arrays, in_blocks, pickling_by_reference
 from daskkm.passes.runner import PassRunner
 from daskkm.passes.tiles import Tiles
+from tests.passes.kinds import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
 PIXELS = np.random.default_rng(1).integers(0, 256, (60, 4), np.uint8)
-
-
-def mapped(folder: Path, array: NDArray[Any] = PIXELS, mode: Any = "r") -> NDArray[Any]:
-    np.save(folder / "x.npy", array)
-    return np.asarray(np.load(folder / "x.npy", mmap_mode=mode))
 
 
 def test_blocks_of_an_array_in_memory_share_its_memory() -> None:
@@ -47,7 +41,7 @@ def test_block_pickled_has_its_own_rows_only(tmp_path: Path) -> None:
     blocks = Tiles.of(given).in_blocks(1).to_delayed().ravel()
     assert len(blocks) == 4
     assert len(pickle.dumps(blocks[0].compute(scheduler="sync"))) < given.nbytes / 3
-    given = mapped(tmp_path, given)
+    given = mapped(given, tmp_path)
     for array in (Tiles.of(given).in_blocks(1), Tiles.of(given).array):
         assert len(cloudpickle.dumps(dict(array.dask))) < 1 << 14
 
@@ -72,11 +66,11 @@ def test_block_pickled_by_reference_shares_memory() -> None:
 
 
 def test_mapped_file_of_a_view_has_the_rows_of_the_view(tmp_path: Path) -> None:
-    given = mapped(tmp_path)
+    given = mapped(PIXELS, tmp_path)
     for view in (given, given[5:50], given[::2], given[:, 1:3], given[3:].view(np.int8)):
         file = MappedFile.of(view)
         assert file is not None
-        np.testing.assert_array_equal(file.rows(1, len(view)), view[1:])
+        np.testing.assert_array_equal(file[1 : len(view)], view[1:])
     for other in (PIXELS, given[::-1], given + np.uint8(0), given[0], given[:0], [[1]]):
         assert MappedFile.of(other) is None
     changed = np.load(tmp_path / "x.npy", mmap_mode="c")
@@ -88,14 +82,14 @@ def test_mapped_file_of_a_view_has_the_rows_of_the_view(tmp_path: Path) -> None:
 
 
 def test_mapped_file_that_changed_or_is_missing_is_an_error(tmp_path: Path) -> None:
-    file = MappedFile.of(mapped(tmp_path))
+    file = MappedFile.of(mapped(PIXELS, tmp_path))
     assert file is not None
     np.save(tmp_path / "x.npy", PIXELS[:30])
-    with pytest.raises(FitError, match=r"x\.npy: the file that X is mapped from has changed"):
-        file.rows(0, 2)
+    with pytest.raises(FitError, match=r"x\.npy: the file of X has changed"):
+        file[0:2]
     (tmp_path / "x.npy").unlink()
     with pytest.raises(FitError, match=r"x\.npy.*cannot be read"):
-        file.rows(0, 2)
+        file[0:2]
 
 
 MEMORY = """

@@ -84,8 +84,7 @@ def test_sum_over_blocks_in_any_blocks_is_that_of_the_whole(
     X = chunked(cuts)
     weights = da.arange(60, chunks=(X.chunks[0],)) if weighted else None
     arrays = reductions.with_column(X, weights)
-    total = reductions.sum_over_blocks(sum_of_block, arrays, (1, 4), np.dtype(np.int64))
-    assert (total.shape, total.dtype) == ((1, 4), np.int64)
+    total = reductions.sum_over_blocks(sum_of_block, arrays)
     expected = table_of(TILES, np.arange(60) if weighted else None)
     np.testing.assert_array_equal(total.compute(scheduler="sync"), expected)
 
@@ -103,7 +102,7 @@ def test_reductions_of_blocks_of_pieces_read_one_piece_at_a_time(
         lengths = reductions.gather(lambda tiles, _: [len(tiles)], X, None, join).compute()
         assert lengths == [7, 7, 6] * 3
         arrays = reductions.with_column(X, weights)
-        total = reductions.sum_over_blocks(sum_of_block, arrays, (1, 4), np.dtype(np.int64))
+        total = reductions.sum_over_blocks(sum_of_block, arrays)
         np.testing.assert_array_equal(total.compute(), table_of(TILES, np.arange(60)))
 
 
@@ -134,7 +133,7 @@ def test_reductions_compute_nothing_before_they_are_asked() -> None:
     with dask.config.set(scheduler=refuse):
         reductions.gather(rows_and_first, X, None, join)
         reductions.take_tiles(X, np.array([3]))
-        reductions.sum_over_blocks(sum_of_block, [X], (1, 4), np.dtype(np.int64))
+        reductions.sum_over_blocks(sum_of_block, [X])
         with pytest.raises(AssertionError, match="computed"):
             X.sum().compute()
 

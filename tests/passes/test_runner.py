@@ -17,6 +17,8 @@ from daskkm.passes import scheduler
 from daskkm.passes.runner import PassRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 X = np.random.default_rng(0).random((60, 4))
@@ -92,6 +94,26 @@ def test_measure_all_measures_only_the_first_stack_with_weights() -> None:
     assert runner.passes == 1
 
 
+@pytest.mark.parametrize("kind", ["store", "array", "short blocks"])
+def test_measure_with_fractional_weights_ignores_the_cache(
+    kind: str, digits: daskkm.TileStore, override_sizes: Callable[..., None]
+) -> None:
+    # Sums of floats depend on the pieces of blocks, which a cache must keep.
+    override_sizes(piece_bytes=400, block_bytes_min=2000, many_blocks=10)
+    tiles = np.random.default_rng(0).integers(0, 256, (1000, 4), np.uint8)
+    X = {"store": digits, "array": tiles, "short blocks": da.from_array(tiles, chunks=(13, -1))}[
+        kind
+    ]
+    weights = np.random.default_rng(1).random(len(X))
+    tables = []
+    for cache in ("always", "never"):
+        runner = PassRunner(X, weights, scheduler="sync", cache=cache)
+        runner.prepare(1, 2)
+        stack = np.full((2, runner.shape[1]), [[50.0], [200.0]])
+        tables.append(runner.measure(stack, np.array([0, 2])).table)
+    assert tables[0].tobytes() == tables[1].tobytes()
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_draw_first_draws_tiles_that_have_weight(weighted: bool) -> None:
     weights = (np.arange(60) == 7) * 2 if weighted else None
@@ -118,11 +140,11 @@ def test_rounds_with_room_measure_each_candidate_once(
     runner = PassRunner(da.from_array(PIXELS, chunks=(20, -1)), scheduler="sync")
     if has_room:
         runner.prepare(1, 1)  # else no room is known
-    rounds = runner.rounds()
+    rounds = runner.start_rounds()
     candidates = PIXELS[:1]
     for step in (1, 2):
-        drawn = runner.draw(rounds, candidates, 3, 0, step)
+        drawn = rounds.draw(candidates, 3, 0, step)
         candidates = np.concatenate([candidates, drawn.tiles])
-    assert runner.weigh(rounds, candidates).sum() == 60
+    assert rounds.weigh(candidates).sum() == 60
     assert sum(measured) == 60 * (7 if has_room else 1 + 4 + 7)
     assert runner.passes == 3

@@ -10,17 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskkm import sizes
 from daskkm.passes.reductions import concatenate_fields
-from daskkm.passes.sampling import Drawn, first_indices, sample_indices, sample_size
+from daskkm.passes.sampling import DrawnTiles, first_indices, sample_indices, sample_size
 from daskkm.passes.seeds import exponentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def test_sample_indices_of_few_tiles_are_all() -> None:
-    assert sample_indices(1000, seed=0).tolist() == list(range(1000))
 
 
 def test_sample_indices_of_many_tiles_are_uniform_without_replacement() -> None:
@@ -32,7 +27,8 @@ def test_sample_indices_of_many_tiles_are_uniform_without_replacement() -> None:
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 27.9
 
 
-def test_sample_indices_of_a_size_are_as_many() -> None:
+def test_sample_indices_of_a_size_are_as_many_or_all() -> None:
+    assert sample_indices(1000, seed=0).tolist() == list(range(1000))
     assert len(sample_indices(1000, 0, 70)) == 70
     assert sample_indices(60, 0, 70).tolist() == list(range(60))
 
@@ -59,7 +55,7 @@ def test_race_is_won_in_proportion_to_mass() -> None:
     wins = np.zeros(5)
     pairs = np.zeros((5, 5))
     for seed in range(4000):
-        race = Drawn.race(tiles, 0, exponentials(seed, 0, 0, 0, 5), mass, 2)
+        race = DrawnTiles.race(tiles, 0, exponentials(seed, 0, 0, 0, 5), mass, 2)
         assert race.tiles[:, 0].tolist() == race.indices.tolist()
         wins[race.indices[0]] += 1
         pairs[tuple(race.indices)] += 1
@@ -69,7 +65,7 @@ def test_race_is_won_in_proportion_to_mass() -> None:
 
 def test_race_of_few_tiles_with_mass_draws_these_only() -> None:
     mass = np.array([0.0, 1, 4, 9, 0])
-    drawn = Drawn.race(np.arange(5)[:, None], 10, exponentials(0, 0, 0, 0, 5), mass, 9)
+    drawn = DrawnTiles.race(np.arange(5)[:, None], 10, exponentials(0, 0, 0, 0, 5), mass, 9)
     assert sorted(drawn.indices) == [11, 12, 13]
 
 
@@ -82,8 +78,10 @@ def test_race_has_the_same_winners_in_any_blocks(seed: int, cuts: list[int], m: 
     rng = np.random.default_rng(seed)
     tiles, mass = rng.integers(0, 9, (40, 2)), rng.integers(0, 3, 40).astype(float)
 
-    def race(lo: int, hi: int) -> Drawn:
-        return Drawn.race(tiles[lo:hi], lo, exponentials(seed, 0, 0, lo, hi - lo), mass[lo:hi], m)
+    def race(lo: int, hi: int) -> DrawnTiles:
+        return DrawnTiles.race(
+            tiles[lo:hi], lo, exponentials(seed, 0, 0, lo, hi - lo), mass[lo:hi], m
+        )
 
     edges = [0, *sorted(cuts), 40]
     parts = [race(lo, hi) for lo, hi in pairwise(edges)]
@@ -92,13 +90,6 @@ def test_race_has_the_same_winners_in_any_blocks(seed: int, cuts: list[int], m: 
 
 
 def test_top_sorts_by_arrival_then_index() -> None:
-    drawn = Drawn(np.array([2.0, 1, 1, 3]), np.array([7, 9, 3, 1]), np.arange(4)[:, None])
+    drawn = DrawnTiles(np.array([2.0, 1, 1, 3]), np.array([7, 9, 3, 1]), np.arange(4)[:, None])
     assert drawn.top(3).indices.tolist() == [3, 9, 7]
     assert drawn.top(0).tiles.shape == (0, 1)
-
-
-def test_override_ends_with_its_context() -> None:
-    before = len(sample_indices(10**6, 0))
-    with sizes.override(sample_tiles=9):
-        assert len(sample_indices(10**6, 0)) == 9
-    assert len(sample_indices(10**6, 0)) == before
