@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = {"show_default": True, "help_option_names": ["-h", "--help"]}
 _MAX_K = 100_000
 _MIN_MEMORY = 300_000_000  # of a worker
-_DASHBOARD = re.compile(r"[^:/]*:\d{1,5}")
 # Names of parameters that apply to each kind of scheduler.
 _APPLY_TO = {
     "local": ("workers", "threads_per_worker", "memory_limit", "dashboard_address"),
@@ -115,27 +115,23 @@ def _check_applies(ctx: click.Context, param: click.Parameter, value: Any) -> An
     return value
 
 
-def _check_memory(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None:
-        from dask.utils import parse_bytes
+def check_memory(text: str) -> str:
+    """Return a size such as 2GB; raise BadParameter if too little for a worker."""
+    from dask.utils import parse_bytes
 
-        try:
-            is_enough = parse_bytes(value) >= _MIN_MEMORY
-        except (ValueError, OverflowError):
-            is_enough = False
-        if not is_enough:
-            msg = f"{value!r}: not enough memory for a worker. Give 300MB or more, such as 2GB"
-            raise click.BadParameter(msg)
-    _check_applies(ctx, param, value)
-    return value
+    with suppress(ValueError, OverflowError):
+        if parse_bytes(text) >= _MIN_MEMORY:
+            return text
+    msg = f"{text!r}: not enough memory for a worker. Give 300MB or more, such as 2GB"
+    raise click.BadParameter(msg)
 
 
-def _check_dashboard(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not _DASHBOARD.fullmatch(value) or int(value.rpartition(":")[2]) > 65535:
-        msg = f"{value!r}: not an address. Give a host and port, such as 127.0.0.1:8787"
+def check_address(text: str) -> str:
+    """Return an address such as 127.0.0.1:8787; raise BadParameter for other text."""
+    if not re.fullmatch(r"[^:/]*:\d{1,5}", text) or int(text.rpartition(":")[2]) > 65535:
+        msg = f"{text!r}: not an address. Give a host and port, such as 127.0.0.1:8787"
         raise click.BadParameter(msg)
-    _check_applies(ctx, param, value)
-    return value
+    return text
 
 
 def _make_tls_option(name: str, content: str) -> Callable[[_Command], _Command]:
@@ -171,13 +167,17 @@ _SCHEDULER_OPTIONS = (
     ),
     click.option(
         "--memory-limit",
-        callback=_check_memory,
+        type=check_memory,
+        metavar="SIZE",
+        callback=_check_applies,
         help="Memory of each local worker, as in 2GB.  [default: its share of the machine]",
     ),
     click.option(
         "--dashboard-address",
         default="127.0.0.1:8787",
-        callback=_check_dashboard,
+        type=check_address,
+        metavar="ADDRESS",
+        callback=_check_applies,
         help="Address of a local scheduler's dashboard; on loopback if no host is named.",
     ),
     _make_tls_option("ca-file", "Certificate of the authority that signed all others"),
