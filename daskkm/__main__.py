@@ -1,4 +1,4 @@
-"""The commands under one name, ``daskkm``: see `daskkm.cli.main.group`."""
+"""Entry of ``daskkm`` and ``python -m daskkm``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from daskkm.cli.interrupts import unwind_on_signals
 
 
 def main() -> NoReturn:
-    """Run the command in the arguments of the process."""
+    """Run the command line of the process."""
     with unwind_on_signals():
         from daskkm.cli.main import run
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def on_worker() -> str:
-    """Return " on worker ADDRESS" for a message if this code runs on a worker, else ""."""
+    """Return " on worker ADDRESS" for a message on a worker process, else ""."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return ""
@@ -23,7 +23,7 @@ def on_worker() -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """Return a number of things in words, as in "1 image" and "2,000 images"."""
+    """Return a number with its noun, such as "1 image" or "2,000 images"."""
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
@@ -33,8 +33,8 @@ class DaskkmError(Exception):
     Attributes
     ----------
     options : tuple of str
-        Parameters that resolve the error, as Python spells them ("fresh=True"). The message ends
-        with them; a command names its own flags instead.
+        Parameters that resolve the error, such as "fresh=True". The message ends with the
+        parameters; commands name flags instead.
 
     Examples
     --------
@@ -54,18 +54,18 @@ class DaskkmError(Exception):
         return self.with_options(self.options)
 
     def with_options(self, spellings: Sequence[str]) -> str:
-        """Return the message, ending with the options as a caller spells them."""
+        """Return the message, followed by the options in the caller's spelling."""
         message = super().__str__()
         return f"{message} ({', '.join(spellings)})" if spellings else message
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with characters that cannot be printed written as Python does."""
+    """Return a text in one line, with escapes for characters that cannot be printed."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def reason(error: BaseException) -> str:
-    """Return the cause of an error as the system words it, else its message, else its type."""
+    """Return the system's text of an error, else the message, else the type."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -81,7 +81,7 @@ def translate_errors(
 ) -> Iterator[None]:
     """Raise exceptions of the types `catch` as "subject: problem (reason). Hint".
 
-    Errors of daskkm pass through as they are.
+    Errors of daskkm pass unchanged.
     """
     try:
         yield
@@ -93,157 +93,47 @@ def translate_errors(
 
 
 class ImageError(DaskkmError):
-    """An image that cannot be read, or does not fit with the others.
-
-    Examples
-    --------
-    >>> import daskkm
-    >>> daskkm.create_store("nowhere", "tiles.zarr")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.ImageError: nowhere: no such file or folder. Name the images, or a folder ...
-    """
+    """An image that cannot be read, or does not fit with the others."""
 
 
 class StoreError(DaskkmError):
-    """A store that is missing, incomplete, damaged or not of daskkm.
-
-    Examples
-    --------
-    >>> import daskkm
-    >>> daskkm.open_store("nowhere.zarr")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.StoreError: ...nowhere.zarr: the store does not exist. Ingest images first
-    """
+    """A store that is missing, incomplete, damaged or not of daskkm."""
 
 
 class CorruptChunkError(StoreError):
-    """A chunk of a store that is missing, cut short or changed.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from PIL import Image
-    >>> import daskkm
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> Image.linear_gradient("L").resize((64, 48)).save(folder / "image.png")
-    >>> store = daskkm.create_store(folder, folder / "tiles.zarr")
-    >>> (folder / "tiles.zarr" / "tiles" / "c" / "0" / "0" / "0").write_bytes(b"")
-    0
-    >>> store.check()  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.CorruptChunkError: ...tiles.zarr: tiles 0 to 11 cannot be read from chunk ...
-    """
+    """A chunk of a store that is missing, cut short or changed."""
 
 
 class SchedulerError(DaskkmError):
-    """A scheduler that cannot be reached, or has no workers.
-
-    Examples
-    --------
-    >>> from daskkm.passes.connection import check_name
-    >>> check_name("nowhere.json")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.SchedulerError: 'nowhere.json': not a scheduler. Give local, threads, an ...
-    """
+    """A scheduler that cannot be reached, or has no workers."""
 
 
 class ResultsError(DaskkmError):
-    """Results that cannot be written.
-
-    Examples
-    --------
-    >>> from pathlib import Path
-    >>> from daskkm.report.results import save_json
-    >>> save_json(Path("nowhere/sweep.json"), {})  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.ResultsError: nowhere/sweep.json: results cannot be written (...). Choose ...
-    """
+    """Results that cannot be written."""
 
 
 class ModelError(DaskkmError):
-    """A saved model that is missing, damaged or not of daskkm, or that cannot be written.
-
-    Examples
-    --------
-    >>> import daskkm
-    >>> daskkm.load_model("nowhere.zarr")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.ModelError: nowhere.zarr: the saved model does not exist. Fit ...
-    """
+    """A saved model that is missing, damaged or not of daskkm, or that cannot be written."""
 
 
 class CheckpointError(DaskkmError):
-    """A checkpoint that is damaged, of another fit, in use, or that cannot be written.
-
-    Examples
-    --------
-    >>> import tempfile, daskkm
-    >>> folder = tempfile.mkdtemp()
-    >>> with open(f"{folder}/notes.txt", "w"):
-    ...     daskkm.fit_sweep([[0.0], [1.0]], [1], checkpoint=folder)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.CheckpointError: ...: not a checkpoint, it holds notes.txt. Choose ...
-    """
+    """A checkpoint that is damaged, of another fit, in use, or that cannot be written."""
 
 
 class FitError(DaskkmError, ValueError):
-    """Tiles that cannot be fitted, or parameters that do not fit them.
-
-    Examples
-    --------
-    >>> import daskkm
-    >>> daskkm.fit_sweep([[0.0], [1.0]], [3])
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.FitError: n_samples=2 should be >= n_clusters=3. Lower k
-    """
+    """Tiles that cannot be fitted, or parameters that do not fit them."""
 
 
 class ParameterError(DaskkmError, ValueError, TypeError):
     """A parameter of the wrong type, or with a value that is not allowed.
 
     Both ValueError and TypeError, as scikit-learn's InvalidParameterError.
-
-    Examples
-    --------
-    >>> import daskkm
-    >>> daskkm.fit_sweep([[0.0], [1.0]], [1], coarse="no")
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.ParameterError: coarse is 'no'. Give True or False
     """
 
 
 class DtypeError(DaskkmError, TypeError):
-    """Tiles of a dtype that is not supported.
-
-    Examples
-    --------
-    >>> import daskkm
-    >>> daskkm.fit_sweep([[1j], [2j]], [1])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.DtypeError: tiles: values of dtype complex128 are not supported. Convert ...
-    """
+    """Tiles of a dtype that is not supported."""
 
 
 class SumOverflowError(DaskkmError, OverflowError):
-    """Tiles so many, or of such large values, that their sums do not fit 64 bits.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from daskkm.kernels.dtypes import check_exact
-    >>> check_exact(10**8, 256, np.dtype("uint16"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    daskkm.errors.SumOverflowError: tiles: 100000000 (weights added up) of 256 uint16 features ...
-    """
+    """Tiles so many, or of such large values, that their sums do not fit 64 bits."""

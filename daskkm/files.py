@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def partial_path(path: Path) -> Path:
-    """Return where `atomic_writer` writes a file before it replaces `path`."""
+    """Return the path at which `atomic_writer` writes a file before it replaces `path`."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that replaces `path` when the context ends without an error.
+    """Open a new file that replaces `path` if the context ends without an error.
 
-    One writer of a path at a time: a killed one leaves a partial file, which the next overwrites.
+    For one writer at a time. The next writer overwrites the partial file of a killed writer.
     """
     partial = partial_path(path)
     try:

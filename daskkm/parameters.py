@@ -1,4 +1,4 @@
-"""Check parameters of public functions and return them as Python's own types."""
+"""Check parameters of public functions and convert them to Python's own types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """Return a bool; raise ParameterError for any other type, as for "no", which is true."""
+    """Return a bool; raise ParameterError for any other type."""
     if not isinstance(value, bool | np.bool_):
         msg = f"{name} is {value!r}. Give True or False"
         raise ParameterError(msg)
@@ -53,7 +53,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_array(name: str, value: Any) -> NDArray[np.float64]:
-    """Return a float64 copy of an array; raise ParameterError if it is masked or not real."""
+    """Return a float64 copy of an array; raise ParameterError if masked or not real."""
     try:
         if not (np.ma.isMaskedArray(value) or np.iscomplexobj(value)):
             return np.array(value, np.float64, order="C")
@@ -65,7 +65,7 @@ def as_array(name: str, value: Any) -> NDArray[np.float64]:
 
 
 def as_seed(random_state: RandomState) -> int:
-    """Return a seed, drawn from a generator if one is given; raise ParameterError otherwise."""
+    """Return a seed, or draw a seed from a generator; raise ParameterError for other types."""
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, np.random.Generator):

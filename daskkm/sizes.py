@@ -1,7 +1,7 @@
 """Sizes of chunks, blocks, buffers and samples, in one place.
 
-Modules read ``sizes.NAME`` when they need it; tests change a size with `override`. Sizes that are
-compiled into kernels, such as the tiles of a panel, stand in `daskkm.kernels.products`.
+Modules read ``sizes.NAME`` at each use, and tests change a size by `override`. Sizes that are
+compiled into kernels, such as the tiles of a panel, are in `daskkm.kernels.products`.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ MiB = 1 << 20
 
 @dataclass
 class Sizes:
-    """Sizes in bytes, unless the name says otherwise.
+    """Sizes in bytes, unless the name has another unit.
 
-    Results of integer tiles depend on those of the sample only, which are said so.
+    Results of integer tiles depend on the sizes of the sample only.
     """
 
-    # Store. Chunks of tiles, labels and distances; rows of a chunk of provenance.
+    # Store: chunks of tiles, labels and distances; rows of a chunk of provenance.
     chunk_bytes: int = 4 * MiB
     provenance_rows: int = 1 << 20
 
     # Blocks of tiles, one task each: about 8 a thread, within these limits. Below 4 MiB the
-    # millisecond that a task costs the scheduler exceeds the work.
+    # scheduler's millisecond for a task exceeds the work.
     block_bytes_min: int = 4 * MiB
     block_bytes_max: int = 64 * MiB
     blocks_per_thread: int = 8
     blocks_max: int = 4096
-    # Part of a block of an array in memory, or of a mapped file, that is read at once.
+    # Piece of a block of an array in memory, or of a mapped file, to read at once.
     piece_bytes: int = 4 * MiB
-    # More blocks than this that are shorter than this on average are read several a task.
+    # A task reads several blocks if these are more, and on average shorter.
     many_blocks: int = 1024
     short_block_bytes: int = 2 * MiB
 
-    # Initial centroids. Tiles that are brought together; results depend on the next three.
+    # Sample for initial centroids.
     sample_tiles: int = 1 << 15
     large_sample_bytes: int = 64 * MiB
     sample_blocks: int = 16
 
-    # Passes. Partial results summed at once; a stack up to this size travels with each task; tiles
-    # and working memory up to this size are not compared with the memory of workers.
+    # Passes: partial results to sum at once; largest stack that travels with each task; largest
+    # tiles and working memory without a check of workers' memory.
     fan_in: int = 8
     shared_bytes: int = 1 * MiB
     unchecked_bytes: int = 64 * MiB
-    # Tiles up to which distances for metrics are measured by the definition.
+    # Most tiles with distances for metrics by definition.
     exact_metric_tiles: int = 8192
 
 

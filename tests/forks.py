@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
+from daskkm.kernels.distances import distances_to_all, find_nearest_two, squared_distances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +95,7 @@ def compile_kernels() -> None:
     bounds.CachedBlock.from_block(tiles).statistics(stack, offsets, [0, 1])
     for centroids in (tiles[:3].astype(float), stack):
         distances = distances_to_all(tiles, centroids)
-        labels, _, _ = nearest_two(distances)
+        labels, _, _ = find_nearest_two(distances)
         squared_distances(tiles, centroids, labels)
 
 

@@ -1,4 +1,4 @@
-"""``daskkm ingest``: cut images into tiles and write them to a store."""
+"""``daskkm ingest``: cut images into tiles and write the tiles to a store."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @options.store
 @click.option(
     "--tile",
-    type=options.tile_size,
+    type=options.parse_tile,
     metavar="SIZE",
     help="Pixels of a tile: 16 or 16x24 (height x width).  "
-    "[default: those of the store that is there, else 16]",
+    "[default: the size in an existing store, else 16]",
 )
 @options.on_bad
 @options.overwrite
@@ -37,10 +37,10 @@ def command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Cut the images IMAGES into tiles and write them to a store.
+    """Cut the images IMAGES into tiles and write the tiles to a store.
 
-    IMAGES are folders, files or quoted patterns; "images" if none is given. An ingest that was cut
-    short resumes.
+    IMAGES are folders, files or quoted patterns; the default is "images". The command resumes an
+    ingest that was cut short.
     """
     from daskkm.images.ingest import create_store
 
@@ -62,7 +62,7 @@ def command(
 
 
 def print_skipped(store: TileStore) -> None:
-    """Print the files that were left out of a store, and why."""
+    """Print the skipped files of a store, with reasons."""
     if store.skipped:
         click.echo(f"{count(len(store.skipped), 'file')} skipped:")
     for file in store.skipped:

@@ -1,7 +1,7 @@
 """The end of a command by Ctrl-C or SIGTERM.
 
-The first signal raises SystemExit, so that a command stops its workers. A second one ends the
-process at once. Commands import this module first: it must be fast to import.
+The first signal raises SystemExit, so that a command stops its workers. A second signal ends the
+process at once. Commands import this module first, so it imports no slow module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _first_signal: int | None = None
 
 @contextmanager
 def unwind_on_signals() -> Iterator[None]:
-    """End the body, and afterwards the process, as signals ask; ignored signals stay ignored."""
+    """End the body and then the process on a signal; ignored signals stay ignored."""
     _handle_signals(_raise_exit)
     try:
         yield
@@ -34,11 +34,11 @@ def unwind_on_signals() -> Iterator[None]:
         _handle_signals(_exit_at_once)
         if _first_signal is not None:
             _report(_first_signal)
-            raise SystemExit(_ENDINGS[_first_signal][1])  # also where another error took its place
+            raise SystemExit(_ENDINGS[_first_signal][1])  # also after another error
 
 
 def is_unwinding() -> bool:
-    """Return True once a signal has come: errors that follow from it are not reported."""
+    """Return True after a signal: later errors are not reported."""
     return _first_signal is not None
 
 
@@ -52,8 +52,8 @@ def _raise_exit(number: int, _frame: FrameType | None) -> None:
     global _first_signal  # noqa: PLW0603
     _first_signal = number
     _handle_signals(_exit_at_once)
-    sys.unraisablehook = lambda _: None  # an exit that a finalizer swallows
-    import logging  # here, because commands import this module first
+    sys.unraisablehook = lambda _: None  # finalizers may swallow the exit
+    import logging
 
     logging.disable()  # distributed logs connections that end with the process
     raise SystemExit(_ENDINGS[number][1])
@@ -66,7 +66,7 @@ def _exit_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _report(number: int) -> None:
-    """Print a word to standard error, unless nobody reads it: the stream could block."""
+    """Print the kind of end to standard error, unless the write would block."""
     with suppress(OSError):
         if sys.stderr is not None and select.select([], [2], [], 0)[1]:
             os.write(2, f"{_ENDINGS[number][0]}\n".encode())

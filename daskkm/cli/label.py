@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Label the tiles of a store by a saved MODEL, such as centroids/5/model.zarr.
 
-    Writes labels/K, and distances/K if asked to, into the store.
+    Write labels/K into the store, and distances/K with --distances.
     """
     from daskkm.kmeans.model import load_saved
     from daskkm.storage.tile_store import open_store
@@ -47,14 +47,14 @@ def command(
         Progress(quiet=quiet) as progress,
         connection.connect(scheduler_name, **scheduler_settings) as client,
     ):
-        progress.say_dashboard(client)
+        progress.print_dashboard(client)
 
-        def showing(target: Target) -> AbstractContextManager[Any]:
+        def show_stage(target: Target) -> AbstractContextManager[Any]:
             return progress.stage(
                 "label", "chunks", total=target.array.cdata_shape[0], poll=target.n_written
             )
 
-        sizes = model.write_labels(store, distances=distances, on_start=showing)
+        sizes = model.write_labels(store, distances=distances, on_start=show_stage)
     names = ("labels", "distances")[: 1 + distances]
     paths = [store_path / name / str(len(model.cluster_centers_)) for name in names]
     click.echo(

@@ -1,4 +1,4 @@
-"""The group of commands, and how each of them ends: one line, and an exit status."""
+"""Group of commands, and the end of each command: one line and an exit status."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ import click
 from daskkm.cli import ingest, label, sweep, verify
 from daskkm.cli.interrupts import is_unwinding, unwind_on_signals
 from daskkm.cli.options import SETTINGS
+from daskkm.cli.progress import print_above
 from daskkm.errors import DaskkmError, printable, reason
 
-# Set to show where an error was raised.
+# Environment variable that turns tracebacks on.
 TRACEBACK = "DASKKM_TRACEBACK"
-_MAX_CHARACTERS = 500  # of the text of an error that others raised
+_MAX_CHARACTERS = 500  # of the text of another package's error
 
 
 class Failure(click.ClickException):
-    """The line with which a command fails, after a traceback if the environment asks for it."""
+    """Failure of a command: one line, after a traceback if the environment asks for one."""
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002
         """Print the line to standard error."""
@@ -34,7 +35,7 @@ class Failure(click.ClickException):
 
 
 class Group(click.Group):
-    """Commands of which each raises Failure for any error, naming its own flags."""
+    """Commands that raise Failure for any error, with flags in place of parameters."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -76,9 +77,9 @@ def run_module(name: str) -> NoReturn:
 
 def run(args: list[str] | None = None, prog_name: str | None = None) -> NoReturn:
     """Run a command, of the process by default, and exit: 0 done, 1 failed, 2 wrong usage."""
-    gc.set_threshold(100_000)  # the usual 700 costs a twentieth of a short sweep, for nothing
+    gc.set_threshold(100_000)  # the usual 700 costs 5 % of a short sweep
     warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: no name costs a result
+    if isinstance(sys.stdout, TextIOWrapper):  # as standard error: no name of a file fails
         sys.stdout.reconfigure(errors="backslashreplace")
     status = 0
     try:
@@ -87,13 +88,13 @@ def run(args: list[str] | None = None, prog_name: str | None = None) -> NoReturn
         if not is_unwinding():
             error.show()
         status = error.exit_code
-    # Python looks for cycles among all that was imported before it ends: 0.7 s, for nothing.
+    # Without a freeze, Python looks for cycles among all imported objects: 0.7 s.
     gc.freeze()
     sys.exit(status)
 
 
 def describe_error(error: Exception) -> str:
-    """Return a description of an error that others raised, in one line with a hint."""
+    """Return a description of another package's error, in one line with a hint."""
     text = printable(" ".join(reason(error).split()))
     if len(text) > _MAX_CHARACTERS:
         text = text[:_MAX_CHARACTERS] + " …"
@@ -115,5 +116,4 @@ def describe_error(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    # To the stream by name: while progress is shown, that stream prints above the display.
-    click.echo(f"warning: {' '.join(str(message).split())}", file=sys.stderr, err=True)
+    print_above(f"warning: {' '.join(str(message).split())}")

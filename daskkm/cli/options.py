@@ -1,8 +1,9 @@
-"""Options that commands share, and types of their values."""
+"""Shared options of commands, and types of values."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 
 SETTINGS: dict[str, Any] = {"show_default": True, "help_option_names": ["-h", "--help"]}
 _MAX_K = 100_000
-_MAX_DIGITS = 9  # of a number; Python refuses to read those of thousands
 _MIN_MEMORY = 300_000_000  # of a worker
-_DASHBOARD = re.compile(r"[^:/]*:\d{1,5}")
-# Options that apply to a kind of scheduler, by the names of their parameters.
+# Names of parameters that apply to each kind of scheduler.
 _APPLY_TO = {
     "local": ("workers", "threads_per_worker", "memory_limit", "dashboard_address"),
     "threads": ("threads_per_worker",),
@@ -31,7 +30,7 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 
 class LocalPath(click.Path):
-    """A path of a local file or folder, as a Path by default; a URL is wrong usage."""
+    """Path of a local file or folder; a URL is wrong usage."""
 
     def __init__(self, *, path_type: type[str | Path] = Path, **settings: Any) -> None:
         super().__init__(path_type=path_type, **settings)
@@ -43,48 +42,39 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def k_list(text: str) -> tuple[int, ...]:
+def parse_ks(text: str) -> tuple[int, ...]:
     """Return the numbers of clusters in text such as 2,4,8-12: ascending, each once."""
     ks: set[int] = set()
     for part in text.split(","):
-        lo, dash, hi = part.strip().partition("-")
-        if not (lo.isdecimal() and (hi.isdecimal() or not dash)):
-            problem = "is neither a number nor a range like 3-7"
-        elif max(len(lo), len(hi)) > _MAX_DIGITS or max(int(lo), int(hi or lo)) > _MAX_K:
-            problem = f"exceeds the maximum of {_MAX_K}"
-        elif int(hi or lo) < int(lo):
-            problem = f"runs backwards; write {hi}-{lo}"
-        elif not int(lo):
-            problem = "holds no k of 1 or more"
-        else:
-            ks.update(range(int(lo), int(hi or lo) + 1))
-            continue
-        msg = f"{part[:_MAX_DIGITS]!r} {problem}"
-        raise click.BadParameter(msg)
+        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part, re.ASCII)
+        lo, hi = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= lo <= hi <= _MAX_K:
+            msg = f"{part[:20]!r}: not a number or range. Give 2 or 3-7, from 1 to {_MAX_K}"
+            raise click.BadParameter(msg)
+        ks.update(range(lo, hi + 1))
     return tuple(sorted(ks))
 
 
-def tile_size(text: str) -> tuple[int, int]:
+def parse_tile(text: str) -> tuple[int, int]:
     """Return height and width from text such as 16 or 16x24."""
-    height, x, width = text.lower().partition("x")
-    size = (height, width if x else height)
-    if not all(side.isdecimal() and len(side) <= _MAX_DIGITS and int(side) for side in size):
-        msg = f"{text!r} is not a size like 16 or 16x24"
+    found = re.fullmatch(r"([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", text.lower(), re.ASCII)
+    if not found:
+        msg = f"{text[:20]!r}: not a size. Give 16 or 16x24, in pixels"
         raise click.BadParameter(msg)
-    return (int(size[0]), int(size[1]))
+    return (int(found[1]), int(found[2] or found[1]))
 
 
 def is_given(name: str) -> bool:
-    """Return True if an option, by the name of its parameter, is on the command line."""
+    """Return True if the option with this parameter name is on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _scheduler_name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
-    """Return the name of the scheduler: as given, else dask's setting, else local."""
+def _choose_scheduler(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str:
+    """Return the name of the scheduler: the option, else dask's setting, else local."""
     setting = ""
     if value is None:
-        value, setting = _dask_setting()
+        value, setting = _read_dask_setting()
     try:
         return connection.check_name(value)
     except SchedulerError as error:
@@ -92,8 +82,8 @@ def _scheduler_name(_ctx: click.Context, _param: click.Parameter, value: str | N
         raise click.BadParameter(msg) from error
 
 
-def _dask_setting() -> tuple[str, str]:
-    """Return the scheduler that dask is set to, else local, and how to call that setting."""
+def _read_dask_setting() -> tuple[str, str]:
+    """Return the scheduler of dask's configuration, else local, and a note on the setting."""
     import dask
 
     if address := dask.config.get("scheduler-address", None):
@@ -106,15 +96,15 @@ def _dask_setting() -> tuple[str, str]:
         return "threads", ""
     if name:
         click.echo(
-            f"warning: dask's setting scheduler is {name!r}. This command uses a local scheduler "
-            "instead (--scheduler)",
+            f"warning: dask's setting scheduler is {name!r}. This command uses local instead "
+            "(--scheduler)",
             err=True,
         )
     return "local", ""
 
 
 def _check_applies(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Refuse an option that does not apply to the scheduler."""
+    """Raise UsageError if an option does not apply to the scheduler."""
     name = ctx.params["scheduler_name"]
     options = _APPLY_TO.get(name.partition(":")[0], _APPLY_TO["tls"])
     if is_given(str(param.name)) and param.name not in options:
@@ -125,35 +115,31 @@ def _check_applies(ctx: click.Context, param: click.Parameter, value: Any) -> An
     return value
 
 
-def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None:
-        from dask.utils import parse_bytes
+def check_memory(text: str) -> str:
+    """Return a size such as 2GB; raise BadParameter if too little for a worker."""
+    from dask.utils import parse_bytes
 
-        try:
-            is_enough = parse_bytes(value) >= _MIN_MEMORY
-        except (ValueError, OverflowError):
-            is_enough = False
-        if not is_enough:
-            msg = f"{value!r} is not a size like 2GB, of at least 300MB, which a worker needs"
-            raise click.BadParameter(msg)
-    _check_applies(ctx, param, value)
-    return value
+    with suppress(ValueError, OverflowError):
+        if parse_bytes(text) >= _MIN_MEMORY:
+            return text
+    msg = f"{text!r}: not enough memory for a worker. Give 300MB or more, such as 2GB"
+    raise click.BadParameter(msg)
 
 
-def _dashboard(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not _DASHBOARD.fullmatch(value) or int(value.rpartition(":")[2]) > 65535:
-        msg = f"{value!r} is not an address like 127.0.0.1:8787"
+def check_address(text: str) -> str:
+    """Return an address such as 127.0.0.1:8787; raise BadParameter for other text."""
+    if not re.fullmatch(r"[^:/]*:\d{1,5}", text) or int(text.rpartition(":")[2]) > 65535:
+        msg = f"{text!r}: not an address. Give a host and port, such as 127.0.0.1:8787"
         raise click.BadParameter(msg)
-    _check_applies(ctx, param, value)
-    return value
+    return text
 
 
-def _tls_option(name: str, what: str) -> Callable[[_Command], _Command]:
+def _make_tls_option(name: str, content: str) -> Callable[[_Command], _Command]:
     return click.option(
         f"--tls-{name}",
         type=LocalPath(exists=True, dir_okay=False, path_type=str),
         callback=_check_applies,
-        help=f"{what}, in PEM form, for a tls:// scheduler.  [default: dask's settings]",
+        help=f"{content}, in PEM form, for a tls:// scheduler.  [default: dask's settings]",
     )
 
 
@@ -161,8 +147,8 @@ _SCHEDULER_OPTIONS = (
     click.option(
         "--scheduler",
         "scheduler_name",
-        callback=_scheduler_name,
-        is_eager=True,  # it is known when the others are checked
+        callback=_choose_scheduler,
+        is_eager=True,  # before callbacks of other options
         metavar="NAME",
         help="local, threads, tcp://host:8786, tls://host:8786 or a scheduler file (.json).  "
         "[default: dask's setting, else local]",
@@ -181,23 +167,27 @@ _SCHEDULER_OPTIONS = (
     ),
     click.option(
         "--memory-limit",
-        callback=_memory,
+        type=check_memory,
+        metavar="SIZE",
+        callback=_check_applies,
         help="Memory of each local worker, as in 2GB.  [default: its share of the machine]",
     ),
     click.option(
         "--dashboard-address",
         default="127.0.0.1:8787",
-        callback=_dashboard,
+        type=check_address,
+        metavar="ADDRESS",
+        callback=_check_applies,
         help="Address of a local scheduler's dashboard; on loopback if no host is named.",
     ),
-    _tls_option("ca-file", "Certificate of the authority that signed all others"),
-    _tls_option("cert", "Your certificate"),
-    _tls_option("key", "The key of your certificate"),
+    _make_tls_option("ca-file", "Certificate of the authority that signed all others"),
+    _make_tls_option("cert", "Your certificate"),
+    _make_tls_option("key", "The key of your certificate"),
 )
 
 
 def scheduler(command: _Command) -> _Command:
-    """Add the options of `daskkm.passes.connection.connect`, its name as `scheduler_name`."""
+    """Add the options of `daskkm.passes.connection.connect`."""
     for option in reversed(_SCHEDULER_OPTIONS):
         command = option(command)
     return command
@@ -206,7 +196,7 @@ def scheduler(command: _Command) -> _Command:
 overwrite = click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace a store that does not hold what is asked for, and its labels.",
+    help="Replace a store of other content, with its labels.",
 )
 quiet = click.option(
     "--quiet",
@@ -218,10 +208,8 @@ on_bad = click.option(
     "--on-bad",
     type=click.Choice(["fail", "skip"]),
     default="fail",
-    help="What to do with a file that is not an image, or does not fit the others.",
+    help="Fail at, or skip, a file that is not an image or does not fit the others.",
 )
-
-
 store = click.option(
     "--store",
     "store_path",

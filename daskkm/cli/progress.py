@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 INTERVAL = "DASKKM_PROGRESS_SECONDS"
 DEFAULT_INTERVAL = 5.0
 _POLL_SECONDS = 1.0
-# Words for stages of a fit.
+# Descriptions of stages of a fit.
 _STAGES = {
     "pass": "initial centroids",
     "draw": "initial centroids",
@@ -44,12 +44,12 @@ class Progress:
         self._quiet = quiet
         self._stage: _Stage | None = None
         self._stack = ExitStack()
-        self._console = None if quiet else _terminal()
-        self._interval = _interval()
+        self._console = None if quiet else _find_terminal()
+        self._interval = _read_interval()
 
     def __enter__(self) -> Self:
         if self._quiet:
-            # That kernels are being compiled is progress too.
+            # The announcement of a compilation is progress too.
             logging.getLogger("daskkm.kernels.compilation").setLevel(logging.ERROR)
         elif self._console:
             self._stack.enter_context(_redraw(self._console, lambda: self._stage))
@@ -60,23 +60,23 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def say(self, line: str) -> None:
-        """Print a line that stays, unless the command is quiet."""
+    def print_line(self, line: str) -> None:
+        """Print a line above the display, unless the command is quiet."""
         if not self._quiet:
             print_above(line)
 
-    def say_dashboard(self, client: Any) -> None:
-        """Print the address of the dashboard, if there is a distributed.Client."""
+    def print_dashboard(self, client: Any) -> None:
+        """Print the address of the dashboard of a distributed.Client, if not None."""
         if client is not None:
-            self.say(f"dashboard: {client.dashboard_link}")
+            self.print_line(f"dashboard: {client.dashboard_link}")
 
     @contextmanager
     def stage(
         self, name: str, items: str = "", *, total: int = 0, poll: Callable[[], int] | None = None
     ) -> Iterator[Callable[[int, int], None]]:
-        """Show a stage while the body runs; yield a callback that takes items done and their total.
+        """Show a stage while the body runs; yield a callback for the items done and the total.
 
-        `poll`, if given, returns the items done. It is called about once a second, in any thread.
+        Instead, `poll` may return the items done, about once a second in any thread.
         """
         self._stage = stage = _Stage(name, items, total=total, poll=poll)
 
@@ -90,7 +90,7 @@ class Progress:
 
     @contextmanager
     def fit(self) -> Iterator[Callable[[Pass], None]]:
-        """Show a fit while the body runs; yield a callback to be called after each pass."""
+        """Show a fit while the body runs; yield a callback for each pass."""
         self._stage = stage = _Stage("fit")
         prints_lines = not self._quiet and not self._console
 
@@ -113,7 +113,7 @@ class Progress:
 
 @dataclass
 class _Stage:
-    """Part of the work of a command, and how far it has come."""
+    """Part of a command's work, with its progress."""
 
     name: str
     items: str = ""
@@ -125,7 +125,7 @@ class _Stage:
     polled: float = 0.0
 
     def describe(self) -> str:
-        """Return one line: the stage, how far it has come, its rate and its time."""
+        """Return one line: stage, items done, rate and time."""
         now = time.perf_counter()
         seconds = now - self.start
         if self.poll is not None and now - self.polled > _POLL_SECONDS:
@@ -140,7 +140,7 @@ class _Stage:
 
 
 def _describe_pass(done: Pass) -> str:
-    """Return a description of a fit after a pass, or after another stage of it."""
+    """Return a description of a fit after a pass or another stage."""
     stage = _STAGES.get(done.stage, done.stage)
     if not done.reads_tiles:
         return stage
@@ -152,8 +152,8 @@ def _describe_pass(done: Pass) -> str:
 
 
 def print_above(line: str) -> None:
-    """Print a line to standard error, above the display of progress if there is one."""
-    # Given no stream by name, click would write past the one with which rich replaces it.
+    """Print a line to standard error, above the display of progress if any."""
+    # Without `file`, click would bypass rich's replacement of the stream.
     click.echo(line, file=sys.stderr, err=True)
 
 
@@ -163,7 +163,7 @@ def _repeat(function: Callable[[], None], interval: float) -> Iterator[None]:
     stopped = threading.Event()
 
     def repeat() -> None:
-        with suppress(OSError, ValueError):  # the reader of the lines is gone
+        with suppress(OSError, ValueError):  # nobody reads the lines any more
             while not stopped.wait(interval):
                 function()
 
@@ -173,7 +173,7 @@ def _repeat(function: Callable[[], None], interval: float) -> Iterator[None]:
         yield
     finally:
         stopped.set()
-        thread.join(1)  # a second: a pipe that is full would hold up the end
+        thread.join(1)  # not for ever: a full pipe would block the end
 
 
 @contextmanager
@@ -204,14 +204,14 @@ def _redraw(console: Console, current: Callable[[], _Stage | None]) -> Iterator[
         yield
 
 
-def _terminal() -> Console | None:
-    """Return a console if standard error is a terminal that can be redrawn."""
+def _find_terminal() -> Console | None:
+    """Return a console if standard error is a terminal with a movable cursor."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
     from rich.console import Console
 
     class VisibleCursor(Console):
-        """A console that never hides the cursor, which a killed process could not show again."""
+        """Console that never hides the cursor: a killed process could not restore the cursor."""
 
         def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002
             return False
@@ -220,8 +220,8 @@ def _terminal() -> Console | None:
     return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
-def _interval() -> float:
-    """Return the seconds between two lines, by the environment if it holds a possible number."""
+def _read_interval() -> float:
+    """Return the seconds between two lines, from the environment if valid."""
     with suppress(KeyError, ValueError):
         seconds = float(os.environ[INTERVAL])
         if 0 <= seconds <= threading.TIMEOUT_MAX:  # the longest that a thread can wait

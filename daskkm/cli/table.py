@@ -1,4 +1,4 @@
-"""Closing table of a sweep: a line for each model, and how to read it."""
+"""Closing table of a sweep: a line for each model, and explanations."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _MAX_WIDTH = 100  # characters of a line of the models
 _HEADINGS = ("  k", "inertia", "iter", "converged", "CH", "DB", "silh", "purity", "ARI", "NMI")
 
 
-def closing_table(
+def format_table(
     models: Mapping[int, FittedModel],
     qualities: Mapping[int, Quality],
     *,
     classes: bool = False,
     quiet: bool = False,
 ) -> str:
-    """Return a table of the models by k, and unless `quiet`, how to read it.
+    """Return a table of the models by k, with explanations unless `quiet`.
 
-    `qualities` may be empty. `classes` is True if figures against classes were asked for.
+    `qualities` may be empty. `classes` is True if the user wants figures against classes.
     """
-    rows = [_HEADINGS, *(_cells(k, model, qualities.get(k)) for k, model in models.items())]
-    columns = list(zip(*rows, strict=False))  # the headings of figures that were not measured go
+    rows = [_HEADINGS, *(_format_cells(k, model, qualities.get(k)) for k, model in models.items())]
+    columns = list(zip(*rows, strict=False))  # drops headings of figures that were not measured
     widths = [max(map(len, column)) for column in columns]
-    sizes = ["tiles in each cluster", *(_sizes(model) for model in models.values())]
+    sizes = ["tiles in each cluster", *(_format_sizes(model) for model in models.values())]
     lines = [
         "  ".join([*map(str.rjust, cells, widths), last])
         for cells, last in zip(zip(*columns, strict=True), sizes, strict=True)
     ]
-    width = _width()
+    width = _find_width()
     lines = [_shorten(line, width) for line in lines]
     return "\n".join(lines if quiet else lines + _explain(models, qualities, classes=classes))
 
@@ -66,28 +66,29 @@ def _explain(
     return lines
 
 
-def _cells(k: int, model: FittedModel, quality: Quality | None) -> list[str]:
-    """Return the cells under as many of the headings."""
+def _format_cells(k: int, model: FittedModel, quality: Quality | None) -> list[str]:
+    """Return the cells of a model, under the first headings."""
     cells = [str(k), f"{model.inertia_:.6g}", str(model.n_iter_)]
     cells.append("yes" if model.converged_ else "no")
     if quality is None:
         return cells
-    cells.append(_figure(quality.calinski_harabasz, 1))
-    cells += [_figure(quality.davies_bouldin), _figure(quality.silhouette)]
-    of_classes = quality.purity, quality.adjusted_rand, quality.normalized_mutual_info
-    return cells if quality.purity is None else cells + [_figure(value) for value in of_classes]
+    cells.append(_format_figure(quality.calinski_harabasz, 1))
+    figures = [quality.davies_bouldin, quality.silhouette]
+    if quality.purity is not None:
+        figures += [quality.purity, quality.adjusted_rand, quality.normalized_mutual_info]
+    return cells + [_format_figure(value) for value in figures]
 
 
-def _figure(value: float | None, decimals: int = 3) -> str:
+def _format_figure(value: float | None, decimals: int = 3) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def _sizes(model: FittedModel) -> str:
-    """Return the number of tiles in each cluster, the largest first."""
+def _format_sizes(model: FittedModel) -> str:
+    """Return the numbers of tiles in clusters, the largest first."""
     return " ".join(map(str, sorted(model.counts_.tolist(), reverse=True)))
 
 
-def _width() -> int:
+def _find_width() -> int:
     """Return the number of characters of a line of the models."""
     if sys.stdout is not None and sys.stdout.isatty():
         return min(_MAX_WIDTH, shutil.get_terminal_size().columns)
@@ -95,7 +96,7 @@ def _width() -> int:
 
 
 def _shorten(line: str, width: int) -> str:
-    """Return as many words of a line as fit, with a sign if these are not all."""
+    """Return a line, cut to whole words and an ellipsis if too long."""
     if len(line) <= width:
         return line
     return line[: max(0, line.rfind(" ", 0, width - 1))] + " …"

@@ -17,9 +17,9 @@ from daskkm.errors import StoreError, count, printable
 @click.argument("store", type=options.LocalPath(), default=Path("store/tiles.zarr"))
 @options.quiet
 def command(store: Path, quiet: bool) -> None:
-    """Check all of a STORE: its metadata, and every chunk of tiles, provenance and labels.
+    """Check the metadata of a STORE, and every chunk of tiles, provenance and labels.
 
-    Prints a line for each error.
+    Print a line for each error.
     """
     from rich.filesize import decimal
 
@@ -30,7 +30,7 @@ def command(store: Path, quiet: bool) -> None:
     with Progress(quiet=quiet) as progress, progress.stage("verify", "chunks") as advance:
         for checked in iter_findings(store):
             for error in checked.errors:
-                click.echo(error, file=sys.stdout)  # by name: above the display
+                click.echo(error, file=sys.stdout)  # `file`: above the display
             n_errors += len(checked.errors)
             n_chunks += checked.chunks
             n_bytes += checked.bytes

@@ -1,8 +1,7 @@
 """One block of tiles against a stack of centroids: exact labels and statistics.
 
-The fast path (`daskkm.kernels.products`) scores a panel of tiles at a time. Its bounds, and the
-definition of a label, are those of `daskkm.kernels.prepared_stack`. The reference decides tiles in
-doubt.
+The fast path (`daskkm.kernels.products`) scores a panel of tiles at a time, and the reference
+decides tiles in doubt. `daskkm.kernels.prepared_stack` defines labels and bounds.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from daskkm.kernels.dtypes import (
 from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack
 from daskkm.kernels.products import (
     LANES,
+    PAIRS,
     PANEL,
     add_vectors,
     allocate_aligned,
-    allocate_scratch,
     score,
 )
 
@@ -46,13 +45,13 @@ def label_block(
     Parameters
     ----------
     tiles : ndarray of shape (n, d)
-        Any of `daskkm.kernels.dtypes.SUPPORTED_DTYPES`, finite; n may be 0.
+        Any of `daskkm.kernels.dtypes.SUPPORTED_DTYPES`, finite. n may be 0.
     stack : ndarray of shape (sum of k, d), float64
         The centroids of all models, one model after another.
     offsets : ndarray of shape (n_models + 1,), intp
         Model m owns the rows ``offsets[m]:offsets[m + 1]`` of the stack.
     prepared : PreparedStack, optional
-        The result of `prepare_stack`, to share it among blocks.
+        The result of `prepare_stack`, which blocks may share.
 
     Returns
     -------
@@ -86,9 +85,8 @@ def block_statistics(
     Returns
     -------
     ndarray of shape (sum of k, d + 2), int64 (float64 for float tiles or weights)
-        Per centroid, over the tiles labelled with it: vector sum, count, and sum of squares. For
-        int64, which is exact, these are the squared norms; for float64 the squared distances
-        to the centroid, because no sum of squares about another point could be trusted.
+        Vector sum, count and sum of squares of the tiles of each centroid. Squares are squared
+        norms in int64, and squared distances to the centroid in float64: norms would cancel.
     """
     if weights is not None or tiles.dtype.kind == "f":
         return _weighted_statistics(tiles, stack, offsets, weights, prepared)
@@ -111,7 +109,7 @@ def _weighted_statistics(
     weights: NDArray[Any] | None,
     prepared: PreparedStack | None,
 ) -> NDArray[Any]:
-    """Label the tiles, then add each with its weight."""
+    """Return the statistics of tiles with weights, or of floats."""
     labels = label_block(tiles, stack, offsets, prepared)
     number = statistics_dtype(tiles.dtype, None if weights is None else weights.dtype)
     if weights is None:
@@ -143,55 +141,55 @@ class Workspace(NamedTuple):
 def allocate_workspace(
     tiles: NDArray[Any], prepared: PreparedStack
 ) -> tuple[Workspace, NDArray[np.int32]]:
-    """Return arrays for the work on a panel, and for transposed tiles."""
-    transposed, scores = allocate_scratch(prepared.weights, prepared.bias)
+    """Return arrays for the work on a panel, and scratch for `score`."""
+    pairs = allocate_aligned((PAIRS, PANEL), np.dtype(np.int32))
+    pairs = pairs if prepared.weights.dtype == np.int32 else pairs[0]  # a dummy for floats
+    scores = allocate_aligned((len(prepared.weights), PANEL), prepared.bias.dtype)
     models = len(prepared.offsets) - 1
     labels = np.empty((models, PANEL), np.int32)
     best, second = np.empty((2, PANEL), scores.dtype)
     norms, bounds = np.empty((2, PANEL))
     squares = np.zeros(PANEL, norm_dtype(tiles))
-    return Workspace(scores, labels, squares, norms, best, second, bounds), transposed
+    return Workspace(scores, labels, squares, norms, best, second, bounds), pairs
 
 
 @compile_kernel
-def _label(tiles: Any, prepared: Any, work: Any, transposed: Any, labels: Any) -> None:
+def _label(tiles: Any, prepared: Any, work: Any, pairs: Any, labels: Any) -> None:
     """Label all tiles, a panel at a time."""
     for start in range(0, len(tiles), PANEL):
         panel = tiles[start : start + PANEL]
-        label_panel(panel, prepared, work, transposed)
+        label_panel(panel, prepared, work, pairs)
         for i in range(len(panel)):
             for m in range(labels.shape[1]):
                 labels[start + i, m] = work.labels[m, i]
 
 
 @compile_kernel
-def _reduce(
-    tiles: Any, prepared: Any, work: Any, transposed: Any, sums: Any, statistics: Any
-) -> None:
+def _reduce(tiles: Any, prepared: Any, work: Any, pairs: Any, sums: Any, statistics: Any) -> None:
     """Label all tiles and add each to its sums, a panel at a time while the panel is in cache."""
-    # Sums are twice as wide as tiles, so that they hold this many tiles and a panel more.
+    # Sums are twice as wide as tiles: room for `limit` tiles and a panel more.
     limit = (1 << 8 * tiles.itemsize) - PANEL
-    flushed = np.zeros(len(sums), np.int64)
+    n_flushed = np.zeros(len(sums), np.int64)
     for start in range(0, len(tiles), PANEL):
         panel = tiles[start : start + PANEL]
-        label_panel(panel, prepared, work, transposed)
+        label_panel(panel, prepared, work, pairs)
         _add_tiles(panel, work.squares, work.labels, prepared.offsets, sums, statistics)
-        _flush_sums(sums, limit, flushed, statistics)
-    _flush_sums(sums, 0, flushed, statistics)
+        _flush_sums(sums, limit, n_flushed, statistics)
+    _flush_sums(sums, 0, n_flushed, statistics)
 
 
 @compile_kernel
-def label_panel(tiles: Any, prepared: Any, work: Any, transposed: Any) -> None:
+def label_panel(tiles: Any, prepared: Any, work: Any, pairs: Any) -> None:
     """Label a panel of tiles: scores, then decisions."""
-    # Norms first: they read the tiles one after another, the fastest order for memory.
+    # Norms first: to read tiles one after another is the fastest order for memory.
     _square_norms(tiles, work.squares)
-    score(tiles, prepared.weights, prepared.bias, transposed, work.scores)
+    score(tiles, prepared.weights, prepared.bias, pairs, work.scores)
     _decide_labels(tiles, prepared, work)
 
 
 @compile_kernel
 def _square_norms(tiles: Any, norms: Any) -> None:
-    """Write each tile's squared norm: exact in the type of `norms` for integer tiles."""
+    """Write each tile's squared norm, exact for integer tiles."""
     number = norms.dtype.type
     for i in range(len(tiles)):
         total = number(0)
@@ -203,7 +201,7 @@ def _square_norms(tiles: Any, norms: Any) -> None:
 
 @compile_kernel
 def _decide_labels(tiles: Any, prepared: Any, work: Any) -> None:
-    """Write each tile's label under each model, always the reference's."""
+    """Write each tile's label under each model: the label by the reference."""
     n, offsets, stack, worst = len(tiles), prepared.offsets, prepared.stack, prepared.worst_score
     scores, labels, squares, norms, best, second, bounds = work
     for i in range(PANEL):
@@ -241,8 +239,8 @@ def _find_two_best(
 ) -> None:
     """Write the best two scores of every tile and the centroid of the best.
 
-    The selection has no branches: on real tiles no CPU predicts them, and the misses cost more
-    than the products. Neighbouring tiles share a vector, also in the idle columns of a last panel.
+    The selection has no branches, since mispredictions would cost more than the products.
+    Neighbouring tiles share a vector, also in the idle columns of a last panel.
     """
     for i in range(PANEL):
         best[i], second[i], labels[m, i] = scores[first, i], worst, 0
@@ -275,12 +273,12 @@ def _add_tiles(
 
 
 @compile_kernel
-def _flush_sums(sums: Any, limit: int, flushed: Any, statistics: Any) -> None:
+def _flush_sums(sums: Any, limit: int, n_flushed: Any, statistics: Any) -> None:
     """Move sums over more than `limit` tiles into the statistics."""
     d = sums.shape[1]
     for j in range(len(sums)):
-        if statistics[j, d] - flushed[j] > limit:
-            flushed[j] = statistics[j, d]
+        if statistics[j, d] - n_flushed[j] > limit:
+            n_flushed[j] = statistics[j, d]
             for p in range(d):
                 statistics[j, p] += sums[j, p]
                 sums[j, p] = 0
@@ -306,11 +304,11 @@ def _add_weighted(
 def _add_compensated(
     tiles: Any, weights: Any, labels: Any, offsets: Any, stack: Any, statistics: Any
 ) -> None:
-    """Add tiles to the statistics of their centroids, with squared distances to these.
+    """Add tiles and squared distances to the statistics of their centroids.
 
     Sums are compensated (W. Kahan, Further remarks on reducing truncation errors, Communications of
-    the ACM 8, 1965), so that the mean of many equal tiles is within a few ulp of that tile: else
-    each of them would seem to lie off its centroid.
+    the ACM 8, 1965). So the mean of many equal tiles is within a few ulp of the tile, and no such
+    tile seems to lie off its centroid.
     """
     d = tiles.shape[1]
     lost = np.zeros_like(statistics)
@@ -330,7 +328,7 @@ def _add_compensated(
 
 @compile_kernel(fastmath={"reassoc", "contract", "nsz"})
 def _fast_squared_distance(tile: Any, centroid: Any) -> Any:
-    """Return a squared distance, summed in the order that the compiler chooses."""
+    """Return a squared distance, summed in any order."""
     total = 0.0
     for p in range(len(tile)):
         difference = np.float64(tile[p]) - centroid[p]

@@ -1,21 +1,20 @@
 """Blocks of tiles cached in memory, with bounds by which most tiles keep their label unread.
 
-For each tile and model a lower bound on the gap is stored: the squared distance to the nearest
-other centroid minus that to the tile's own. While the bound exceeds the reference's rounding, the
-label is still the reference's. Let centroids move from c to c', and m be any fixed point. For
-a tile x of label a, and another centroid l, the gap changes by
+The gap of a tile under a model is the squared distance to the nearest other centroid minus the
+squared distance to the tile's own. A block stores a lower bound on each gap. While the bound
+exceeds the reference's rounding, the label is still the reference's. Let centroids move from c to
+c', and m be any fixed point. For a tile x of label a, and another centroid l, the gap changes by
 
-    (p_l - p_a) - 2 (x - m).((c'_l - c_l) - (c'_a - c_a)),   p_j = |c'_j - m|^2 - |c_j - m|^2,
+    (p_l - p_a) - 2 (x - m).((c'_l - c_l) - (c'_a - c_a)),   p_j = |c'_j - m|^2 - |c_j - m|^2.
 
-so that a bound stays valid if it is lowered by A_a + |x - m| B_a, with A_a the largest p_a - p_l
-and B_a twice the longest difference of two moves: two numbers a centroid, and one number a tile,
-its constant radius |x - m|. Only tiles whose bound falls too low are measured again. This follows
-G. Hamerly (Making k-means even faster, SDM 2010), with squared distances in place of distances:
-their gap is linear in x, and the kernel returns differences of scores.
+So a bound lowered by A_a + |x - m| B_a stays valid. A_a is the largest p_a - p_l, and B_a twice
+the longest difference of two moves. A and B are two numbers a centroid, the constant radius
+|x - m| is one number a tile. Only tiles with bounds that are too low are measured. The method is
+from G. Hamerly (Making k-means even faster, SDM 2010), but with squared distances: the gap is then
+linear in x, and a difference of the kernel's scores.
 
-Statistics of integers change by the tiles that change their label, exactly, and nothing drifts.
-Bounds are only a cache: a block that moves to another worker, or that missed a pass, measures all
-its tiles and returns the same bits.
+Statistics of integers change exactly, by the tiles that change their label. Bounds are only a
+cache: a block without bounds measures all tiles and returns the same bits.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Centroids of a model up to which all pairs of moves are compared; above, lengths are added.
+# Largest k with a comparison of all pairs of moves; above, lengths are added.
 _MAX_PAIRWISE = 128
 
-# Relative reduction of a stored bound, for its rounding to float32 and that of the next
-# reduction; relative increase of a length, for its own rounding.
+# Relative reduction of a stored bound, for two roundings: to float32, and of the next reduction.
+# Relative increase of a length, for the length's own rounding.
 _REDUCTION = 2.0**-22
 _INCREASE = 1 + 1e-9
 # The gap of a tile that has no other centroid.
@@ -56,7 +55,7 @@ class CachedBlock:
     ----------
     tiles : ndarray of shape (n, d)
     lengths : sequence of int, optional
-        Of the pieces in which the block was read: sums of floats depend on them.
+        Lengths of the pieces that the block was read in. Sums of floats depend on the pieces.
     """
 
     def __init__(self, tiles: NDArray[Any], lengths: Sequence[int] = ()) -> None:
@@ -66,9 +65,9 @@ class CachedBlock:
 
     @classmethod
     def from_block(cls, block: Any) -> Self:
-        """Return a cached block of an array, or of an object that reads itself as one."""
+        """Return a cached block of an array, or of a block with a method `whole`."""
         tiles, lengths = (block, ()) if isinstance(block, np.ndarray) else block.whole()
-        # In the kernels' layout: else each pass would make a copy.
+        # In the kernels' layout, so that passes make no copies.
         return cls(np.ascontiguousarray(tiles, tiles.dtype.newbyteorder("=")), lengths)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
@@ -79,26 +78,17 @@ class CachedBlock:
         return self.tiles.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return tiles and lengths: bounds are not sent."""
+        """Return tiles and lengths, without bounds."""
         return {"tiles": self.tiles, "lengths": self.lengths}
 
     def statistics(
         self, stack: NDArray[np.float64], offsets: NDArray[np.intp], models: Sequence[int]
     ) -> NDArray[np.int64]:
-        """Return the statistics of `daskkm.kernels.assign.block_statistics`; store bounds.
+        """Return statistics as `daskkm.kernels.assign.block_statistics`; update bounds.
 
-        Parameters
-        ----------
-        stack, offsets
-            As there.
-        models : sequence of int
-            Distinct numbers that identify the models from pass to pass.
-
-        Returns
-        -------
-        ndarray of shape (sum of k, d + 2), int64
+        `models` are distinct numbers that identify the models from pass to pass.
         """
-        # Removed while it changes: another thread, or a call after an error, starts without bounds.
+        # Another thread, or a call after an error, starts without bounds.
         last: _LastPass | None = self.__dict__.pop("_last_pass", None)
         if last is None or not last.has(models, offsets):
             last = _LastPass.empty(self.tiles, models, offsets)
@@ -109,7 +99,7 @@ class CachedBlock:
 
 @dataclass
 class _LastPass:
-    """The results of a block's last pass, with bounds."""
+    """Results and bounds of a block's last pass."""
 
     models: list[int]
     offsets: NDArray[np.intp]
@@ -140,7 +130,7 @@ class _LastPass:
         )
 
     def has(self, models: Sequence[int], offsets: NDArray[np.intp]) -> bool:
-        """Return True if the last pass measured all these models, and perhaps others."""
+        """Return True if the last pass measured all these models."""
         sizes = dict(zip(self.models, np.diff(self.offsets), strict=True))
         return bool([sizes.get(model) for model in models] == np.diff(offsets).tolist())
 
@@ -152,33 +142,33 @@ class _LastPass:
         models: Sequence[int],
     ) -> NDArray[np.int64]:
         """Measure the next pass and return its statistics."""
-        places = np.array([self.models.index(model) for model in models])
-        rows = np.concatenate([np.arange(*self.offsets[place : place + 2]) for place in places])
+        indices = np.array([self.models.index(model) for model in models])
+        rows = np.concatenate([np.arange(*self.offsets[index : index + 2]) for index in indices])
         tiles, stack = check_shapes(tiles, stack, offsets)
-        decreases = _bound_decreases(self.stack[rows], stack, offsets, self.middle)
+        decreases = _compute_decreases(self.stack[rows], stack, offsets, self.middle)
         statistics: NDArray[np.int64] = self.statistics[rows]
         prepared = prepare_stack(tiles.dtype, stack, offsets)
         panel = np.empty((PANEL, tiles.shape[1]), tiles.dtype)
-        # The view is read-only as tiles are: else the kernel is compiled for both.
+        # The view is read-only as tiles are, so that the kernel is compiled once.
         buffers = _Buffers(panel, read_only(panel), *allocate_workspace(tiles, prepared))
         bounds = _Bounds(self.gaps, self.labels, self.radii, *decreases)
-        margins = _margins(stack, offsets, tiles.dtype)
-        _advance(tiles, prepared, places, margins, bounds, buffers, statistics)
+        margins = _compute_margins(stack, offsets, tiles.dtype)
+        _advance(tiles, prepared, indices, margins, bounds, buffers, statistics)
         self.stack[rows], self.statistics[rows] = stack, statistics
         return statistics
 
 
 class _Buffers(NamedTuple):
-    """Arrays for the work on a panel of tiles that are measured again."""
+    """Arrays for a panel of tiles to measure."""
 
     panel: NDArray[Any]
     view: NDArray[Any]  # of the panel
     work: Workspace
-    transposed: NDArray[np.int32]
+    pairs: NDArray[np.int32]
 
 
 class _Bounds(NamedTuple):
-    """Bounds of the last pass, and A and B of each centroid since."""
+    """Bounds of the last pass, and A and B of each centroid."""
 
     gaps: NDArray[np.float32]
     labels: NDArray[np.int32]
@@ -187,18 +177,18 @@ class _Bounds(NamedTuple):
     slopes: NDArray[np.float64]
 
 
-def _bound_decreases(
+def _compute_decreases(
     before: NDArray[np.float64],
     after: NDArray[np.float64],
     offsets: NDArray[np.intp],
     middle: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return A and B of each centroid, (sum of k,) each, with their own rounding added."""
+    """Return A and B of each centroid, (sum of k,) each, enlarged by their rounding."""
     constant, slope = np.zeros((2, len(after)))
     with np.errstate(all="ignore"):  # centroids so large that no bound holds
         moves = after - before
         changes = (moves * (after + before - 2 * middle)).sum(axis=1)
-        # Magnitudes of the terms: sums may cancel, their rounding errors do not.
+        # Magnitudes of the terms: sums may cancel, rounding errors do not.
         arms = np.abs(after) + np.abs(before) + 2 * np.abs(middle)
         lengths, reaches = (np.sqrt(np.square(a).sum(axis=1)) for a in (moves, arms))
         rounding = 4 * (after.shape[1] + 8) * 2.0**-53 * lengths * reaches
@@ -208,15 +198,15 @@ def _bound_decreases(
                 constant[own] = np.inf
                 continue
             arrays = (moves, lengths, changes, rounding, constant, slope)
-            _model_decreases(*(array[own] for array in arrays))
+            _write_decreases(*(array[own] for array in arrays))
     return constant, slope
 
 
 @compile_kernel(fastmath={"reassoc", "contract"})
-def _model_decreases(
+def _write_decreases(
     moves: Any, lengths: Any, changes: Any, rounding: Any, constant: Any, slope: Any
 ) -> None:
-    """Write A and B of the centroids of one model; 0 if the model has a single one."""
+    """Write A and B of the centroids of one model; 0 if k = 1."""
     k, d = moves.shape
     for a in range(k):
         highest, longest = -np.inf, 0.0
@@ -230,7 +220,7 @@ def _model_decreases(
                     difference = moves[other, p] - moves[a, p]
                     square += difference * difference
                 length = np.sqrt(square)
-            # The difference of two nearly equal moves is mostly their rounding.
+            # Two nearly equal moves differ mostly by rounding.
             longest = max(longest, length + (lengths[a] + lengths[other]) * 2.0**-51)
             decrease = changes[a] - changes[other] + rounding[a] + rounding[other]
             highest = max(highest, decrease)
@@ -238,29 +228,35 @@ def _model_decreases(
             constant[a], slope[a] = highest, 2 * longest * _INCREASE
 
 
-def _margins(
+def _compute_margins(
     stack: NDArray[np.float64], offsets: NDArray[np.intp], dtype: np.dtype[Any]
 ) -> NDArray[np.float64]:
-    """Return the least gap of each model that the reference's rounding cannot hide, (n_models,)."""
+    """Return each model's largest gap that rounding of the reference could hide, (n_models,)."""
     d = stack.shape[1]
     with np.errstate(over="ignore"):
         longest = np.maximum.reduceat(np.square(stack).sum(axis=1), offsets[:-1])
-    # Either distance is at most 2 |x|^2 + 2 |c|^2, and its error gamma times that.
+    # Either distance is at most 2 |x|^2 + 2 |c|^2, and its relative error gamma.
     return np.asarray(8 * (d + 8) * 2.0**-53 * (d * float(max_magnitude(dtype)) ** 2 + longest))
 
 
 @compile_kernel
 def _advance(
-    tiles: Any, prepared: Any, places: Any, margins: Any, bounds: Any, buffers: Any, statistics: Any
+    tiles: Any,
+    prepared: Any,
+    indices: Any,
+    margins: Any,
+    bounds: Any,
+    buffers: Any,
+    statistics: Any,
 ) -> None:
-    """Lower all bounds, and measure the tiles whose bounds are too low, model by model."""
+    """Lower all bounds, and measure tiles with bounds that are too low, model by model."""
     n, d = tiles.shape
     step = LINE // tiles.itemsize
     rows = np.empty(PANEL, np.intp)
     radii, constants, slopes = bounds.radii, bounds.constants, bounds.slopes
-    for m in range(len(places)):
+    for m in range(len(indices)):
         own = _one_model(prepared, m)
-        first, gap, label = prepared.offsets[m], bounds.gaps[places[m]], bounds.labels[places[m]]
+        first, gap, label = prepared.offsets[m], bounds.gaps[indices[m]], bounds.labels[indices[m]]
         count = 0
         for i in range(n):
             a = label[i]
@@ -271,7 +267,7 @@ def _advance(
                 gap[i] = np.float32(bound)
                 if bound > margins[m]:
                     continue
-            # These tiles are seldom neighbours: the hardware does not prefetch them.
+            # The hardware does not prefetch tiles that are not neighbours.
             for p in range(0, d, step):
                 prefetch(tiles, i, p)
             rows[count] = i
@@ -305,18 +301,18 @@ def _one_model(prepared: Any, m: int) -> Any:
 def _measure(
     tiles: Any, rows: Any, own: Any, buffers: Any, gap: Any, label: Any, first: int, statistics: Any
 ) -> None:
-    """Write labels and bounds of some tiles, and move those that leave their cluster."""
-    panel, view, work, transposed = buffers
+    """Write labels and bounds of the tiles `rows`; update statistics if a label changes."""
+    panel, view, work, pairs = buffers
     for r in range(len(rows)):
-        i = rows[r]  # read once: numba cannot tell that the panel's memory is not the rows'
+        i = rows[r]  # read once: for numba the panel could overlap the rows
         for p in range(tiles.shape[1]):
             panel[r, p] = tiles[i, p]
-    label_panel(view[: len(rows)], own, work, transposed)
+    label_panel(view[: len(rows)], own, work, pairs)
     single, d = len(own.stack) == 1, tiles.shape[1]
     for r in range(len(rows)):
         i = rows[r]
         lead = np.float64(work.second[r]) - np.float64(work.best[r]) - work.bounds[r]
-        # Where the reference decided, the gap may be less, even below 0.
+        # If the reference decided, the gap may be less, even below 0.
         bound = lead * own.unit[0] if lead > 0 else -np.inf
         gap[i] = _LARGEST_GAP if single else np.float32(bound - abs(bound) * _REDUCTION)
         before, after = label[i], work.labels[0, r]

@@ -1,9 +1,8 @@
-"""Compile kernels to machine code, and cache the code by everything that it was compiled from.
+"""Compile kernels to machine code, and cache the code in files.
 
-numba's own cache has three faults. It compares the source of a function's file, but not of other
-files whose functions are compiled in; several processes read, change and write its index at once;
-and it raises at import if no folder is writable. Here a file's name contains a digest of the
-sources of all kernels, and there is no index.
+A file's name contains a digest of the sources of all kernels, and there is no index. numba's own
+cache ignores edits of other files with functions that are compiled in. Several processes may write
+its index at once, and import raises if no folder is writable.
 """
 
 from __future__ import annotations
@@ -30,34 +29,15 @@ from numba.misc.appdirs import AppDirs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Modules whose functions or named tuples are compiled.
-SOURCES = (
-    "compilation",
-    "products",
-    "prepared_stack",
-    "distances",
-    "assign",
-    "bounds",
-    "metric_sums",
-)
-
 _PACKAGE = Path(__file__).parent
 _log = logging.getLogger(__name__)
 
-# Environments that share a checkout keep files of their own.
+# Environments that share a checkout have separate files.
 _ENVIRONMENT = f"{sys.implementation.cache_tag}-numba-{numba.__version__}"
 
-
-def _digest_sources() -> str:
-    """Return a digest of all sources of kernels."""
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((_PACKAGE / f"{name}.py").read_bytes())
-    return digest.hexdigest()
-
-
-# Computed at import, before the kernels are imported: later edits are not in the running code.
-_DIGEST = _digest_sources()
+# Sources are read before kernels are imported: later edits do not run.
+_SOURCES = b"".join(path.read_bytes() for path in sorted(_PACKAGE.glob("[a-z_]*.py")))
+_DIGEST = hashlib.sha256(_SOURCES).hexdigest()[:16]
 
 
 def compile_kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -67,8 +47,8 @@ def compile_kernel(function: Callable[..., Any] | None = None, **options: Any) -
     """
     if function is None:
         return functools.partial(compile_kernel, **options)
-    jit: Any = numba.njit  # its types lack an option
-    # No wrapper for C: nothing calls it.
+    jit: Any = numba.njit  # numba's types lack an option
+    # Nothing calls a wrapper for C.
     dispatcher = jit(nogil=True, no_cfunc_wrapper=True, **options)(function)
     dispatcher._cache = _Cache(function)  # as `enable_caching` does
     return dispatcher
@@ -85,7 +65,7 @@ class _Cache(NullCache):
         return None if _find_folder() is None else str(_find_folder())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function, or announce its compilation and return None."""
+        """Return the compiled function, or announce a compilation and return None."""
         target_context.refresh()
         if (folder := _find_folder()) is not None:
             content = b""
@@ -116,15 +96,15 @@ class _Cache(NullCache):
     def _file_name(self, sig: Any, codegen: Any) -> str:
         """Return the name of the file for a signature on a CPU."""
         key = hashlib.sha256(repr((sig, codegen.magic_tuple())).encode()).hexdigest()
-        return f"{self._name}-{_ENVIRONMENT}-{_DIGEST[:16]}-{key[:32]}.nbc"
+        return f"{self._name}-{_ENVIRONMENT}-{_DIGEST}-{key[:32]}.nbc"
 
 
 @functools.cache
 def _remove_stale(folder: Path) -> None:
-    """Delete this environment's files of other sources from the package's folder, once."""
+    """Delete files of other sources from the package's folder, once in a process."""
     if folder == _PACKAGE / "__pycache__":
         for path in folder.glob(f"daskkm.*-{_ENVIRONMENT}-*-*.nbc"):
-            if path.name.split("-")[-2] != _DIGEST[:16]:
+            if path.name.split("-")[-2] != _DIGEST:
                 path.unlink(missing_ok=True)
 
 
@@ -143,7 +123,7 @@ def _warn(problem: str) -> None:
 
 @functools.cache
 def _find_folder() -> Path | None:
-    """Return the first folder that can be written to; warn and return None if there is none."""
+    """Return the first writable folder; if there is none, warn and return None."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     folders = [_PACKAGE / "__pycache__", Path(AppDirs("daskkm", appauthor=False).user_cache_dir)]
     folders = [Path(chosen).absolute(), *folders] if chosen else folders

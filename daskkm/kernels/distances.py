@@ -12,8 +12,8 @@ from daskkm.kernels.dtypes import check_shapes, distance_dtype, max_difference, 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Tiles whose distances to all centroids are summed side by side (64 to 256 are equally fast), and
-# features that are added to each sum between its load and its store.
+# Tiles with sums side by side (64 to 256 are equally fast), and features that are added between the
+# load and the store of a sum.
 _LANES = 128
 _FEATURES = 8
 
@@ -34,9 +34,8 @@ def squared_distances(
 def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return every tile's squared distance to every centroid by the reference, (n, k).
 
-    The bits are those of `squared_distances`, several times faster: each distance is summed
-    in the reference's order, and the vectors of the CPU run across the tiles. Float tiles may
-    contain NaN or infinity.
+    Several times faster than `squared_distances`, with the same bits: the vectors of the CPU run
+    across tiles. Float tiles may contain NaN or infinity.
     """
     tiles, centroids = check_shapes(tiles, centroids, np.array([0, len(centroids)]))
     distances = np.empty((len(tiles), len(centroids)))
@@ -44,7 +43,7 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
         whole = read_only(centroids.astype(tiles.dtype))
         _whole_distances(tiles, whole, distance_dtype(tiles)(0), distances)
         return distances
-    # A padding feature, 0 in tile and centroid, adds +0.0 to a sum: it changes no bit.
+    # A padding feature, 0 in tile and centroid, adds +0.0 to a sum and changes no bit.
     features = -(-tiles.shape[1] // _FEATURES) * _FEATURES
     padded = np.zeros((len(centroids), features))
     padded[:, : tiles.shape[1]] = centroids
@@ -52,22 +51,17 @@ def distances_to_all(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> NDA
     return distances
 
 
-def nearest_two(
+def find_nearest_two(
     distances: NDArray[np.float64],
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
-    """Return each tile's label and its distances to its own and to the next centroid, (n,) each.
+    """Return labels, and distances to the own and to the nearest other centroid, (n,) each.
 
-    The label is the first of the nearest: the definition. The third array is infinite if there is
-    one centroid only.
-
-    Parameters
-    ----------
-    distances : ndarray of shape (n, k), float64
-        As `distances_to_all` returns them; finite.
+    A label is the first of the nearest centroids. The third array is infinite if k = 1. Finite
+    `distances` are those of `distances_to_all`, (n, k).
     """
     labels = np.empty(len(distances), np.int32)
     own, other = np.empty(len(distances)), np.empty(len(distances))
-    _nearest_two(distances, labels, own, other)
+    _find_nearest_two(distances, labels, own, other)
     return labels, own, other
 
 
@@ -94,8 +88,8 @@ def squared_distance(tile: Any, centroid: Any) -> Any:
 def _own_distances(tiles: Any, centroids: Any, labels: Any, distances: Any) -> None:
     """Write each tile's distance to its own centroid, eight tiles at a time.
 
-    A sum in order waits for each addition; eight sums wait together. Squares need no order: vectors
-    compute some features of every tile first.
+    A sum in order waits for each addition, and eight sums wait together. Squares need no order, so
+    vectors compute some features of each tile first.
     """
     n, d = tiles.shape
     squares = np.zeros((8, 8 * _FEATURES))
@@ -137,10 +131,7 @@ def _own_whole_distances(
 
 @compile_kernel
 def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
-    """Return the distance as an integer, which may be summed in any order.
-
-    Below 2**53 the reference does not round either.
-    """
+    """Return the distance, summed in integers: below 2**53 the reference does not round."""
     number = type(zero)
     total = zero
     for p in range(len(tile)):
@@ -151,10 +142,9 @@ def _whole_distance(tile: Any, centroid: Any, zero: Any) -> Any:
 
 @compile_kernel
 def _distances_to_all(tiles: Any, centroids: Any, distances: Any) -> None:
-    """Write all distances, a panel of tiles and a few of its features at a time.
+    """Write all distances, a panel of tiles and a few features at a time.
 
-    The features are widened and transposed first, so that tiles lie side by side; they stay in L1
-    for all centroids.
+    Features are widened and transposed first, so that tiles lie side by side in L1.
     """
     d, k = tiles.shape[1], len(centroids)
     wide = np.zeros((_FEATURES, _LANES))
@@ -178,7 +168,6 @@ def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
     """Add the squared differences of a few features, in order, to the sums of m tiles.
 
     Eight additions share a load and a store of the sum, and neighbouring tiles share a vector.
-    Without fast maths: nothing is fused or reassociated.
     """
     x0, x1, x2, x3 = wide[0], wide[1], wide[2], wide[3]
     x4, x5, x6, x7 = wide[4], wide[5], wide[6], wide[7]
@@ -200,7 +189,7 @@ def _add_squares(wide: Any, centroids: Any, sums: Any, m: int) -> None:
 
 
 @compile_kernel
-def _nearest_two(distances: Any, labels: Any, own: Any, other: Any) -> None:
+def _find_nearest_two(distances: Any, labels: Any, own: Any, other: Any) -> None:
     """Write the label and the two least distances of each row."""
     for i in range(len(distances)):
         row = distances[i]

@@ -37,7 +37,7 @@ def check_finite(tiles: NDArray[Any]) -> None:
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
-    """Raise DtypeError, a TypeError, if tiles of this dtype are not supported."""
+    """Raise DtypeError if tiles of this dtype are not supported."""
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
         names = ", ".join(map(str, SUPPORTED_DTYPES))
         msg = f"tiles: values of dtype {dtype} are not supported. Convert them to one of {names}"
@@ -47,9 +47,8 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
 def check_exact(n: int, d: int, dtype: np.dtype[Any]) -> None:
     """Raise SumOverflowError if statistics of n tiles of d features could exceed int64.
 
-    With weights n is their sum. Without weights only 16-bit tiles can overflow: 2**63 / 65535**2 is
-    2.1e9 pixels, while 8-bit tiles would need 1.4e14. Squared distances between tiles, which
-    seeding sums, are as large.
+    With weights n is the sum of weights. 2**63 / 65535**2 is 2.1e9 pixels of 16-bit tiles; 8-bit
+    tiles would need 1.4e14. Sums of squared distances between tiles are as large.
     """
     if dtype.kind == "f" or n * d * max_difference(dtype) ** 2 < 2**63:
         return
@@ -88,7 +87,7 @@ def distance_dtype(tiles: NDArray[Any]) -> type[np.generic]:
 def check_shapes(
     tiles: NDArray[Any], stack: NDArray[np.float64], offsets: NDArray[np.intp]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Check shapes, dtype and offsets; return tiles and stack as compiled functions take them."""
+    """Check shapes, dtype and offsets; return tiles and stack by `read_only`."""
     check_dtype(tiles.dtype)
     if tiles.ndim != 2 or stack.ndim != 2 or tiles.shape[1] != stack.shape[1]:
         msg = f"tiles: shape {tiles.shape} does not match centroids of shape {stack.shape}"

@@ -1,16 +1,16 @@
-"""One block of tiles against the clusters of many models: distances, summed per cluster.
+"""One block of tiles against the clusters of many models: sums of distances per cluster.
 
 A tile has three distances under a model: to its own centroid and to the nearest other (for the
-silhouette), and to the mean of its cluster (for Davies-Bouldin). Labels are always those of
-`daskkm.kernels.assign`; distances are computed in one of two ways:
+silhouette), and to the mean of its cluster (for Davies-Bouldin). `daskkm.kernels.assign` gives the
+labels. Distances are computed in one of two ways:
 
 * By definition, with the reference: float64 sums in index order.
 * By products, for 8-bit tiles, at little more than the cost of labels. The scores of the fast path,
-  ``x.q`` with weights q in units of u, are exact integers, so they give exact distances
-  to slightly displaced centroids: with z the centre of all models and ``c' = z - q u / 2``,
-  ``|x - c'|^2 = |x - z|^2 + u x.q + (|c'|^2 - |z|^2)``. A feature of c' differs from that
-  of c by at most u / 4, so by the triangle inequality a distance is off by at most sqrt(d) u / 4,
-  and by far less on average. Means are rounded in the same way.
+  ``x.q`` with weights q in units of u, are exact integers. So distances to slightly displaced
+  centroids are exact: with z the centre of all models and ``c' = z - q u / 2``,
+  ``|x - c'|^2 = |x - z|^2 + u x.q + (|c'|^2 - |z|^2)``. The features of c' and c differ by at most
+  u / 4. By the triangle inequality a distance is off by at most sqrt(d) u / 4, and by far less on
+  average. Means are rounded in the same way.
 
 Sums of integer tiles are in fixed point: the order of tiles and blocks changes no bit.
 """
@@ -25,7 +25,7 @@ import numpy as np
 
 from daskkm.kernels.assign import allocate_workspace, label_panel
 from daskkm.kernels.compilation import compile_kernel
-from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
+from daskkm.kernels.distances import distances_to_all, find_nearest_two, squared_distances
 from daskkm.kernels.dtypes import check_shapes, distance_dtype, max_difference, statistics_dtype
 from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack, unpack_pairs
 from daskkm.kernels.products import LANES, PANEL, dot_vectors
@@ -58,16 +58,15 @@ class Products(NamedTuple):
     prepared: PreparedStack  # of the centroids
     to_centroids: NDArray[np.float64]  # (sum of k,): |c'|^2 - |z|^2, less the score's bias
     weights: NDArray[np.int16]  # (sum of k, d): of the means
-    units: NDArray[np.float64]  # (n_models,): of these weights
+    units: NDArray[np.float64]  # (n_models,): of the weights of the means
     to_means: NDArray[np.float64]  # (sum of k,): |m'|^2 - |z|^2
 
 
 def fixed_point_scales(n: int, d: int, dtype: np.dtype[Any]) -> Scales:
-    """Return the scales in which distances and silhouettes of n tiles of d features are summed.
+    """Return the scales for sums over n tiles of d features.
 
-    Sums of integers do not depend on the order, so each distance is rounded to a
-    multiple of 2**-p, with the largest p that keeps the sum of n of the largest below 2**62.
-    Floats, whose statistics depend on chunks anyway, are not scaled.
+    Sums of integers do not depend on the order. So each distance is rounded to a multiple of 2**-p,
+    with p as large as n of the largest distance allow below 2**62. Floats are not scaled.
     """
     if dtype.kind == "f":
         return Scales(1.0, 1.0)
@@ -85,26 +84,25 @@ def sum_distances(
     n_classes: int,
     products: Products | None = None,
 ) -> NDArray[Any]:
-    """Return each cluster's sums of distances and silhouettes, and its tiles of each class.
+    """Return each cluster's sums of distances and silhouettes, and counts of classes.
 
     Parameters
     ----------
     tiles : ndarray of shape (n, d)
-        Any dtype that `label_block` takes, finite; n may be 0.
+        As for `label_block`.
     clusters : Clusters
     scales : Scales
     codes : ndarray of shape (n,), intp, or None
         The class of each tile, counted from 0.
     n_classes : int
     products : Products, optional
-        The result of `prepare_products`; without it distances are computed by definition.
+        The result of `prepare_products`. If not given, distances are computed by definition.
 
     Returns
     -------
     ndarray of shape (sum of k, 3 + n_classes), int64 (float64 for float tiles)
-        Per cluster, over its tiles: the sum of their distances to its mean and that of their
-        simplified silhouettes, both times their scale; the sum of the squares of those distances
-        for float tiles, else 0; the tiles of each class.
+        Sums over the tiles of each cluster: distances to the mean and simplified silhouettes, both
+        times their scale; squared distances to the mean for float tiles, else 0; counts of classes.
     """
     tiles, _ = check_shapes(tiles, clusters.stack, clusters.offsets)
     sums = np.zeros((len(clusters.stack), 3 + n_classes), statistics_dtype(tiles.dtype))
@@ -130,7 +128,7 @@ def _sum_by_definition(
         stack, means = clusters.stack[lo:hi], clusters.means[lo:hi]
         for start in range(0, len(tiles), _PANEL):
             panel = tiles[start : start + _PANEL]
-            labels, own, other = nearest_two(distances_to_all(panel, stack))
+            labels, own, other = find_nearest_two(distances_to_all(panel, stack))
             to_mean = squared_distances(panel, means, labels)
             one = np.array([lo, hi])
             own, other, to_mean, labels = own[None], other[None], to_mean[None], labels[None]
@@ -140,9 +138,9 @@ def _sum_by_definition(
 
 
 def prepare_products(dtype: np.dtype[Any], clusters: Clusters) -> Products | None:
-    """Prepare clusters for distances of 8-bit tiles by products; None if numbers are too large."""
+    """Return clusters prepared for products with 8-bit tiles, or None if numbers are too large."""
     limits = np.iinfo(dtype)
-    # One for all models, so that |x - z| is measured once; a tile, so that it is exact.
+    # One centre for all models, so that |x - z| is measured once. A tile, so that |x - z| is exact.
     centre = np.clip(np.rint(clusters.means.mean(axis=0)), limits.min, limits.max)
     both = [
         prepare_stack(dtype, rows, clusters.offsets, centre)
@@ -152,7 +150,8 @@ def prepare_products(dtype: np.dtype[Any], clusters: Clusters) -> Products | Non
         return None
     weights = [unpack_pairs(prepared.weights, len(centre)) for prepared in both]
     to_centroids, to_means = (
-        _constants(prepared, whole, centre) for prepared, whole in zip(both, weights, strict=True)
+        _compute_constants(prepared, whole, centre)
+        for prepared, whole in zip(both, weights, strict=True)
     )
     centroids, means = both
     # The products with the means start at 0, not at the bias.
@@ -160,7 +159,7 @@ def prepare_products(dtype: np.dtype[Any], clusters: Clusters) -> Products | Non
     return Products(centre.astype(dtype), centroids, to_centroids, weights[1], means.unit, to_means)
 
 
-def _constants(
+def _compute_constants(
     prepared: PreparedStack, weights: NDArray[np.int16], centre: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the term of |x - c'|^2 besides |x - z|^2 + u score, (sum of k,)."""
@@ -177,7 +176,7 @@ def _sum_by_products(
     tiles: Any,
     products: Any,
     work: Any,
-    transposed: Any,
+    pairs: Any,
     zero: Any,
     scales: Any,
     codes: Any,
@@ -186,11 +185,11 @@ def _sum_by_products(
     """Label all tiles and sum their distances, a panel at a time while the panel is in cache."""
     prepared = products.prepared
     base = np.zeros(PANEL)
-    # All models at once: each call costs numba's reference counting of its arrays.
+    # All models at once: each call costs reference counting of arrays.
     own, other, to_mean = np.zeros((3, len(prepared.offsets) - 1, PANEL))
     for start in range(0, len(tiles), PANEL):
         panel = tiles[start : start + PANEL]
-        label_panel(panel, prepared, work, transposed)
+        label_panel(panel, prepared, work, pairs)
         _measure_centre(panel, products.centre, zero, base)
         _measure_centroids(products, work.scores, work.labels, base, own, other)
         _measure_means(panel, products, work.labels, base, to_mean)
@@ -201,7 +200,7 @@ def _sum_by_products(
 
 @compile_kernel
 def _measure_centre(tiles: Any, centre: Any, zero: Any, squares: Any) -> None:
-    """Write each tile's squared distance to the centre, summed in the type of `zero`."""
+    """Write each tile's squared distance to the centre, exact in the type of `zero`."""
     number = type(zero)
     for i in range(len(tiles)):
         total = zero
@@ -217,7 +216,7 @@ def _measure_centroids(
 ) -> None:
     """Write the squared distances to each tile's own centroid and to the nearest other.
 
-    Without branches, for all columns of a panel, also the idle ones of the last.
+    Without branches, also for the idle columns of a last panel.
     """
     offsets, units = products.prepared.offsets, products.prepared.unit
     for m in range(len(units)):
@@ -252,16 +251,16 @@ def _measure_means(panel: Any, products: Any, labels: Any, base: Any, to_mean: A
 # A division that may raise prevents vectorisation.
 @compile_kernel(error_model="numpy")
 def _scale(own: Any, other: Any, to_mean: Any, scales: Any) -> None:
-    """Replace `own` by silhouettes and `to_mean` by distances, both times their scale.
+    """Replace `own` by silhouettes and `to_mean` by distances, both scaled; round unless scale 1.
 
-    Rounded to integers unless the scale is 1. Rows are models, columns tiles.
+    Rows are models, columns tiles.
     """
     distance, silhouette = scales
     whole = distance != 1.0
     for m in range(own.shape[0]):
         for i in range(own.shape[1]):
             a, b = np.sqrt(max(own[m, i], 0.0)), np.sqrt(max(other[m, i], 0.0))
-            # Rounded, b may be less than a. It is infinite if there is no other cluster.
+            # By rounding, b may be less than a. Without another cluster, b is infinite.
             scaled = silhouette * ((b - a) / b if a < b < np.inf else 0.0)
             own[m, i] = np.rint(scaled) if whole else scaled
             scaled = distance * np.sqrt(max(to_mean[m, i], 0.0))

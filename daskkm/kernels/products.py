@@ -1,16 +1,16 @@
 """Scores of a panel of tiles with all centroids, and sums of tiles: the innermost loops.
 
 8-bit tiles are multiplied with 16-bit weights into 32-bit sums, exactly. x86 has an instruction
-that multiplies pairs of 16-bit numbers and adds each pair up; newer CPUs have one that adds the
-pair to a sum as well (AVX-512 VNNI). LLVM emits them for one pattern, to which no loop in Python
-compiles. So the innermost functions are written in LLVM's portable vectors: `_transpose`
-widens tiles and lays pairs of features of neighbouring tiles side by side, and `_dot` then has a
-tile in each lane and needs no sum across lanes. One core with AVX-512 VNNI makes 230 billion
-multiply-adds a second of 256 features, close to its limit; float32 reaches 66.
+that multiplies pairs of 16-bit numbers and adds each pair. AVX-512 VNNI adds the pair to a sum as
+well. LLVM emits these instructions for one pattern, to which no loop in Python compiles. So the
+innermost functions are written in LLVM's portable vectors. `_transpose` widens tiles and puts pairs
+of features of neighbouring tiles side by side. `_make_dot` then has a tile in each lane and needs
+no sum across lanes. One core with AVX-512 VNNI makes 230 billion multiply-adds a second of 256
+features, close to the limit of the core; float32 reaches 66.
 
-Other tiles are multiplied in float32 or float64 by loops that the compiler vectorises. A
-function that takes arrays costs a call and numba's reference counting, tens of cycles each;
-functions written as vectors are inlined.
+Other tiles are multiplied in float32 or float64 by loops that the compiler vectorises. A function
+with array parameters costs a call and numba's reference counting, tens of cycles each. Functions
+written as vectors are inlined.
 """
 
 from __future__ import annotations
@@ -29,34 +29,25 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Tiles of a panel: they and their scores stay in L1/L2. A multiple of any `LANES` * `VECTORS`.
+# Tiles of a panel, which stays in L1/L2 with its scores. A multiple of any `LANES` * `VECTORS`.
 PANEL = 64
 
 LINE = 64  # bytes of a cache line
 
-# 32-bit numbers in a vector, and vectors of tiles that share the load of a weight: with four
-# centroids sixteen sums of AVX-512's 32 registers, else eight of 16.
+# 32-bit numbers in a vector, and vectors of tiles that share the load of a weight. Sums of four
+# centroids take sixteen of AVX-512's 32 registers, else eight of 16.
 LANES, VECTORS = (16, 4) if get_host_cpu_features().get("avx512bw") else (8, 2)
 
-# Pairs of features that are transposed at once: a panel of them, 32 KiB, stays in L1.
-_PAIRS = 128
+# Pairs of features that are transposed at once: a panel's, 32 KiB, stay in L1.
+PAIRS = 128
 
 # Any order of summation, any FMA: the bound in `daskkm.kernels.prepared_stack` covers both.
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 
-# Untyped: its types demand the context that numba passes.
+# Untyped: the types of numba demand the context, which numba itself passes.
 intrinsic: Any = extending.intrinsic
 
 _BYTE, _SHORT, _INT, _INDEX = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-
-
-def allocate_scratch(
-    weights: NDArray[Any], bias: NDArray[Any]
-) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Return the arrays that `score` writes: transposed tiles (a dummy for floats), and scores."""
-    transposed = allocate_aligned((_PAIRS, PANEL), np.dtype(np.int32))
-    scores = allocate_aligned((len(weights), PANEL), bias.dtype)
-    return transposed if weights.dtype == np.int32 else transposed[0], scores
 
 
 def allocate_aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -68,58 +59,59 @@ def allocate_aligned(shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[An
 
 
 @compile_kernel
-def score(tiles: Any, weights: Any, bias: Any, transposed: Any, scores: Any) -> None:
+def score(tiles: Any, weights: Any, bias: Any, pairs: Any, scores: Any) -> None:
     """Write bias + weights @ tiles.T of at most PANEL tiles into `scores`, (sum of k, PANEL).
 
-    Columns of `scores` beyond the tiles are undefined. `allocate_scratch` makes both outputs.
+    Columns of `scores` beyond the tiles are undefined. `pairs` is scratch of shape (PAIRS, PANEL)
+    for integer weights, and one row for floats.
     """
     # numba compiles only the branch for this number of dimensions.
-    if transposed.ndim == 1:
+    if pairs.ndim == 1:
         _score_floats(tiles, weights, bias, scores)
     else:
-        _score_pairs(tiles, weights, bias, transposed, scores)
+        _score_pairs(tiles, weights, bias, pairs, scores)
 
 
 @compile_kernel
-def _score_pairs(tiles: Any, weights: Any, bias: Any, transposed: Any, scores: Any) -> None:
-    """Transpose and multiply integers, 2 * _PAIRS features of all tiles at a time."""
+def _score_pairs(tiles: Any, weights: Any, bias: Any, pairs: Any, scores: Any) -> None:
+    """Transpose and multiply integers, 2 * PAIRS features of all tiles at a time."""
     d, k = tiles.shape[1], len(weights)
-    for first in range(0, weights.shape[1], _PAIRS):
-        n_pairs = min(_PAIRS, weights.shape[1] - first)
-        _transpose_all(tiles[:, 2 * first : min(d, 2 * (first + n_pairs))], transposed)
+    for first in range(0, weights.shape[1], PAIRS):
+        n_pairs = min(PAIRS, weights.shape[1] - first)
+        _transpose_all(tiles[:, 2 * first : min(d, 2 * (first + n_pairs))], pairs)
         for j in range(0, k - 3, 4):
             for i in range(0, len(tiles), LANES * VECTORS):
-                _dot_4(transposed, i, weights, j, first, n_pairs, bias, scores)
+                _dot_4(pairs, i, weights, j, first, n_pairs, bias, scores)
         for i in range(0, len(tiles), LANES * VECTORS):
             if k & 2:
-                _dot_2(transposed, i, weights, k & ~3, first, n_pairs, bias, scores)
+                _dot_2(pairs, i, weights, k & ~3, first, n_pairs, bias, scores)
             if k & 1:
-                _dot_1(transposed, i, weights, k - 1, first, n_pairs, bias, scores)
+                _dot_1(pairs, i, weights, k - 1, first, n_pairs, bias, scores)
 
 
 @compile_kernel
-def _transpose_all(tiles: Any, transposed: Any) -> None:
+def _transpose_all(tiles: Any, pairs: Any) -> None:
     """Transpose tiles in squares of vectors, and the rest one by one."""
     n, d = tiles.shape
     whole, squares = n - n % LANES, d - d % (2 * LANES)
     for i in range(0, whole, LANES):
         for p in range(0, squares, 2 * LANES):
-            _transpose(tiles, i, p, transposed)
+            _transpose(tiles, i, p, pairs)
     for i in range(n):
         for p in range(squares if i < whole else 0, d, 2):
             low = np.int32(tiles[i, p])
             high = np.int32(tiles[i, p + 1]) if p + 1 < d else np.int32(0)
-            transposed[p >> 1, i] = np.int32(high << 16) | np.int32(low & 0xFFFF)
+            pairs[p >> 1, i] = np.int32(high << 16) | np.int32(low & 0xFFFF)
 
 
 @compile_kernel(fastmath=_ANY_ORDER)
 def _score_floats(tiles: Any, weights: Any, bias: Any, scores: Any) -> None:
     """Multiply in the type of the weights, two tiles by four centroids, widened in register.
 
-    Eight sums share each load. Centroids are the outer loop, so that a large stack
-    streams through cache once a panel and not once a tile. BLAS is slower at every size: OpenBLAS's
-    sgemm on widened tiles (256 features, one core with AVX-512) reaches 29, 53 and 54 billion
-    multiply-adds a second at 25, 256 and 4,096 centroids, this loop 59, 68 and 69.
+    Eight sums share each load. Centroids are the outer loop, so that a large stack streams through
+    cache once a panel and not once a tile. BLAS is slower: with 256 features on one core with
+    AVX-512, OpenBLAS's sgemm reaches 29, 53 and 54 billion multiply-adds a second at 25, 256 and
+    4,096 centroids. This loop reaches 59, 68 and 69.
     """
     n, d = tiles.shape
     k = len(weights)
@@ -159,30 +151,30 @@ def _index(value: int) -> ir.Constant:
     return ir.Constant(_INDEX, value)
 
 
-def _lanes(indices: Sequence[int]) -> ir.Constant:
-    """Return the indices of a shuffle into two vectors, one after the other, as a constant."""
+def _make_lanes(indices: Sequence[int]) -> ir.Constant:
+    """Return as a constant the indices of a shuffle into two concatenated vectors."""
     return ir.Constant(ir.VectorType(_INT, len(indices)), [ir.Constant(_INT, i) for i in indices])
 
 
-def _loop(
+def _emit_loop(
     builder: ir.IRBuilder,
     stop: ir.Value,
     step: int,
     starts: Sequence[ir.Value],
     body: Callable[[ir.Value, Sequence[ir.Value]], Sequence[ir.Value]],
 ) -> Sequence[ir.Value]:
-    """Emit a loop over 0, step, ... below stop > 0; return the last values that it carries.
+    """Emit a loop over 0, step, ... below stop > 0; return the last values of the body.
 
-    ``body(p, carried)`` returns the values that the next round gets; `starts` are the first.
+    ``body(p, values)`` returns the values for the next round. The first round gets `starts`.
     """
     before = builder.block
     loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
-    p, carried = builder.phi(_INDEX), [builder.phi(start.type) for start in starts]
-    results = body(p, carried)
+    p, values = builder.phi(_INDEX), [builder.phi(start.type) for start in starts]
+    results = body(p, values)
     following = builder.add(p, _index(step))
-    edges = zip([p, *carried], [_index(0), *starts], [following, *results], strict=True)
+    edges = zip([p, *values], [_index(0), *starts], [following, *results], strict=True)
     for value, first, later in edges:
         value.add_incoming(first, before)
         value.add_incoming(later, loop)
@@ -192,15 +184,15 @@ def _loop(
 
 
 def _add_pairs(builder: ir.IRBuilder, total: ir.Value, product: ir.Value) -> ir.Value:
-    """Add each even product and the odd one after it to a sum: LLVM's pattern for x86."""
+    """Add each even product and the next odd product to a sum: LLVM's pattern for x86."""
     none, lanes = ir.Constant(product.type, ir.Undefined), product.type.count
-    even = builder.shuffle_vector(product, none, _lanes(range(0, lanes, 2)))
-    odd = builder.shuffle_vector(product, none, _lanes(range(1, lanes, 2)))
+    even = builder.shuffle_vector(product, none, _make_lanes(range(0, lanes, 2)))
+    odd = builder.shuffle_vector(product, none, _make_lanes(range(1, lanes, 2)))
     return builder.add(total, builder.add(even, odd))
 
 
 class _Rows:
-    """The addresses of elements of a contiguous 2-D array, in LLVM."""
+    """Addresses of the elements of a contiguous 2-D array in LLVM."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, kind: Any, array: Any) -> None:
         self._builder = builder
@@ -217,13 +209,13 @@ class _Rows:
 
 
 @intrinsic
-def _transpose(typing_context: Any, tiles: Any, i: Any, p: Any, transposed: Any) -> Any:
-    """Write pairs of features of LANES tiles, from tile i and feature p on, one row a pair."""
+def _transpose(typing_context: Any, tiles: Any, i: Any, p: Any, pairs: Any) -> Any:
+    """Write pairs of features of LANES tiles, from tile i and feature p on: a row for each pair."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tiles, i, p, transposed = arguments
+        tiles, i, p, pairs = arguments
         source = _Rows(context, builder, signature.args[0], tiles)
-        target = _Rows(context, builder, signature.args[3], transposed)
+        target = _Rows(context, builder, signature.args[3], pairs)
         narrow, wide = ir.VectorType(_BYTE, 2 * LANES), ir.VectorType(_SHORT, 2 * LANES)
         pair = ir.VectorType(_INT, LANES)
         extend = builder.sext if signature.args[0].dtype.signed else builder.zext
@@ -234,8 +226,8 @@ def _transpose(typing_context: Any, tiles: Any, i: Any, p: Any, transposed: Any)
         # Transpose blocks of half the size, of a quarter, ...: swap the two off the diagonal.
         h = LANES // 2
         while h:
-            upper = _lanes([lane ^ h | LANES if lane & h else lane for lane in range(LANES)])
-            lower = _lanes([lane | LANES if lane & h else lane ^ h for lane in range(LANES)])
+            upper = _make_lanes([lane ^ h | LANES if lane & h else lane for lane in range(LANES)])
+            lower = _make_lanes([lane | LANES if lane & h else lane ^ h for lane in range(LANES)])
             for r in range(LANES):
                 if not r & h:
                     a, b = rows[r], rows[r | h]
@@ -247,7 +239,7 @@ def _transpose(typing_context: Any, tiles: Any, i: Any, p: Any, transposed: Any)
             builder.store(row, target.at(builder.add(first, _index(r)), i, pair), align=4)
         return context.get_dummy_value()
 
-    return types.void(tiles, types.intp, types.intp, transposed), generate
+    return types.void(tiles, types.intp, types.intp, pairs), generate
 
 
 @intrinsic
@@ -271,7 +263,7 @@ def add_vectors(typing_context: Any, tiles: Any, i: Any, sums: Any, j: Any, d: A
             builder.store(builder.add(total, tile), pointer, align=2 * size)
             return []
 
-        _loop(builder, d, lanes, [], add)
+        _emit_loop(builder, d, lanes, [], add)
         return context.get_dummy_value()
 
     index = types.intp
@@ -300,7 +292,7 @@ def dot_vectors(typing_context: Any, tiles: Any, i: Any, weights: Any, j: Any, d
             product = builder.mul(extend(tile, wide), builder.sext(weight, wide))
             return [_add_pairs(builder, sums[0], product)]
 
-        sums = _loop(builder, d, lanes, [ir.Constant(total, None)], multiply)
+        sums = _emit_loop(builder, d, lanes, [ir.Constant(total, None)], multiply)
         reduce = builder.module.declare_intrinsic(
             f"llvm.vector.reduce.add.v{LANES}i32", (), ir.FunctionType(_INT, (total,))
         )
@@ -327,13 +319,13 @@ def prefetch(typing_context: Any, tiles: Any, i: Any, p: Any) -> Any:
     return types.void(tiles, types.intp, types.intp), generate
 
 
-def _dot(centroids: int) -> Callable[..., Any]:
-    """Return the product of VECTORS vectors of transposed tiles and this many centroids."""
+def _make_dot(centroids: int) -> Any:
+    """Return a kernel that multiplies VECTORS vectors of tiles by this many centroids."""
 
     @intrinsic
     def dot(
         typing_context: Any,
-        transposed: Any,
+        pairs: Any,
         i: Any,
         weights: Any,
         j: Any,
@@ -348,53 +340,61 @@ def _dot(centroids: int) -> Callable[..., Any]:
         """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            transposed, i, weights, j, first, n_pairs, biases, scores = arguments
-            x = _Rows(context, builder, signature.args[0], transposed)
-            w = _Rows(context, builder, signature.args[2], weights)
-            y = _Rows(context, builder, signature.args[7], scores)
-            bias = context.make_array(signature.args[6])(context, builder, biases).data
-            short, wide = ir.VectorType(_SHORT, 2 * LANES), ir.VectorType(_INT, 2 * LANES)
-            total = ir.VectorType(_INT, LANES)
-            zero = ir.Constant(total, None)
-            cells = [(c, v) for c in range(centroids) for v in range(VECTORS)]
-            columns = [builder.add(i, _index(v * LANES)) for v in range(VECTORS)]
-            rows = [builder.add(j, _index(c)) for c in range(centroids)]
-
-            def spread(number: ir.Value) -> ir.Value:
-                lane = builder.insert_element(zero, number, ir.Constant(_INT, 0))
-                return builder.shuffle_vector(lane, zero, _lanes([0] * LANES))
-
-            def multiply(p: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
-                tiles = [builder.load(x.at(p, column, short), align=4) for column in columns]
-                tiles = [builder.sext(tile, wide) for tile in tiles]
-                feature = builder.add(first, p)
-                factors = []
-                for row in rows:
-                    weight = builder.load(w.at(row, feature, _INT), align=4)
-                    factors.append(builder.sext(builder.bitcast(spread(weight), short), wide))
-                return [
-                    _add_pairs(builder, total, builder.mul(tiles[v], factors[c]))
-                    for (c, v), total in zip(cells, sums, strict=True)
-                ]
-
-            is_first = builder.icmp_signed("==", first, _index(0))
-            outputs = [y.at(rows[c], columns[v], total) for c, v in cells]
-            biases = [spread(builder.load(builder.gep(bias, [row]), align=4)) for row in rows]
-            starts = [
-                builder.select(is_first, biases[c], builder.load(output, align=4))
-                for (c, _), output in zip(cells, outputs, strict=True)
-            ]
-            sums = _loop(builder, n_pairs, 1, starts, multiply)
-            for value, output in zip(sums, outputs, strict=True):
-                builder.store(value, output, align=4)
+            _emit_dot(centroids, context, builder, signature, arguments)
             return context.get_dummy_value()
 
         index = types.intp
-        arguments = (transposed, index, weights, index, index, index, biases, scores)
+        arguments = (pairs, index, weights, index, index, index, biases, scores)
         return types.void(*arguments), generate
 
-    function: Callable[..., Any] = dot
-    return function
+    return dot
 
 
-_dot_4, _dot_2, _dot_1 = _dot(4), _dot(2), _dot(1)
+def _emit_dot(
+    centroids: int, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any
+) -> None:
+    """Emit the code of `_make_dot`."""
+    pairs, i, weights, j, first, n_pairs, biases, scores = arguments
+    x = _Rows(context, builder, signature.args[0], pairs)
+    w = _Rows(context, builder, signature.args[2], weights)
+    y = _Rows(context, builder, signature.args[7], scores)
+    bias = context.make_array(signature.args[6])(context, builder, biases).data
+    short, wide = ir.VectorType(_SHORT, 2 * LANES), ir.VectorType(_INT, 2 * LANES)
+    total = ir.VectorType(_INT, LANES)
+    cells = [(c, v) for c in range(centroids) for v in range(VECTORS)]
+    columns = [builder.add(i, _index(v * LANES)) for v in range(VECTORS)]
+    rows = [builder.add(j, _index(c)) for c in range(centroids)]
+
+    def multiply(p: ir.Value, sums: Sequence[ir.Value]) -> list[ir.Value]:
+        tiles = [builder.load(x.at(p, column, short), align=4) for column in columns]
+        tiles = [builder.sext(tile, wide) for tile in tiles]
+        feature = builder.add(first, p)
+        factors = []
+        for row in rows:
+            weight = _broadcast(builder, builder.load(w.at(row, feature, _INT), align=4))
+            factors.append(builder.sext(builder.bitcast(weight, short), wide))
+        return [
+            _add_pairs(builder, total, builder.mul(tiles[v], factors[c]))
+            for (c, v), total in zip(cells, sums, strict=True)
+        ]
+
+    is_first = builder.icmp_signed("==", first, _index(0))
+    outputs = [y.at(rows[c], columns[v], total) for c, v in cells]
+    biases = [_broadcast(builder, builder.load(builder.gep(bias, [row]), align=4)) for row in rows]
+    starts = [
+        builder.select(is_first, biases[c], builder.load(output, align=4))
+        for (c, _), output in zip(cells, outputs, strict=True)
+    ]
+    sums = _emit_loop(builder, n_pairs, 1, starts, multiply)
+    for value, output in zip(sums, outputs, strict=True):
+        builder.store(value, output, align=4)
+
+
+def _broadcast(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    """Return a vector with a 32-bit number in each of LANES lanes."""
+    zero = ir.Constant(ir.VectorType(_INT, LANES), None)
+    lane = builder.insert_element(zero, number, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(lane, zero, _make_lanes([0] * LANES))
+
+
+_dot_4, _dot_2, _dot_1 = _make_dot(4), _make_dot(2), _make_dot(1)

@@ -1,7 +1,7 @@
-"""Statistics of clusters: vector sum, count and sum of squares, with zero and addition.
+"""Statistics of clusters: vector sum, count and sum of squares.
 
 A block of tiles gives one `Statistics`, blocks are added, and each figure of a clustering is one
-division at the end. Integer statistics are exact, so that their sum has the same bits in any order.
+division at the end. Integer statistics are exact, so sums have the same bits in any order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,19 +25,14 @@ class Statistics:
     Attributes
     ----------
     table : ndarray of shape (k, d + 2), int64 or float64
-        As `daskkm.kernels.assign.block_statistics` returns it: vector sum, count, sum of squares.
+        Vector sum, count and sum of squares, as from `daskkm.kernels.assign.block_statistics`.
     """
 
     table: NDArray[Any]
 
-    @classmethod
-    def zero(cls, k: int, d: int, dtype: DTypeLike) -> Statistics:
-        """Return the statistics of k clusters without tiles."""
-        return cls(np.zeros((k, d + 2), dtype))
-
     @staticmethod
     def concatenate(parts: Iterable[Statistics]) -> Statistics:
-        """Return the clusters of all parts, one part after another."""
+        """Return the clusters of all parts in order."""
         return Statistics(np.concatenate([part.table for part in parts]))
 
     def split(self, offsets: NDArray[np.intp] | Sequence[int]) -> list[Statistics]:
@@ -51,7 +46,7 @@ class Statistics:
         return len(self.table)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Statistics:
-        # Not one index, which would give a row instead of a table.
+        # Not one index: a row is no table.
         return Statistics(self.table[rows])
 
     @property
@@ -61,7 +56,7 @@ class Statistics:
 
     @property
     def counts(self) -> NDArray[Any]:
-        """Total weights of the tiles, (k,): their numbers, unless the tiles have weights."""
+        """Number of tiles, or total weight, (k,)."""
         return self.table[:, -2]
 
     @property
@@ -71,7 +66,7 @@ class Statistics:
 
     @property
     def exact(self) -> bool:
-        """True if the table holds exact integers."""
+        """Return True if the table holds exact integers."""
         return self.table.dtype.kind == "i"
 
     def total(self) -> Statistics:
@@ -79,24 +74,19 @@ class Statistics:
         return Statistics(self.table.sum(axis=0, keepdims=True))
 
     def means(self) -> NDArray[np.float64]:
-        """Return the mean tile of each cluster, (k, d); that of the biggest for an empty one."""
+        """Return the mean tile of each cluster, (k, d); an empty cluster gets the biggest's."""
         # Not max(counts, 1): fractional weights may add up to less.
         centroids = self.sums / np.where(self.counts > 0, self.counts, 1)[:, None]
         centroids[self.counts == 0] = centroids[np.argmax(self.counts)]
         return np.asarray(centroids, np.float64)
 
     def inertia(self, centroids: NDArray[np.float64]) -> float:
-        """Return the sum of squared distances of all tiles to their own centroid.
+        """Return the sum of squared distances of all tiles to their own centroid, as measured.
 
-        Float statistics hold these distances. For integer ones, with m_j the mean of cluster j,
+        Float statistics hold the distances. For integers, with m_j the mean of cluster j,
         inertia is ``sum_j (Q_j - |S_j|**2 / n_j) + n_j |c_j - m_j|**2``. The first bracket would
-        cancel in floating point, so `scatter` computes it in exact integers. Neither term is ever
-        negative, and the sum runs in the order of the centroids.
-
-        Parameters
-        ----------
-        centroids : ndarray of shape (k, d), float64
-            The centroids that the statistics were measured with.
+        cancel in floating point, so `scatter` computes exact integers. Neither term is negative,
+        and the sum runs in the order of the centroids.
         """
         if not self.exact:
             return float(sum(self.squares))
@@ -107,12 +97,12 @@ class Statistics:
     def scatter(self, centroids: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each cluster's sum of squared distances to its mean, (k,); no cluster is empty.
 
-        For integers that is ``(n_j Q_j - |S_j|**2) / n_j``, exact but for the division.
+        For integers the sum is ``(n_j Q_j - |S_j|**2) / n_j``, exact but for the division.
         """
         sums, counts, squares = self.sums, self.counts, self.squares
         if not self.exact:
             return np.asarray(np.maximum(squares - self._shift_to_means(centroids), 0.0))
-        # int64 while it fits, else Python's integers: exact both ways.
+        # int64 if no product overflows, else Python's integers.
         if int(counts.max()) * int(squares.max()) >= 2**63:
             sums, counts, squares = (a.astype(object) for a in (sums, counts, squares))
         # By Cauchy-Schwarz |S|^2 <= n Q, so the check above covers both products.

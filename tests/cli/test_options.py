@@ -11,14 +11,14 @@ from daskkm.cli import options
 
 
 @pytest.mark.parametrize("text", ["3-7", "3,4,5-7", "7,6,5,4,3", "3-5, 4-7", "3,4,5,6,7,7"])
-def test_k_list_returns_each_k_once(text: str) -> None:
-    assert options.k_list(text) == (3, 4, 5, 6, 7)
+def test_parse_ks_returns_each_k_once(text: str) -> None:
+    assert options.parse_ks(text) == (3, 4, 5, 6, 7)
 
 
 @pytest.mark.parametrize("text", ["", "-3", "3-", "a", "1-2-3", "3,,4", "5-4", "0-2", "²"])
-def test_k_list_of_other_text_is_wrong_usage(text: str) -> None:
+def test_parse_ks_of_other_text_is_wrong_usage(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        options.k_list(text)
+        options.parse_ks(text)
 
 
 @click.command

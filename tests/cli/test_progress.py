@@ -118,7 +118,7 @@ def test_terminal_shows_other_lines_above_the_display(monkeypatch: pytest.Monkey
         with display.stage("ingest", "images") as advance:
             advance(1, 40)
             until(lambda: shown.shows("ingest: 1 of 40 images"))
-            display.say(long)
+            display.print_line(long)
             progress.print_above("warning: [bold]not[/bold] markup")
             until(lambda: shown.shows("warning: [bold]not[/bold] markup"))
             until(lambda: "ingest: 1 of 40 images" in shown.lines()[-1])
@@ -197,11 +197,7 @@ def test_pipe_shows_lines_at_intervals_for_each_stage(
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize(
-    ("interval", "n_lines"),
-    [("3600", 1), ("", 1), ("often", 1), ("0", 500)]
-    + [(none, 1) for none in ("inf", "nan", "-1", "1e300")],
-)
+@pytest.mark.parametrize(("interval", "n_lines"), [("3600", 1), ("0", 500)])
 def test_pipe_during_many_passes_shows_few_lines(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -237,7 +233,7 @@ def test_quiet_progress_shows_nothing(
     log = logging.getLogger("daskkm.kernels.compilation")
     caplog.set_level(logging.WARNING, log.name)  # and afterwards as it was
     with Progress(quiet=True) as display:
-        display.say("dashboard")
+        display.print_line("dashboard")
         log.warning("kernels are compiled")
         with display.stage("ingest", "images") as advance:
             advance(1, 2)

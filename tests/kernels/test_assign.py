@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskkm.kernels import assign
-from daskkm.kernels.distances import distances_to_all, nearest_two, squared_distances
+from daskkm.kernels.distances import distances_to_all, find_nearest_two, squared_distances
 from daskkm.kernels.dtypes import check_exact
 from daskkm.kernels.prepared_stack import prepare_stack
 from tests import reference
@@ -141,11 +141,11 @@ def test_label_panel_of_random_tiles_rarely_asks_the_reference(dtype: str) -> No
     tiles = rng.integers(0, 128, (2000, 256)).astype(dtype)
     stack = rng.integers(0, 128, (5, 256)).astype(np.float64)
     prepared = prepare_stack(tiles.dtype, stack, np.array([0, 5]))
-    work, transposed = assign.allocate_workspace(tiles, prepared)
+    work, pairs = assign.allocate_workspace(tiles, prepared)
     decided = 0
     for start in range(0, 2000, 64):
         panel = tiles[start : start + 64]
-        assign.label_panel(panel, prepared, work, transposed)
+        assign.label_panel(panel, prepared, work, pairs)
         leads = work.second.astype(float) - work.best.astype(float) > work.bounds
         decided += int(leads[: len(panel)].sum())
     assert decided > 0.99 * 2000
@@ -185,8 +185,8 @@ def test_prepare_stack_of_8_bit_tiles_bounds_the_error_of_scores(dtype: str) -> 
     unit = 2.0 ** round(float(np.log2(np.median(-2 * (stack - means) / whole))))
     off = whole - -2 * (stack - means) / unit
     tile = np.where(off[0] > off[1], limits.max, limits.min).astype(dtype)[None]
-    work, transposed = assign.allocate_workspace(tile, prepared)
-    assign.label_panel(tile, prepared, work, transposed)
+    work, pairs = assign.allocate_workspace(tile, prepared)
+    assign.label_panel(tile, prepared, work, pairs)
     exact = np.square(tile - stack).sum(axis=1) / unit
     error = abs(float(work.scores[0, 0]) - float(work.scores[1, 0]) - (exact[0] - exact[1]))
     assert 0.2 * work.bounds[0] < error < work.bounds[0]
@@ -327,11 +327,11 @@ def test_block_statistics_with_huge_weights_raises_overflow_error() -> None:
         assign.block_statistics(tiles, stack, offsets, weights=np.array([limit, limit + 2]))
 
 
-def test_nearest_two_with_ties_returns_the_first() -> None:
+def test_find_nearest_two_with_ties_returns_the_first() -> None:
     distances = np.array([[3.0, 1, 1, 0.5], [2, 2, 2, 2], [5, 4, 9, 8], [0, 7, 8, 9]])
-    found = nearest_two(distances)
+    found = find_nearest_two(distances)
     assert [part.tolist() for part in found] == [[3, 0, 1, 0], [0.5, 2, 4, 0], [1, 2, 5, 7]]
-    _, own, other = nearest_two(distances[:, :1])
+    _, own, other = find_nearest_two(distances[:, :1])
     assert (own.tolist(), other.tolist()) == ([3, 2, 5, 0], [np.inf] * 4)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +48,6 @@ def test_add_is_associative_and_commutative(parts: list[NDArray[np.int64]]) -> N
     a, b, c = (Statistics(table) for table in parts)
     np.testing.assert_array_equal(((a + b) + c).table, (a + (b + c)).table)
     np.testing.assert_array_equal((a + b).table, (b + a).table)
-
-
-@given(tables(), st.sampled_from([np.int64, np.float64]))
-def test_add_of_zero_changes_nothing(parts: list[NDArray[np.int64]], dtype: type) -> None:
-    statistics = Statistics(parts[0].astype(dtype))
-    zero = Statistics.zero(len(statistics), statistics.sums.shape[1], dtype)
-    for total in (zero + statistics, statistics + zero):
-        assert total.table.dtype == dtype
-        np.testing.assert_array_equal(total.table, statistics.table)
 
 
 @given(clusterings(), st.integers(0, 40))
@@ -198,11 +188,3 @@ def test_inertia_of_one_tile_a_cluster_is_zero(
     centroids = tiles.astype(np.float64)
     assert math.copysign(1, measure(tiles, centroids).inertia(centroids)) == 1
     assert measure(tiles, centroids).inertia(centroids) == 0
-
-
-def test_statistics_pickle_round_trip_keeps_the_table() -> None:
-    statistics = Statistics(np.arange(8).reshape(2, 4))
-    np.testing.assert_array_equal(
-        pickle.loads(pickle.dumps(statistics)).table,
-        statistics.table,
-    )
