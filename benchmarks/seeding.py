@@ -26,7 +26,7 @@ from sklearn.cluster import kmeans_plusplus
 
 from benchmarks.data import digits
 from benchmarks.timing import Case, Outcome, Side
-from daskkm import sizes
+from daskkm import block_sizes
 from daskkm.kmeans.sweep import fit_sweep
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def in_memory(X: NDArray[Any], k: int, seed: int) -> Seeding:
 
 def in_passes(X: NDArray[Any], k: int, seed: int) -> Seeding:
     """Seed by daskkm's k-means++ as if there were too many tiles to bring together."""
-    with sizes.override(sample_tiles=1):
+    with block_sizes.override(sample_tiles=1):
         return ours("k-means++", X, k, seed)
 
 

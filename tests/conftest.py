@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import daskkm
-from daskkm import sizes
+from daskkm import block_sizes
 from tests.forks import compile_kernels, forks
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def override_sizes() -> Iterator[Callable[..., None]]:
-    """A function that changes sizes of `daskkm.sizes` by name until the end of the test."""
+    """A function that changes sizes of `daskkm.block_sizes` by name until the end of the test."""
     with ExitStack() as stack:
-        yield lambda **changes: stack.enter_context(sizes.override(**changes))
+        yield lambda **changes: stack.enter_context(block_sizes.override(**changes))
 
 
 @pytest.fixture(scope="session")

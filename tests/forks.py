@@ -101,8 +101,14 @@ def compile_kernels() -> None:
 
 def _serve() -> None:
     for name in (
-        *("cli.main", "cli.table", "images.ingest", "kmeans.assessment", "kmeans.checkpoint"),
-        *("kmeans.estimator", "kmeans.sweep", "report.contact_sheet", "storage.verification"),
+        *("cli.main", "images.ingest", "kmeans.assessment", "kmeans.checkpoint"),
+        *(
+            "kmeans.estimator",
+            "kmeans.sweep",
+            "report.closing_table",
+            "report.contact_sheet",
+            "storage.verification",
+        ),
     ):
         import_module(f"daskkm.{name}")
     import_module("distributed.dashboard.scheduler")
@@ -185,7 +191,7 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
 
 
 def _set_sizes(order: dict[str, Any]) -> None:
-    from daskkm.sizes import sizes
+    from daskkm.block_sizes import sizes
 
     if "sample" in order:
         sizes.sample_tiles = order["sample"]

@@ -19,8 +19,8 @@ from bokeh.client import pull_session
 from distributed import Client, LocalCluster
 
 import daskkm
+from daskkm.block_sizes import override
 from daskkm.passes import connection
-from daskkm.sizes import override
 from tests.processes import DEADLINE, ENDLESS, Process, remote
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "daskkm"
 # From the top down: a module imports only its own room and those below.
 ROOMS = ("cli", "report", "kmeans", "passes", "images", "storage", "kernels", "base")
 ENTRIES = {"__init__", "__main__", "sweep", "ingest", "label", "verify"}
-BASE = {"errors", "files", "parameters", "sizes"}
+BASE = {"errors", "files", "parameters", "block_sizes"}
 
 ERRORS = [name for name in vars(errors) if name.endswith("Error")]
 

@@ -114,11 +114,11 @@ def command(
     """
     from rich.filesize import decimal
 
-    from daskkm.cli.table import format_table
     from daskkm.kmeans.checkpoint import open_checkpoint
     from daskkm.kmeans.options import FitOptions
     from daskkm.kmeans.sweep import run_fit
     from daskkm.report import results, sweep_results
+    from daskkm.report.closing_table import format_table
 
     started = time.perf_counter()
     settings = {name: others.pop(name) for name in ("init", "n_init", "max_iter", "tol")}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import FitError
 from daskkm.kmeans import kmeans_parallel, kmeans_plusplus
 from daskkm.kmeans.fitting import fit_models
@@ -19,7 +20,6 @@ from daskkm.passes.sampling import is_in_memory, sample_indices, sample_size
 from daskkm.passes.scheduler import workers
 from daskkm.passes.seeds import init_function_state
 from daskkm.passes.tiles import hide_send_warnings
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,8 +20,8 @@ from weakref import WeakValueDictionary
 import dask.array as da
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import FitError, on_worker
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import FitError
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

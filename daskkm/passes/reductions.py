@@ -16,7 +16,7 @@ import dask
 import dask.array as da
 import numpy as np
 
-from daskkm.sizes import sizes
+from daskkm.block_sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import FitError
 from daskkm.kernels.dtypes import check_finite
 from daskkm.kernels.statistics import Statistics
@@ -17,7 +18,6 @@ from daskkm.passes.sampling import first_indices, is_in_memory
 from daskkm.passes.scheduler import compute, find_scheduler, is_elsewhere, persist, threads, workers
 from daskkm.passes.short_blocks import is_grouped
 from daskkm.passes.tiles import Tiles, hide_send_warnings
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

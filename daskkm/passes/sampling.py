@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.passes.seeds import Purpose, generator
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

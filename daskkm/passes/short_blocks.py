@@ -19,7 +19,7 @@ import dask.array as da
 import numpy as np
 from dask.optimization import cull
 
-from daskkm.sizes import sizes
+from daskkm.block_sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

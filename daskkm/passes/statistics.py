@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.passes.reductions import (
     concatenate_fields,
     gather,
@@ -15,7 +16,6 @@ from daskkm.passes.reductions import (
     sum_over_pieces,
     with_column,
 )
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

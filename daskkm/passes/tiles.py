@@ -11,6 +11,7 @@ import dask
 import dask.array as da
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import FitError
 from daskkm.kernels.dtypes import SUPPORTED_DTYPES, check_dtype, check_exact
 from daskkm.passes import arrays, inputs
@@ -19,7 +20,6 @@ from daskkm.passes.inputs import TOO_LARGE
 from daskkm.passes.memory import block_bytes
 from daskkm.passes.scheduler import compute, persist
 from daskkm.passes.short_blocks import group_short_blocks
-from daskkm.sizes import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

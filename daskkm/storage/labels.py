@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.errors import ContainsGroupError
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import CorruptChunkError, StoreError
-from daskkm.sizes import sizes
 from daskkm.storage import commit, metadata, zarr_nodes
 from daskkm.storage.zarr_nodes import Kind
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from daskkm.block_sizes import sizes
 from daskkm.errors import StoreError
-from daskkm.sizes import sizes
 from daskkm.storage import commit, tile_store, zarr_nodes
 from daskkm.storage.records import (
     File,

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image, ImageFile
 
 import daskkm
-from daskkm import sizes
+from daskkm import block_sizes
 from daskkm.cli.ingest import command as ingest_command
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
@@ -585,7 +585,7 @@ def test_create_store_after_interrupt_with_skipped_files_resumes(
 
     monkeypatch.setattr(pillow, "read_image", interrupt)
     place = tmp_path / "t.zarr"
-    with sizes.override(chunk_bytes=7 * 64):
+    with block_sizes.override(chunk_bytes=7 * 64):
         whole = daskkm.create_store(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
         for name in ("s_10.png", "truncated.png"):
             last = name

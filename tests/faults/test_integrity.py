@@ -16,8 +16,8 @@ from distributed import Client, LocalCluster
 from PIL import Image
 
 import daskkm
+from daskkm.block_sizes import override
 from daskkm.errors import CorruptChunkError, ModelError, StoreError
-from daskkm.sizes import override
 from daskkm.storage.verification import iter_findings, verify_store
 from tests.conftest import ROOT
 from tests.processes import Process

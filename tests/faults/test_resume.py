@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import daskkm
-from daskkm import sizes
+from daskkm import block_sizes
 from daskkm.kmeans.checkpoint import open_checkpoint
 from daskkm.report import results
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ INITS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a store in six chunks, so that passes open files."""
     folder = tmp_path_factory.mktemp("home")
-    with sizes.override(chunk_bytes=1000 * 256):
+    with block_sizes.override(chunk_bytes=1000 * 256):
         daskkm.create_store(ROOT / "images", folder / "tiles.zarr")
     return folder
 

@@ -22,9 +22,9 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 
 import daskkm
+from daskkm.block_sizes import override
 from daskkm.errors import FitError, ParameterError, StoreError
 from daskkm.kernels import distances as kernel
-from daskkm.sizes import override
 from daskkm.storage import chunks, zarr_nodes
 
 if TYPE_CHECKING:

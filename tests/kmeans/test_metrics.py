@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 import daskkm
-from daskkm import sizes
+from daskkm import block_sizes
 from daskkm.kernels import metric_sums
 from daskkm.kmeans import metrics
 from daskkm.kmeans.assessment import assess_counted
@@ -123,7 +123,7 @@ def test_assess_in_any_chunks_gives_the_same_bits(
     tiles, classes = distinct[rng.integers(0, 40, 90)], rng.integers(0, 4, 90)
     models = {k: model_of(rng.normal(0, limits.max, (k, 3)), tiles) for k in (1, 3, 8)}
     chunks = tuple(np.diff([0, *sorted(cuts), 90]).tolist())
-    with sizes.override(exact_metric_tiles=few):
+    with block_sizes.override(exact_metric_tiles=few):
         whole = daskkm.assess(tiles, models, classes=classes)
         parts = daskkm.assess(
             da.from_array(tiles, chunks=(chunks, (1, 2))),

@@ -153,7 +153,7 @@ def test_save_over_other_content_is_refused(
     with pytest.raises(ModelError, match=r"m\.zarr: .*choose another location"):
         model.save(tmp_path / "file" / "m.zarr")
     # And the other way round, a saved model is no store to be replaced.
-    with pytest.raises(daskkm.StoreError, match="to be replaced"):
+    with pytest.raises(daskkm.StoreError, match="not a store that daskkm may replace"):
         daskkm.create_store(ROOT / "images", saved)
 
 

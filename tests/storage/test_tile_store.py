@@ -17,11 +17,11 @@ import zarr
 from PIL import Image
 
 import daskkm
+from daskkm.block_sizes import override
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
 from daskkm.images import pillow
 from daskkm.images.grid import cut, join
-from daskkm.sizes import override
 from daskkm.storage import records, zarr_nodes
 from daskkm.storage import writer as writer_module
 from daskkm.storage.labels import choose_part_rows

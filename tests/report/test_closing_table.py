@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import daskkm
-from daskkm.cli.table import format_table
+from daskkm.report.closing_table import format_table
 
 
 @pytest.mark.parametrize("columns", [50, 80, 100, 300])
