@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def as_flag(name: str, value: Any) -> bool:
     """Return a bool; raise ParameterError for any other type."""
     if not isinstance(value, bool | np.bool_):
-        msg = f"{name} is {value!r}. Give True or False"
+        msg = f"{name}: {value!r} is not valid. Give True or False"
         raise ParameterError(msg)
     return bool(value)
 
@@ -30,7 +30,7 @@ def as_choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """Return one of the choices; raise ParameterError for any other value."""
     choices = list(choices)
     if not (isinstance(value, str) and value in choices):
-        msg = f"{name} is {value!r}. Use one of {', '.join(choices)}"
+        msg = f"{name}: {value!r} is not valid. Use one of {', '.join(choices)}"
         raise ParameterError(msg)
     return str(value)
 
@@ -38,7 +38,7 @@ def as_choice(name: str, value: Any, choices: Iterable[str]) -> str:
 def as_integer(name: str, value: Any, least: int) -> int:
     """Return an int of at least `least`; raise ParameterError for less, True or 2.0."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        msg = f"{name} is {value!r}. Give an integer of at least {least}"
+        msg = f"{name}: {value!r} is not valid. Give an integer of at least {least}"
         raise ParameterError(msg)
     return int(value)
 
@@ -47,7 +47,7 @@ def as_number(name: str, value: Any) -> float:
     """Return a finite float of at least 0; raise ParameterError for any other value, or True."""
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else np.nan
     if not 0 <= number < np.inf:
-        msg = f"{name} is {value!r}. Give a finite number of at least 0"
+        msg = f"{name}: {value!r} is not valid. Give a finite number of at least 0"
         raise ParameterError(msg)
     return float(number)
 
@@ -60,7 +60,7 @@ def as_array(name: str, value: Any) -> NDArray[np.float64]:
         problem: object = "it is masked or complex"
     except (TypeError, ValueError) as error:
         problem = error
-    msg = f"{name} is not an array of real numbers ({problem}). Give k rows of d numbers"
+    msg = f"{name}: not an array of real numbers ({problem}). Give k rows of d numbers"
     raise ParameterError(msg)
 
 
@@ -72,8 +72,8 @@ def as_seed(random_state: RandomState) -> int:
         return int(random_state.integers(2**31 - 1))
     if not isinstance(random_state, Integral) or isinstance(random_state, bool) or random_state < 0:
         msg = (
-            f"random_state is {random_state!r}. Give an integer of at least 0, None, or a "
-            "RandomState or Generator of NumPy"
+            f"random_state: {random_state!r} is not valid. Give an integer of at least 0, None, or "
+            "a RandomState or Generator of NumPy"
         )
         raise ParameterError(msg)
     return int(random_state)

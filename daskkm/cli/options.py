@@ -96,7 +96,7 @@ def _read_dask_setting() -> tuple[str, str]:
         return "threads", ""
     if name:
         click.echo(
-            f"warning: dask's setting scheduler is {name!r}. This command uses local instead "
+            f"warning: dask's setting scheduler: {name!r} is ignored. The command uses local "
             "(--scheduler)",
             err=True,
         )
@@ -110,7 +110,7 @@ def _check_applies(ctx: click.Context, param: click.Parameter, value: Any) -> An
     if is_given(str(param.name)) and param.name not in options:
         by_dask = name != "local" and not is_given("scheduler_name")
         why = ", which dask is set to; name another" if by_dask else ""
-        msg = f"{param.opts[0]} has no use with --scheduler {name}{why}"
+        msg = f"{param.opts[0]}: not used with --scheduler {name}{why}"
         raise click.UsageError(msg)
     return value
 

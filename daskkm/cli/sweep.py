@@ -172,12 +172,12 @@ def command(
 def _check_usage(paths: list[Path]) -> None:
     """Raise UsageError for options without effect, and for paths of the same folder."""
     if options.is_given("no_quality") and options.is_given("sheet_classes"):
-        msg = "--sheet-classes has no use with --no-quality"
+        msg = "--sheet-classes: not used with --no-quality"
         raise click.UsageError(msg)
     if options.is_given("store_path") and not options.is_given("images"):
         for name, flag in (("on_bad", "--on-bad"), ("overwrite", "--overwrite")):
             if options.is_given(name):
-                msg = f"{flag} has no use with --store alone. Name the images (--images)"
+                msg = f"{flag}: not used with --store alone. Name the images (--images)"
                 raise click.UsageError(msg)
     real = [path.resolve() for path in paths]
     for path in paths:

@@ -10,7 +10,7 @@ c', and m be any fixed point. For a tile x of label a, and another centroid l, t
 So a bound lowered by A_a + |x - m| B_a stays valid. A_a is the largest p_a - p_l, and B_a twice
 the longest difference of two moves. A and B are two numbers a centroid, the constant radius
 |x - m| is one number a tile. Only tiles with bounds that are too low are measured. The method is
-from G. Hamerly (Making k-means even faster, SDM 2010), but with squared distances: the gap is then
+from G. Hamerly (Making k-means even faster, SDM 2010), but with squared distances. The gap is then
 linear in x, and a difference of the kernel's scores.
 
 Statistics of integers change exactly, by the tiles that change their label. Bounds are only a

@@ -40,7 +40,7 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
     """Raise DtypeError if tiles of this dtype are not supported."""
     if dtype.newbyteorder("=") not in SUPPORTED_DTYPES:
         names = ", ".join(map(str, SUPPORTED_DTYPES))
-        msg = f"tiles: values of dtype {dtype} are not supported. Convert them to one of {names}"
+        msg = f"tiles: values of dtype {dtype} are not supported. Convert to one of {names}"
         raise DtypeError(msg)
 
 

@@ -116,7 +116,7 @@ def assess_counted(
     runner = PassRunner(X)
     models = _check_models(models, runner.shape[1])
     if not runner.shape[0]:
-        msg = "X: no tiles. Give at least one"
+        msg = "X: no tiles. Give at least one tile"
         raise FitError(msg)
     names, classes = _as_classes(classes, runner.blocks)
     stack = np.concatenate([model.cluster_centers_ for model in models.values()])

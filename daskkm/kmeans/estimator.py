@@ -336,7 +336,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     @property
     def _n_features_out(self) -> int:
-        """Number of columns of `transform`, for `get_feature_names_out`."""
+        """Count the columns of `transform`, for `get_feature_names_out`."""
         return len(self.cluster_centers_)
 
     def _set_model(self, model: FittedModel) -> None:

@@ -197,7 +197,7 @@ def knee(inertias: Mapping[int, float]) -> int | None:
     """
     for k, value in inertias.items():
         if not math.isfinite(value):
-            msg = f"inertia of k = {k} is {value}. Give finite numbers"
+            msg = f"inertias: {value} for k = {k} is not finite. Give finite numbers"
             raise FitError(msg)
     points = sorted((int(k), Fraction(float(value))) for k, value in inertias.items())
     if len(points) < 3:

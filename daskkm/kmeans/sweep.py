@@ -181,7 +181,7 @@ def fit_sweep(
     (4.0, [1.0, 101.0])
     """
     if as_flag("fresh", fresh) and checkpoint is None:
-        msg = "fresh is True without a checkpoint. Give the folder of the checkpoint"
+        msg = "fresh: True without a checkpoint. Give the folder of the checkpoint"
         raise ParameterError(msg)
     is_drawn = not isinstance(random_state, Integral)
     if is_drawn and random_state is not None:

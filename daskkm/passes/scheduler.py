@@ -57,8 +57,8 @@ def find_scheduler(scheduler: Any = None) -> Any:
 def compute(*lazy: Any, scheduler: Any = None) -> tuple[Any, ...]:
     """Compute dask collections as `dask.compute` does, with bounded waits.
 
-    Raise SchedulerError if the scheduler is lost or silent, or no worker takes tasks. The same if
-    workers die of a task or have another version of daskkm.
+    Raise SchedulerError if the scheduler is lost or silent, no worker takes tasks, workers die of a
+    task, or workers have another version of daskkm.
     """
     import dask
 
@@ -276,7 +276,7 @@ async def _compare_versions(client: Client) -> None:
                 continue
             msg = f"{_name(client)}: {package} is {here} here, but {there} at {address}"
             if package == "daskkm" or there == "missing":
-                msg += ". Install the same everywhere, and restart the workers"
+                msg += ". Install equal versions, and restart the workers"
                 raise SchedulerError(msg)
             warnings.warn(msg, stacklevel=2)
 

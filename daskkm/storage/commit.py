@@ -146,7 +146,7 @@ def check_free(path: str | os.PathLike[str], kind: Kind) -> Path:
 
 def check_replaceable(path: Path, kind: Kind) -> None:
     """Raise the error of the kind unless a path is missing, an empty folder, or such a node."""
-    hint = "Move it elsewhere" if kind.inner else "Choose another location"
+    hint = "Move the folder" if kind.inner else "Choose another location"
     with translate_errors(kind.error, path, f"a {kind.noun} cannot be written there", hint):
         obstacle = _find_obstacle(path, kind)
     if obstacle:

@@ -189,9 +189,9 @@ def test_sweep_without_quality_makes_no_pass_for_figures(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--no-quality", "--sheet-classes"), "--sheet-classes has no use with --no-quality"),
-        (("--store", "s.zarr", "--overwrite"), "--overwrite has no use with --store alone"),
-        (("--store", "s.zarr", "--on-bad", "fail"), "--on-bad has no use with --store alone"),
+        (("--no-quality", "--sheet-classes"), "--sheet-classes: not used with --no-quality"),
+        (("--store", "s.zarr", "--overwrite"), "--overwrite: not used with --store alone"),
+        (("--store", "s.zarr", "--on-bad", "fail"), "--on-bad: not used with --store alone"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -594,7 +594,7 @@ def raises(error: Exception) -> Callable[[], None]:
     ("body", "words"),
     [
         (uint16_sums, ["uint16 features could overflow", "Use at most"]),
-        (complex_tiles, ["complex128 are not supported", "Convert them"]),
+        (complex_tiles, ["complex128 are not supported", "Convert to one of"]),
         (too_much_memory, ["out of memory (Unable to allocate 1.00 EiB"]),
         (raises(MemoryError()), ["out of memory (MemoryError)"]),
         (raises(OSError()), ["OSError. Correct this"]),

@@ -58,10 +58,10 @@ def test_scheduler_defaults_to_the_setting_of_dask(
             {"scheduler-address": "tcp://h:1"},
             ("--workers", "3"),
             2,
-            ["--workers has no use with --scheduler tcp://h:1, which dask is set to"],
+            ["--workers: not used with --scheduler tcp://h:1, which dask is set to"],
         ),
         ({"scheduler": "threads"}, ("--workers", "3"), 2, ["threads, which dask is set to; name"]),
-        ({}, ("--tls-ca-file", __file__), 2, ["has no use with --scheduler local\n"]),
+        ({}, ("--tls-ca-file", __file__), 2, ["not used with --scheduler local\n"]),
     ],
 )
 def test_setting_of_dask_that_does_not_apply_is_reported(

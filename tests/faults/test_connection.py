@@ -266,7 +266,7 @@ def test_sweep_over_tls_by_options_or_dask_settings_gives_the_same_bits(
     assert "Traceback" not in "".join(run.lines)
     with Process("-m", "daskkm.sweep", *flags[:2], cwd=tmp_path) as run:
         assert run.wait() == 2
-    assert run.lines[-1] == "Error: --tls-ca-file has no use with --scheduler local"
+    assert run.lines[-1] == "Error: --tls-ca-file: not used with --scheduler local"
 
 
 def test_sweep_without_scheduler_ingests_no_images(images: Path, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_connect_with_other_versions_on_workers_raises(
     with start_worker(address, tmp_path, "--no-nanny", env=env, python=python) as worker:
         worker.wait_for("Registered to:")
         here = rf"{package} is {re.escape(version(package))} here"
-        message = rf"{here}, but {theirs} at tcp://.*\. Install the same"
+        message = rf"{here}, but {theirs} at tcp://.*\. Install equal versions"
         assert_refused(address, message)
         if theirs == "missing":  # the first use of another client compares versions
             with distributed.Client(address), pytest.raises(SchedulerError, match=message):

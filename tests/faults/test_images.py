@@ -608,9 +608,9 @@ def test_create_store_of_bad_files_only_raises_image_error(tmp_path: Path, name:
         daskkm.create_store(folder, tmp_path / "t.zarr", tile=8, on_bad="skip")
     with pytest.raises(StoreError):
         daskkm.open_store(tmp_path / "t.zarr")
-    with pytest.raises(daskkm.ParameterError, match=r"on_bad is 'ignore'. Use one of"):
+    with pytest.raises(daskkm.ParameterError, match=r"on_bad: 'ignore' is not valid. Use one of"):
         daskkm.create_store(folder, tmp_path / "t.zarr", tile=8, on_bad="ignore")
-    with pytest.raises(daskkm.ParameterError, match=r"overwrite is 'no'. Give True or False"):
+    with pytest.raises(daskkm.ParameterError, match=r"overwrite: 'no' is not valid"):
         daskkm.create_store(folder, tmp_path / "t.zarr", tile=8, overwrite="no")  # type: ignore[arg-type]
 
 

@@ -358,7 +358,7 @@ def test_check_exact_of_many_16_bit_tiles_raises_overflow_error() -> None:
 
 @pytest.mark.parametrize("dtype", ["int32", "float16", "complex128", "bool", "U3"])
 def test_label_block_of_unsupported_dtype_raises_type_error(dtype: str) -> None:
-    with pytest.raises(TypeError, match="Convert them to one of uint8"):
+    with pytest.raises(TypeError, match="Convert to one of uint8"):
         assign.label_block(np.zeros((2, 2), dtype), np.zeros((1, 2)), np.array([0, 1]))
 
 

@@ -364,5 +364,5 @@ def test_resume_of_an_array_that_was_written_to_is_an_error(tmp_path: Path) -> N
 
 
 def test_fit_sweep_fresh_without_a_checkpoint_is_refused() -> None:
-    with pytest.raises(ValueError, match="fresh is True without a checkpoint"):
+    with pytest.raises(ValueError, match="fresh: True without a checkpoint"):
         daskkm.fit_sweep(make_tiles(), KS, **SETTINGS, fresh=True)

@@ -256,7 +256,7 @@ def test_fit_of_tiles_in_memory_on_a_cluster_does_not_warn() -> None:
 def test_fit_sweep_from_centroids_that_do_not_fit_is_refused_before_a_read() -> None:
     X = da.map_blocks(lambda: 1 / 0, chunks=((9, 9), (4,)), dtype="uint8", meta=np.empty((0, 0)))
     for init in (np.zeros((2, 4)), {2: np.zeros((3, 4))}, np.zeros((3, 5)), "kmeans"):
-        with pytest.raises(ValueError, match=r"initial centers|init is 'kmeans'"):
+        with pytest.raises(ValueError, match=r"initial centers|init: 'kmeans'"):
             daskkm.fit_sweep(X, [3], init=init)
 
 
@@ -362,27 +362,27 @@ def test_fit_of_one_tile_has_it_as_centroid() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"n_clusters": 0}, "n_clusters is 0. Give an integer of at least 1"),
-        ({"n_clusters": 2.0}, "n_clusters is 2.0. Give"),
-        ({"n_clusters": "many"}, "n_clusters is 'many'. Give"),
-        ({"n_clusters": True}, "n_clusters is True. Give"),
-        ({"n_init": 0}, "n_init is 0. Give an integer of at least 1"),
-        ({"n_init": "often"}, "n_init is 'often'. Give"),
-        ({"n_clusters": np.True_}, "n_clusters is np.True_. Give"),
-        ({"n_init": True}, "n_init is True. Give"),
-        ({"n_init": np.ones(3)}, "n_init is array"),
-        ({"init": None}, "init is None. Use one of"),
+        ({"n_clusters": 0}, "n_clusters: 0 is not valid. Give an integer of at least 1"),
+        ({"n_clusters": 2.0}, "n_clusters: 2.0 is not valid. Give"),
+        ({"n_clusters": "many"}, "n_clusters: 'many' is not valid. Give"),
+        ({"n_clusters": True}, "n_clusters: True is not valid. Give"),
+        ({"n_init": 0}, "n_init: 0 is not valid. Give an integer of at least 1"),
+        ({"n_init": "often"}, "n_init: 'often' is not valid. Give"),
+        ({"n_clusters": np.True_}, "n_clusters: np.True_ is not valid. Give"),
+        ({"n_init": True}, "n_init: True is not valid. Give"),
+        ({"n_init": np.ones(3)}, "n_init: array"),
+        ({"init": None}, "init: None is not valid. Use one of"),
         ({"init": {3: np.zeros((3, 6))}}, "init is a mapping"),
-        ({"max_iter": 2.0}, "max_iter is 2.0"),
-        ({"tol": True}, "tol is True"),
-        ({"coarse": None}, "coarse is None"),
-        ({"cache": True}, "cache is True"),
-        ({"copy_x": "no"}, "copy_x is 'no'. Give True or False"),
-        ({"algorithm": "full"}, "algorithm is 'full'. Use one of lloyd, elkan, auto"),
-        ({"algorithm": None}, "algorithm is None"),
-        ({"verbose": -1}, "verbose is -1. Give an integer of at least 0"),
-        ({"verbose": "yes"}, "verbose is 'yes'"),
-        ({"random_state": 1.5}, "random_state is 1.5"),
+        ({"max_iter": 2.0}, "max_iter: 2.0"),
+        ({"tol": True}, "tol: True"),
+        ({"coarse": None}, "coarse: None"),
+        ({"cache": True}, "cache: True"),
+        ({"copy_x": "no"}, "copy_x: 'no' is not valid. Give True or False"),
+        ({"algorithm": "full"}, "algorithm: 'full' is not valid. Use one of lloyd, elkan, auto"),
+        ({"algorithm": None}, "algorithm: None"),
+        ({"verbose": -1}, "verbose: -1 is not valid. Give an integer of at least 0"),
+        ({"verbose": "yes"}, "verbose: 'yes'"),
+        ({"random_state": 1.5}, "random_state: 1.5"),
     ],
 )
 def test_fit_with_parameters_that_do_not_fit_is_refused(

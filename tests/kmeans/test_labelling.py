@@ -223,7 +223,7 @@ def test_label_over_other_files_is_refused_before_a_read(
     (store.path / "distances" / "2" / "thesis.tex").touch()
     monkeypatch.setattr(zarr_nodes, "read_rows", None)  # no tile is read
     with pytest.raises(
-        StoreError, match=r"distances/2: .*the folder holds thesis\.tex.*Move it elsewhere"
+        StoreError, match=r"distances/2: .*the folder holds thesis\.tex.*Move the folder"
     ):
         store.label(model, distances=distances)
     assert (store.path / "distances" / "2" / "thesis.tex").exists()
@@ -233,7 +233,7 @@ def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> No
     model = fit(store, 2)
     with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         store.label(daskkm.KMeans(5))
-    with pytest.raises(ParameterError, match=r"distances is 'no'\. Give True or False"):
+    with pytest.raises(ParameterError, match=r"distances: 'no' is not valid\. Give True or False"):
         store.label(model, distances="no")  # type: ignore[arg-type]
     for no_model in ("m.zarr", None, model.cluster_centers_):
         with pytest.raises(ParameterError, match=r"is not a model\. .*daskkm\.load_model"):
@@ -241,9 +241,9 @@ def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> No
     assert not (store.path / "labels").exists()
     for k in ("2", 2.0, True, 0, None):
         for read in (store.labels, store.distances):
-            with pytest.raises(ParameterError, match=r"k is .*. Give an integer"):
+            with pytest.raises(ParameterError, match=r"k: .* is not valid. Give an integer"):
                 read(k)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match=r"name is 'page'\. Use one of image, row, col"):
+    with pytest.raises(ParameterError, match=r"name: 'page' is .*Use one of image, row, col"):
         store.provenance_of("page")
 
 

@@ -356,7 +356,7 @@ def test_knee_is_farthest_below_the_chord(inertias: dict[int, float], expected: 
 
 
 def test_knee_of_inertia_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(daskkm.FitError, match=r"inertia of k = 2 is nan\. Give finite"):
+    with pytest.raises(daskkm.FitError, match=r"nan for k = 2 is not finite\. Give finite"):
         daskkm.knee({1: 1.0, 2: float("nan"), 3: 0.0})
 
 
