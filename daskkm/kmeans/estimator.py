@@ -379,7 +379,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if not isinstance(self.verbose, bool):
             as_integer("verbose", self.verbose, 0)
         if isinstance(self.init, Mapping):
-            msg = "init is a mapping, for fit_sweep only. Give an array"
+            msg = "init: a mapping is for fit_sweep only. Give an array"
             raise ParameterError(msg)
         if self.algorithm == "elkan" and k == 1:
             msg = (

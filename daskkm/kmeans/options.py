@@ -117,7 +117,9 @@ def _as_init(init: Any) -> Any:
     """Return `init`; raise ParameterError for an unknown method or type."""
     is_given = callable(init) or (np.iterable(init) and not isinstance(init, str))
     if not is_given and init not in METHODS:
-        msg = f"init is {init!r}. Use one of {', '.join(METHODS)}, an array or a function"
+        msg = (
+            f"init: {init!r} is not valid. Use one of {', '.join(METHODS)}, an array or a function"
+        )
         raise ParameterError(msg)
     return init
 

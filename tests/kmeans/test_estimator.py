@@ -372,7 +372,7 @@ def test_fit_of_one_tile_has_it_as_centroid() -> None:
         ({"n_init": True}, "n_init: True is not valid. Give"),
         ({"n_init": np.ones(3)}, "n_init: array"),
         ({"init": None}, "init: None is not valid. Use one of"),
-        ({"init": {3: np.zeros((3, 6))}}, "init is a mapping"),
+        ({"init": {3: np.zeros((3, 6))}}, "init: a mapping"),
         ({"max_iter": 2.0}, "max_iter: 2.0"),
         ({"tol": True}, "tol: True"),
         ({"coarse": None}, "coarse: None"),
@@ -402,7 +402,7 @@ def test_fit_with_parameters_that_do_not_fit_is_refused(
         (lambda X, k, random_state: X[: k - 1], r"\(2, 6\) does not match the number of clusters"),
         (np.full((3, 6), np.nan), "init for k = 3: NaN or infinity"),
         (np.ma.masked_less(np.zeros((3, 6)), 1), "init for k = 3: masked arrays"),
-        (np.zeros((3, 6), complex), "init for k = 3 .* masked or complex"),
+        (np.zeros((3, 6), complex), "init for k = 3: .* masked or complex"),
     ],
 )
 @pytest.mark.parametrize("holds", [np.asarray, in_blocks])

@@ -182,7 +182,7 @@ def test_load_saved_of_something_else_is_refused(digits: TileStore, tmp_path: Pa
     with pytest.raises(ModelError, match="not a saved model"):
         load_saved(tmp_path / "file")
     zarr.create_array(tmp_path / "array", shape=(3,), dtype="u1")
-    with pytest.raises(ModelError, match="not of daskkm"):
+    with pytest.raises(ModelError, match="no attributes of daskkm"):
         load_saved(tmp_path / "array")
 
 
