@@ -84,7 +84,7 @@ class FittedModel:
         """
         found = as_array("cluster_centers_", centroids)
         if found.ndim != 2 or not found.size or not np.isfinite(found).all():
-            msg = f"cluster_centers_: shape {found.shape} is not valid. Give k rows of d finite numbers"
+            msg = f"cluster_centers_: shape {found.shape}. Give k rows of d finite numbers"
             raise ParameterError(msg)
         return cls(
             cluster_centers_=found,
