@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # Sorted imports would take a statement for each error.
-    # isort: off
     from daskkm.errors import (
         CheckpointError as CheckpointError,
         CorruptChunkError as CorruptChunkError,
@@ -25,20 +23,14 @@ if TYPE_CHECKING:
         StoreError as StoreError,
         SumOverflowError as SumOverflowError,
     )
-
-    # isort: on
     from daskkm.images.ingest import create_store as create_store
     from daskkm.kmeans.assessment import assess as assess
-    from daskkm.kmeans.estimator import KMeans as KMeans
-    from daskkm.kmeans.estimator import load_model as load_model
-    from daskkm.kmeans.metrics import Quality as Quality
-    from daskkm.kmeans.metrics import knee as knee
+    from daskkm.kmeans.estimator import KMeans as KMeans, load_model as load_model
+    from daskkm.kmeans.metrics import Quality as Quality, knee as knee
     from daskkm.kmeans.model import FittedModel as FittedModel
     from daskkm.kmeans.pass_record import Pass as Pass
-    from daskkm.kmeans.sweep import SweepResult as SweepResult
-    from daskkm.kmeans.sweep import fit_sweep as fit_sweep
-    from daskkm.storage.tile_store import TileStore as TileStore
-    from daskkm.storage.tile_store import open_store as open_store
+    from daskkm.kmeans.sweep import SweepResult as SweepResult, fit_sweep as fit_sweep
+    from daskkm.storage.tile_store import TileStore as TileStore, open_store as open_store
 
 _NAMES = {
     "errors": (

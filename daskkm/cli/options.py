@@ -49,7 +49,7 @@ def parse_ks(text: str) -> tuple[int, ...]:
         found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part, re.ASCII)
         lo, hi = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= lo <= hi <= _MAX_K:
-            msg = f"{part[:20]!r}: not a number or range. Give 2 or 3-7, from 1 to {_MAX_K}"
+            msg = f"{part[:20]!r}: not a k or an ascending range from 1 to {_MAX_K}. Give 2 or 3-7"
             raise click.BadParameter(msg)
         ks.update(range(lo, hi + 1))
     return tuple(sorted(ks))
@@ -57,7 +57,7 @@ def parse_ks(text: str) -> tuple[int, ...]:
 
 def parse_tile(text: str) -> tuple[int, int]:
     """Return height and width from text such as 16 or 16x24."""
-    found = re.fullmatch(r"([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", text.lower(), re.ASCII)
+    found = re.fullmatch(r"0*([1-9]\d{0,8})(?:x0*([1-9]\d{0,8}))?", text.lower(), re.ASCII)
     if not found:
         msg = f"{text[:20]!r}: not a size. Give 16 or 16x24, in pixels"
         raise click.BadParameter(msg)
@@ -122,7 +122,7 @@ def check_memory(text: str) -> str:
     with suppress(ValueError, OverflowError):
         if parse_bytes(text) >= _MIN_MEMORY:
             return text
-    msg = f"{text!r}: not enough memory for a worker. Give 300MB or more, such as 2GB"
+    msg = f"{text!r}: not a size of at least 300MB. Give such as 2GB"
     raise click.BadParameter(msg)
 
 

@@ -217,7 +217,7 @@ def _ingest(
     from daskkm.images.ingest import create_store
     from daskkm.storage.writer import read_partial_tile_size
 
-    read_partial_tile_size(store_path)  # raises if a partial store has tiles of another size
+    read_partial_tile_size(store_path)  # raises if a partial store is damaged
     return create_store(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=on_image)
 
 

@@ -178,9 +178,8 @@ def _count_files(folder: Path) -> str:
     """Return the number of files in a folder and its sub-folders, in words, up to `_MAX_COUNT`."""
     n = 0
     for _, folders, files in os.walk(folder):
-        folders[:] = [
-            name for name in folders if not _is_system_file(name)
-        ]  # `walk` enters the rest
+        # `walk` enters only the folders that remain in the list.
+        folders[:] = [name for name in folders if not _is_system_file(name)]
         n += sum(not _is_system_file(name) for name in files)
         if n > _MAX_COUNT:
             return f"more than {_MAX_COUNT:,} files"

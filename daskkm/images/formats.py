@@ -213,9 +213,8 @@ def _describe_tiff(tags: Mapping[int, Any], n_decoded: int) -> str | None:
     if bits > 8 or number or colour not in ("greyscale", "RGB", "palette", "YCbCr"):
         with_alpha = " with alpha" if bands > colours else ""
         return f"{bits}-bit{number} {colour}{with_alpha}"
-    low, high = np.divmod(tags.get(_COLORMAP, 0), 256)[
-        ::-1
-    ]  # 8-bit colours times 256 or 257 are allowed
+    # 8-bit colours times 256 or 257 are allowed.
+    high, low = np.divmod(tags.get(_COLORMAP, 0), 256)
     if colour == "palette" and not ((low == 0) | (low == high)).all():
         return "palette of 16 bits a band"
     return None

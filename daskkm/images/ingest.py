@@ -133,9 +133,8 @@ class _Ingest:
     files: Sequence[Path]
     tile: tuple[int, int]
     on_bad: str
-    shapes: dict[Path, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # shapes of images, from headers
+    # Shapes of images, from headers.
+    shapes: dict[Path, tuple[int, ...]] = field(default_factory=dict)
     skipped: dict[Path, SkippedFile] = field(default_factory=dict)
 
     def is_complete(self, store: TileStore, *, overwrite: bool) -> bool:

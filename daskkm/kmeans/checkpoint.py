@@ -60,6 +60,12 @@ class Checkpoint:
         self._attributes: dict[str, Any] = {}
         if self._arrays:
             self._attributes = json.loads(bytes(self._arrays["attributes"]))
+            if (format_ := self._attributes["format"]) != _FORMAT:
+                msg = (
+                    f"{file.folder}: checkpoint of format {format_}, not {_FORMAT}. Resume with "
+                    "the version of daskkm that wrote the checkpoint, or start over"
+                )
+                raise CheckpointError(msg, options=("fresh=True",))
         self.identity: dict[str, Any] | None = self._attributes.get("identity")
         self.number: int = self._attributes.get("number", 0)
 
@@ -71,8 +77,7 @@ class Checkpoint:
         CheckpointError
             If the saved state is of another fit.
         """
-        own = {"daskkm": __version__, "format": _FORMAT, **identity}
-        self._identity = json.loads(json.dumps(own))
+        self._identity = json.loads(json.dumps({"daskkm": __version__, **identity}))
         if self.identity is None:
             return None
         self._check_identity(self.identity)
@@ -90,6 +95,7 @@ class Checkpoint:
     def save(self, state: State) -> None:
         """Write the state after a pass, in place of the older state."""
         attributes = {
+            "format": _FORMAT,
             "identity": self._identity,
             "number": state.number,
             "bytes_read": state.bytes_read,

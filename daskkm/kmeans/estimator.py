@@ -351,6 +351,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _as_tiles(self, X: Any, *, reset: bool) -> Tiles:
         """Return the tiles of X; set or compare the number and names of features."""
         array = inputs.recognize(X)
+        if getattr(getattr(array, "dtype", None), "kind", "") == "c":
+            msg = "Complex data not supported: X has complex numbers. Give real numbers."
+            raise FitError(msg)
         if inputs.is_lazy(array) or MappedFile.of(array):  # scikit-learn's check reads all tiles
             tiles = Tiles.of(array)
             if tiles.array.shape[0] == 0:
@@ -365,7 +368,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             return tiles
         # Tiles converts other numbers to float64, block by block. scikit-learn converts lists and
         # data frames to the first of these dtypes, unless their dtype is among them.
-        is_typed = isinstance(X, np.ndarray) and X.dtype.kind != "O"
+        is_typed = isinstance(X, np.ndarray) and X.dtype.kind in "biufmM"
         dtypes = None if is_typed else [np.float64, *SUPPORTED_DTYPES]
         X = validate_data(self, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
         check_finite(X)  # for the same message as for lazy tiles
@@ -428,13 +431,16 @@ class _Printer:
         iteration = max(step.iteration for step in steps) - 1
         inertia = min(step.inertia for step in steps)
         moving = sum(not step.last for step in steps)
-        yield f"Iteration {iteration}, inertia {inertia}, {moving} of {len(steps)} restarts moving."
+        several = len(steps) > 1
+        restarts = f", {moving} of {len(steps)} restarts moving" if several else ""
+        yield f"Iteration {iteration}, inertia {inertia}{restarts}."
         for (_, restart), step in done.steps.items():
             if step.converged and restart not in self._converged:
                 self._converged.add(restart)
                 tolerance = f"center shift {step.shift} within tolerance"
                 how = tolerance if step.shift else "strict convergence"
-                yield f"Converged at iteration {step.iteration - 1} (restart {restart}): {how}."
+                which = f" (restart {restart})" if several else ""
+                yield f"Converged at iteration {step.iteration - 1}{which}: {how}."
 
 
 def load_model(path: str | os.PathLike[str]) -> KMeans:

@@ -119,8 +119,8 @@ def fit_sweep(
         Weights of the tiles, at least 0; 1 each by default. Whole numbers, of any dtype, with a sum
         below 2**53 are exact: a tile of weight w adds to sums as w tiles do.
     coarse : bool, default True
-        Fit from coarse to fine: all restarts to 32,768 tiles, the best of each k to a sample of 64
-        MiB (if X has at least 256 MiB), and then to all tiles. Without effect if initial centroids
+        Fit from coarse to fine: all restarts to 32,768 tiles, the best of each k to a sample of up
+        to 64 MiB, and then to all tiles. Without effect if initial centroids
         are given, for at most 32,768 tiles, and for k above 4,096. `n_iter_` counts iterations over
         all tiles.
     cache : {"auto", "always", "never"}
@@ -149,8 +149,8 @@ def fit_sweep(
         If a parameter is of the wrong type or out of range.
     FitError
         If float tiles are not finite, or too large to square. If weights are negative, not finite
-        or all zero. If there are fewer tiles than clusters. If a pass, or X in memory, would take
-        more memory than a worker has.
+        or all zero. If there are fewer tiles than clusters. If a pass would take more memory than
+        a worker has, or X in memory more than workers in other processes have.
     TypeError
         If X is not an array of numbers, or sparse.
     OverflowError

@@ -159,7 +159,10 @@ def _dense(X: da.Array) -> da.Array:
     if isinstance(X._meta, np.ndarray):
         return X
     kind = _class_name(type(X._meta))
-    msg = f"X: blocks of {kind}, not of numpy.ndarray. Convert the blocks by X.map_blocks"
+    msg = (
+        f"X: blocks of {kind}, not of numpy.ndarray. Convert the blocks, such as by "
+        "X.map_blocks(lambda block: block.toarray())"
+    )
     raise TypeError(msg)
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -132,6 +132,8 @@ def _find_client(scheduler: Any) -> Any:
             "Set a scheduler in dask.config, or use a Client that is not asynchronous"
         )
         raise SchedulerError(msg) from error
+    if getattr(get, "__module__", "") == "dask.multiprocessing":
+        _warn_of_processes()
     owner = getattr(get, "__self__", None)
     client: Any = owner if hasattr(owner, "scheduler_info") else None
     # dask ignores a closed client. Only a scheduler by name may replace the client.
@@ -142,6 +144,16 @@ def _find_client(scheduler: Any) -> Any:
         if last.status in ("closing", "closed"):
             raise _lost(last)
     return client
+
+
+@cache
+def _warn_of_processes() -> None:
+    """Warn, once in this process, of the slowest scheduler of dask."""
+    msg = (
+        "dask's scheduler: processes, which copy tiles and start anew in every pass. "
+        "Use dask.config.set(scheduler='threads'), or a distributed.LocalCluster"
+    )
+    warnings.warn(msg, stacklevel=3)
 
 
 def _local_threads() -> int:

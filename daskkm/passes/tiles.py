@@ -118,7 +118,7 @@ class Tiles:
         return whole and self.dtype.kind != "f"
 
     def identity(self) -> str:
-        """Return a digest of the tiles, or of a file's version, the same in any process."""
+        """Return a digest of the tiles or the file, or dask's name of a lazy array."""
         if self.store is not None:
             return str(self.store.digest)
         return str(dask.base.tokenize(self.file or self.source))

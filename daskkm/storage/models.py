@@ -62,8 +62,3 @@ def load_model_arrays(
         if isinstance(array, zarr.Array)
     }
     return arrays, attributes
-
-
-def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise ModelError if a path holds anything but a saved model."""
-    commit.check_free(path, MODEL)

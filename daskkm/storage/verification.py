@@ -41,7 +41,7 @@ class Finding(NamedTuple):
     total: int = 0  # number of chunks of the store
 
 
-class _StoreArray(NamedTuple):
+class _Checked(NamedTuple):
     """Array of a store, with a function that describes a problem of rows from `first` on."""
 
     array: zarr.Array[Any]
@@ -71,11 +71,11 @@ def iter_findings(path: Path) -> Iterator[Finding]:
         *_list_store_arrays(store, group, version),
         *_list_label_arrays(store, version, errors),
     ]
-    yield Finding(errors, total=sum(array.array.cdata_shape[0] for array in arrays))
+    yield Finding(errors, total=sum(checked.array.cdata_shape[0] for checked in arrays))
     runs = [
-        (array, first)
-        for array in arrays
-        for first in range(0, array.array.shape[0], _CHUNKS_PER_TASK * array.array.chunks[0])
+        (checked, first)
+        for checked in arrays
+        for first in range(0, checked.array.shape[0], _CHUNKS_PER_TASK * checked.array.chunks[0])
     ]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         yield from pool.map(lambda run: _check_run(*run), runs)
@@ -97,15 +97,15 @@ def _check_copies(path: Path) -> list[StoreError]:
     return errors
 
 
-def _list_store_arrays(store: TileStore, group: Any, version: Version) -> Iterator[_StoreArray]:
-    yield _StoreArray(store.tiles, STORE, version, lambda _rows, _first: None)
+def _list_store_arrays(store: TileStore, group: Any, version: Version) -> Iterator[_Checked]:
+    yield _Checked(store.tiles, STORE, version, lambda _rows, _first: None)
     for name in PROVENANCE:
-        yield _StoreArray(group[name], STORE, version, partial(_compare_with_images, store, name))
+        yield _Checked(group[name], STORE, version, partial(_compare_with_images, store, name))
 
 
 def _list_label_arrays(
     store: TileStore, version: Version, errors: list[StoreError]
-) -> Iterator[_StoreArray]:
+) -> Iterator[_Checked]:
     """Yield labels and distances; append an error for each array that cannot be opened."""
     openers = {LABELS: labels.open_labels, DISTANCES: labels.open_distances}
     for kind, open_array in openers.items():
@@ -116,7 +116,7 @@ def _list_label_arrays(
             except StoreError as error:
                 errors.append(own.find_replacement() or error)
             else:
-                yield _StoreArray(array, kind, own, partial(_compare_with_range, kind, k))
+                yield _Checked(array, kind, own, partial(_compare_with_range, kind, k))
 
 
 def _compare_with_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
@@ -129,7 +129,7 @@ def _compare_with_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> 
     return None if ((rows >= 0) & (rows <= largest)).all() else f"not all within 0 and {largest}"
 
 
-def _check_run(store_array: _StoreArray, first: int) -> Finding:
+def _check_run(store_array: _Checked, first: int) -> Finding:
     """Check `_CHUNKS_PER_TASK` chunks of an array from row `first` on."""
     array, kind, version, problem = store_array
     rows, n = array.chunks[0], array.shape[0]

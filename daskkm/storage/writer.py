@@ -74,9 +74,8 @@ class StoreWriter:
         with zarr_nodes.translate_write_errors(self._path, STORE):
             self._tiles = partial_store.tiles.with_config({"write_empty_chunks": True})
             self._n_written = partial_store.n_written
-            self._tiles.resize(
-                self._shape
-            )  # rewrites the metadata of the array, which may be damaged
+            # Rewrite the metadata of the array, which may be damaged.
+            self._tiles.resize(self._shape)
             zarr_nodes.write_attributes(self._partial, STORE, attributes, complete=False)
         self._load_records(partial_store, files)
 

@@ -80,7 +80,7 @@ def _read_root(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
         msg = f"{path}: the metadata cannot be read ({error}). {hint}"
         raise kind.error(msg) from error
     attributes = metadata.get_attributes(document)
-    if problem := _describe_mismatch(attributes, kind):
+    if problem := _describe_attributes_mismatch(attributes, kind):
         msg = f"{path}: not a {kind.noun} ({problem}). Name a {kind.noun}, or {kind.create}"
         raise kind.error(msg)
     if (found := attributes.get("format")) != FORMAT:
@@ -127,10 +127,10 @@ def describe_mismatch(path: Path, kind: Kind) -> str | None:
         return f"the folder has no {metadata.FILE}"
     except ValueError:
         return None
-    return _describe_mismatch(metadata.get_attributes(document), kind)
+    return _describe_attributes_mismatch(metadata.get_attributes(document), kind)
 
 
-def _describe_mismatch(attributes: Mapping[str, Any], kind: Kind) -> str | None:
+def _describe_attributes_mismatch(attributes: Mapping[str, Any], kind: Kind) -> str | None:
     if not attributes:
         return "no attributes of daskkm"
     found = attributes.get("kind")

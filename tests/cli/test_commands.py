@@ -681,7 +681,7 @@ def test_reason_is_never_none(error: Exception, text: str, monkeypatch: pytest.M
         (["verfiy", "store"], "Did you mean 'verify'?"),
         (["fit"], "No such command 'fit'"),
         (["sweep", "--stor", "x"], "--store"),
-        (["sweep", "--k", "2,9-8"], "'9-8': not a number or range. Give 2 or 3-7"),
+        (["sweep", "--k", "2,9-8"], "'9-8': not a k or an ascending range"),
     ],
 )
 def test_wrong_usage_suggests_a_correction(args: list[str], words: str) -> None:

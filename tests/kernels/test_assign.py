@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from daskkm.kernels import assign
 from daskkm.kernels.distances import distances_to_all, find_nearest_two, squared_distances

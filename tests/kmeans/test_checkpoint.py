@@ -286,7 +286,7 @@ def test_open_checkpoint_of_another_format_or_version_is_refused(
     fit(X, tmp_path, cut_after=2)
     with monkeypatch.context() as patch:
         patch.setattr("daskkm.kmeans.checkpoint._FORMAT", 5)
-        with pytest.raises(daskkm.CheckpointError, match=r"with format 4, not 5\. Resume with"):
+        with pytest.raises(daskkm.CheckpointError, match=r"of format 4, not 5\. Resume with"):
             fit(X, tmp_path)
     monkeypatch.setattr("daskkm.kmeans.checkpoint.__version__", "9")
     with pytest.raises(daskkm.CheckpointError, match=r"with daskkm [\d.]+, not 9\."):

@@ -434,7 +434,7 @@ def spoilt(value: Any) -> NDArray[np.float64]:
         (in_blocks(spoilt(np.inf)), daskkm.FitError, "Input X contains infinity. Drop"),
         (sparse.csr_array(make_tiles()), TypeError, "[Ss]parse"),
         (make_tiles() * 1j, ValueError, "Complex data not supported"),
-        (in_blocks(make_tiles() * 1j), TypeError, "complex128 are not supported"),
+        (in_blocks(make_tiles() * 1j), ValueError, "Complex data not supported"),
         (make_tiles().astype("M8[s]"), TypeError, "datetime64.* are not supported"),
         (in_blocks(make_tiles().astype("M8[s]")), TypeError, "datetime64.* are not supported"),
         (make_tiles()[0], ValueError, "Expected 2D array, got 1D"),

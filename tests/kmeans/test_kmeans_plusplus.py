@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from daskkm.kmeans import kmeans_plusplus
 from daskkm.kmeans.kmeans_plusplus import distinct_tiles, draw_in_memory, draw_plusplus

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from daskkm.passes.reductions import concatenate_fields
 from daskkm.passes.sampling import DrawnTiles, first_indices, sample_indices, sample_size

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from daskkm.passes import seeds
 from daskkm.passes.seeds import Purpose, exponentials, generator, init_function_state

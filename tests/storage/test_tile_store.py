@@ -22,8 +22,7 @@ from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
 from daskkm.images import pillow
 from daskkm.images.grid import cut, join
-from daskkm.storage import records, zarr_nodes
-from daskkm.storage import writer as writer_module
+from daskkm.storage import records, writer as writer_module, zarr_nodes
 from daskkm.storage.labels import choose_part_rows
 from daskkm.storage.records import ImageRecord
 from daskkm.storage.tile_store import STORE
