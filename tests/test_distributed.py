@@ -8,8 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import ExitStack, contextmanager
-from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
 import numpy as np
@@ -21,43 +20,55 @@ from distributed import Client, LocalCluster
 import daskkm
 from daskkm.block_sizes import override
 from daskkm.passes import connection
-from tests.processes import DEADLINE, ENDLESS, Process, remote
+from tests.processes import DEADLINE, ENDLESS, SETTINGS, Process, remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from daskkm import Pass
     from daskkm.kmeans.sweep import SweepResult
     from daskkm.storage.tile_store import TileStore
 
-CHUNKINGS = (5610, 1000, 701, (10, 0, 5000, 600))
-SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 3, "max_iter": 12, "random_state": 0}
+IRREGULAR = (10, 0, 5000, 600)
+SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 2, "max_iter": 12, "random_state": 0}
+
+
+class Expected(NamedTuple):
+    result: SweepResult
+    labels: dict[int, NDArray[Any]]
+
+
+def fit_in_this_process(X: Any, scheduler: str, **settings: Any) -> Expected:
+    """Fit on a scheduler of dask without processes."""
+    with dask.config.set(scheduler=scheduler):
+        result = daskkm.fit_sweep(X, **SWEEP, **settings)
+        return Expected(result, {k: m.predict(X).compute() for k, m in result.models.items()})
 
 
 @pytest.fixture(scope="module")
-def expected(digits: TileStore) -> SweepResult:
-    with dask.config.set(scheduler="sync"):
-        return daskkm.fit_sweep(digits.features(), **SWEEP)
+def expected(digits: TileStore) -> Expected:
+    return fit_in_this_process(digits.features(), "sync")
 
 
-def assert_same_bits(result: SweepResult, expected: SweepResult, X: Any) -> None:
-    assert result.passes == expected.passes
-    assert result.bytes_read == expected.bytes_read
-    for k, model in expected.models.items():
+def assert_same_bits(result: SweepResult, expected: Expected, X: Any) -> None:
+    assert result.passes == expected.result.passes
+    assert result.bytes_read == expected.result.bytes_read
+    for k, model in expected.result.models.items():
         other = result.models[k]
         assert other.inertia_ == model.inertia_
         assert other.n_iter_ == model.n_iter_
         np.testing.assert_array_equal(other.cluster_centers_, model.cluster_centers_)
         np.testing.assert_array_equal(other.counts_, model.counts_)
-        labels = other.predict(X).compute()
-        with dask.config.set(scheduler="sync"):
-            np.testing.assert_array_equal(labels, model.predict(X).compute())
+        np.testing.assert_array_equal(other.predict(X).compute(), expected.labels[k])
 
 
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Client]:
     with (
+        dask.config.set(SETTINGS),
         LocalCluster(
             workers, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as c,
@@ -66,16 +77,25 @@ def local_cluster(workers: int) -> Iterator[Client]:
         yield client
 
 
-@pytest.mark.parametrize("name", ["threads", "sync", "1 process", "3 processes"])
+@pytest.mark.parametrize(
+    ("name", "chunkings"),
+    [
+        ("threads", (5610, 1000, 701, IRREGULAR)),
+        ("sync", (IRREGULAR,)),
+        ("1 process", (5610, 1000)),
+        ("3 processes", (701, IRREGULAR)),
+    ],
+    ids=["threads", "sync", "1 process", "3 processes"],
+)
 def test_fit_on_any_scheduler_and_chunking_gives_the_same_bits(
-    digits: TileStore, expected: SweepResult, name: str
+    digits: TileStore, expected: Expected, name: str, chunkings: tuple[Any, ...]
 ) -> None:
     with ExitStack() as stack:
         if name.split(maxsplit=1)[0].isdecimal():
             stack.enter_context(local_cluster(int(name.split(maxsplit=1)[0])))
         else:
             stack.enter_context(dask.config.set(scheduler=name))
-        for chunks in CHUNKINGS:
+        for chunks in chunkings:
             X = digits.features().rechunk((chunks, -1))
             assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
 
@@ -109,8 +129,7 @@ def test_workers_fit_to_samples_to_the_same_bits(
     """All workers take part, and the bits are those of threads."""
     override_sizes(sample_tiles=500, large_sample_bytes=1000 * 256)
     X = digits.features().astype(dtype)
-    with dask.config.set(scheduler="threads"):
-        expected = daskkm.fit_sweep(X, **SWEEP, init=init)
+    expected = fit_in_this_process(X, "threads", init=init)
     at_work: dict[str, set[str]] = {}
     with local_cluster(2) as client:
 
@@ -165,48 +184,23 @@ def sweep(*args: str | Path, cwd: Path) -> Process:
 
 
 def test_sweep_on_a_remote_scheduler_gives_the_same_bits(
-    digits: TileStore, expected: SweepResult, tmp_path: Path
+    digits: TileStore, expected: Expected, tmp_path: Path
 ) -> None:
-    settings = ("--k", "3,5", "--n-init", "3", "--max-iter", "12")
-    with remote(tmp_path, workers=2) as (address, file, *_):
-        for i, name in enumerate((address, str(file))):
-            with sweep(
-                "--scheduler",
-                name,
-                "--out",
-                f"out{i}",
-                "--store",
-                digits.path,
-                "--checkpoint",
-                f"checkpoint{i}",
-                *settings,
-                cwd=tmp_path,
-            ) as run:
-                assert run.wait() == 0, run.lines
-        for chunks, name in zip(CHUNKINGS, cycle((address, str(file)))):
+    flags = ("--store", digits.path, "--checkpoint", "checkpoint", "--out", "out")
+    settings = ("--k", "3,5", "--n-init", "2", "--max-iter", "12")
+    with remote(tmp_path, 2, worker_flags=("--no-nanny",)) as (address, file, *_):
+        with sweep("--scheduler", file, *flags, *settings, cwd=tmp_path) as run:
+            assert run.wait() == 0, run.lines
+        for chunks, name in ((701, address), (IRREGULAR, str(file))):
             X = digits.features().rechunk((chunks, -1))
             with connection.connect(name):
                 assert_same_bits(daskkm.fit_sweep(X, **SWEEP), expected, X)
-    for i in range(2):
-        summary = json.loads((tmp_path / f"out{i}" / "sweep.json").read_text())
-        assert summary["passes"] == expected.passes + 1  # the assessment's
-        for model in summary["models"]:
-            same = expected.models[model["k"]]
-            assert (model["inertia"], model["n_iter"]) == (same.inertia_, same.n_iter_)
-            assert model["sizes"] == same.counts_.tolist()
-
-
-@pytest.mark.faults
-def test_sweep_whose_scheduler_dies_ends_with_one_line(digits: TileStore, tmp_path: Path) -> None:
-    with remote(tmp_path, workers=1) as (address, _, main, _):
-        flags = ("--scheduler", address, "--store", digits.path, "--checkpoint", "checkpoint")
-        with sweep(*flags, *ENDLESS, cwd=tmp_path) as run:
-            run.wait_for("pass 3:")
-            main.send(signal.SIGKILL)
-            assert run.wait() == 1
-    others = [line for line in run.lines if not line.startswith("pass ")]
-    assert others[-1].startswith(f"error: {address}: the connection to the scheduler was lost")
-    assert "Traceback" not in "".join(others), others
+    summary = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert summary["passes"] == expected.result.passes + 1  # the assessment's
+    for model in summary["models"]:
+        same = expected.result.models[model["k"]]
+        assert (model["inertia"], model["n_iter"]) == (same.inertia_, same.n_iter_)
+        assert model["sizes"] == same.counts_.tolist()
 
 
 @pytest.mark.faults

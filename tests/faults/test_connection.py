@@ -25,9 +25,11 @@ import numpy as np
 import psutil
 import pytest
 import trustme
+from click.testing import CliRunner
 from distributed import LocalCluster
 
 import daskkm
+from daskkm.cli import main
 from daskkm.errors import SchedulerError
 from daskkm.passes import connection, scheduler
 from tests.processes import (
@@ -56,6 +58,7 @@ SWEEP: dict[str, Any] = {"ks": (3, 5), "n_init": 2, "max_iter": 3, "random_state
 
 class Machines(NamedTuple):
     plain: Remote
+    nannied: Remote
     tls: Remote
 
 
@@ -75,10 +78,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def machines(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """Start a scheduler without TLS and workers, and a scheduler with TLS and one worker."""
+    """Start a scheduler without workers, and two with one worker each: without TLS, and with."""
     flags = [f"--{name}={file}" for name, file in files(certificates).items()]
     with (
         remote(tmp_path_factory.mktemp("plain"), 0) as plain,
+        remote(tmp_path_factory.mktemp("nannied"), 1) as nannied,
         remote(
             tmp_path_factory.mktemp("tls"),
             1,
@@ -86,7 +90,7 @@ def machines(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             scheduler_flags=("--protocol", "tls"),
         ) as tls,
     ):
-        yield Machines(plain, tls)
+        yield Machines(plain, nannied, tls)
 
 
 def files(folder: Path, **other: str) -> dict[str, str]:
@@ -182,16 +186,15 @@ def test_connect_with_certificates_is_never_unencrypted(
     assert_refused(str(machines.plain.file), "encryption required", **files(certificates))
 
 
-def test_connect_to_a_worker_raises(tmp_path: Path) -> None:
-    with remote(tmp_path, 1) as (address, *_):
-        with connection.connect(address) as client:
-            assert client is not None
-            ((worker, info),) = client.scheduler_info(-1)["workers"].items()
-        assert_refused(worker, "not a scheduler but a worker. Give the address of the scheduler")
-        assert_refused(info["nanny"], "not a scheduler but a nanny")
+def test_connect_to_a_worker_raises(machines: Machines) -> None:
+    with connection.connect(machines.nannied.address) as client:
+        assert client is not None
+        ((worker, info),) = client.scheduler_info(-1)["workers"].items()
+    assert_refused(worker, "not a scheduler but a worker. Give the address of the scheduler")
+    assert_refused(info["nanny"], "not a scheduler but a nanny")
 
 
-def test_connect_in_running_event_loop_computes(digits: TileStore, tmp_path: Path) -> None:
+def test_connect_in_running_event_loop_computes(machines: Machines, digits: TileStore) -> None:
     async def cell(address: str) -> float:
         with connection.connect(address):
             return daskkm.fit_sweep(digits, **SWEEP).models[3].inertia_
@@ -202,10 +205,10 @@ def test_connect_in_running_event_loop_computes(digits: TileStore, tmp_path: Pat
 
     with dask.config.set(scheduler="sync"):
         expected = daskkm.fit_sweep(digits, **SWEEP).models[3].inertia_
-    with remote(tmp_path, 1) as (address, *_):
-        assert asyncio.run(cell(address)) == expected
-        with pytest.raises(SchedulerError, match="use a Client that is not asynchronous"):
-            asyncio.run(asynchronous(address))
+    address = machines.nannied.address
+    assert asyncio.run(cell(address)) == expected
+    with pytest.raises(SchedulerError, match="use a Client that is not asynchronous"):
+        asyncio.run(asynchronous(address))
     with (
         dask.config.set(scheduler="distributed"),
         pytest.raises(SchedulerError, match=r"no usable scheduler.*Client"),
@@ -243,7 +246,11 @@ def test_local_scheduler_without_tls_or_host_listens_on_loopback(workers: int | 
 
 
 def test_sweep_over_tls_by_options_or_dask_settings_gives_the_same_bits(
-    machines: Machines, certificates: Path, digits: TileStore, tmp_path: Path
+    machines: Machines,
+    certificates: Path,
+    digits: TileStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with dask.config.set(scheduler="sync"):
         expected = daskkm.fit_sweep(digits, **SWEEP)
@@ -260,23 +267,22 @@ def test_sweep_over_tls_by_options_or_dask_settings_gives_the_same_bits(
     name += ["--checkpoint", "checkpoint"]
     with Process("-m", "daskkm.sweep", *name, *flags, "--n-init", "1", cwd=tmp_path) as run:
         assert run.wait() == 0, run.lines
-    with Process("-m", "daskkm.sweep", *name, cwd=tmp_path) as run:
-        assert run.wait() == 1
-    assert run.lines[-1].startswith("error: tls://127.0.0.1:")
-    assert "Traceback" not in "".join(run.lines)
-    with Process("-m", "daskkm.sweep", *flags[:2], cwd=tmp_path) as run:
-        assert run.wait() == 2
-    assert run.lines[-1] == "Error: --tls-ca-file: not used with --scheduler local"
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(main.group, ["sweep", *name])
+    assert refused.exit_code == 1
+    assert re.fullmatch(r"error: tls://127\.0\.0\.1:.*\n", refused.output)
 
 
-def test_sweep_without_scheduler_ingests_no_images(images: Path, tmp_path: Path) -> None:
+def test_sweep_without_scheduler_ingests_no_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     flags = ("--images", str(images), "--scheduler", "tcp://127.0.0.1:9")
-    with Process("-m", "daskkm.sweep", *flags, cwd=tmp_path) as run:
-        assert run.wait() == 1
-    assert len(run.lines) == 1
+    done = CliRunner().invoke(main.group, ["sweep", *flags])
+    assert done.exit_code == 1
     cause = "(Connection refused|TimeoutError)"
-    message = rf"error: tcp://127\.0\.0\.1:9: no scheduler answers \({cause}\)\."
-    assert re.match(message, run.lines[0])
+    message = rf"error: tcp://127\.0\.0\.1:9: no scheduler answers \({cause}\)\..*\n"
+    assert re.fullmatch(message, done.output)
     assert not (tmp_path / "store").exists()
 
 
@@ -331,9 +337,12 @@ def hold(block: NDArray[Any], folder: Path) -> NDArray[Any]:
     return block
 
 
-def test_fit_cancelled_by_another_client_raises(digits: TileStore, tmp_path: Path) -> None:
+def test_fit_cancelled_by_another_client_raises(
+    machines: Machines, digits: TileStore, tmp_path: Path
+) -> None:
+    address = machines.nannied.address
     X = digits.features().rechunk((701, -1)).map_blocks(hold, tmp_path, dtype=np.uint8)
-    with remote(tmp_path, 1) as (address, *_), connection.connect(address):
+    with connection.connect(address):
 
         def restart() -> None:
             until((tmp_path / "holding").exists)
