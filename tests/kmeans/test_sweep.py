@@ -87,7 +87,7 @@ def test_fit_sweep_with_a_cache_reads_tiles_once(
     override_sizes: Callable[..., None], init: str, coarse: bool
 ) -> None:
     override_sizes(sample_tiles=40)
-    tiles = np.random.default_rng(0).integers(0, 256, (500, 2), np.uint8)
+    tiles = np.random.default_rng(0).integers(0, 256, (200, 2), np.uint8)
     call: dict[str, Any] = {"n_init": 2, "init": init, "random_state": 0, "coarse": coarse}
     found = {}
     for cache in ("auto", "always", "never"):
