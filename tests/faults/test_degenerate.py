@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.faults
 
+DTYPES = ("uint8", "int16", "float32")
+INITS = ("k-means++", "k-means||", "random")
 DISTINCT = np.random.default_rng(0).integers(0, 256, (3, 5), np.uint8)
 TILES: dict[str, NDArray[np.uint8]] = {
     "one tile": DISTINCT[:1],
@@ -31,10 +33,16 @@ TILES: dict[str, NDArray[np.uint8]] = {
 }
 
 
-@pytest.mark.parametrize("name", TILES)
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
-@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
-@pytest.mark.parametrize("sample", [10, 100])  # fewer and more than all tiles
+# All tiles meet each init with both samples, and each dtype with one of the inits.
+@pytest.mark.parametrize(
+    ("name", "dtype", "init", "sample"),
+    [
+        (name, DTYPES[(i + j) % 3], init, sample)
+        for sample in (10, 100)  # fewer and more than all tiles
+        for i, name in enumerate(TILES)
+        for j, init in enumerate(INITS)
+    ],
+)
 def test_fit_sweep_of_fewer_distinct_tiles_than_clusters_ends_soon(
     name: str, dtype: str, init: str, sample: int, override_sizes: Callable[..., None]
 ) -> None:
@@ -62,9 +70,14 @@ def test_fit_sweep_of_fewer_distinct_tiles_than_clusters_ends_soon(
             assert figure is None or not np.isnan(figure)
 
 
-@pytest.mark.parametrize("weights", ["fractional", "whole", "huge", "few"])
-@pytest.mark.parametrize("name", TILES)
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("name", "weights", "dtype"),
+    [
+        (name, weights, ("uint8", "float32")[(i + j) % 2])
+        for i, name in enumerate(TILES)
+        for j, weights in enumerate(["fractional", "whole", "huge", "few"])
+    ],
+)
 def test_fit_sweep_of_fewer_distinct_weighted_tiles_than_clusters_ends_soon(
     name: str, weights: str, dtype: str
 ) -> None:

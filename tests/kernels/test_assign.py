@@ -80,7 +80,7 @@ def make_stack(
 VECTORS = [n + off for n in (8, 16, 32, 64, 256, 512) for off in (-1, 0, 1)]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.one_of(st.integers(0, 70), st.integers(0, 200)),
@@ -150,9 +150,14 @@ def test_label_panel_of_random_tiles_rarely_asks_the_reference(dtype: str) -> No
     assert decided > 0.99 * 2000
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-@pytest.mark.parametrize("d", [1, 2, 33, 256, 2000, 20_001])
-@pytest.mark.parametrize("far", [1, 1e3, 1e9, 1e30])
+@pytest.mark.parametrize(
+    ("dtype", "d", "far"),
+    [
+        (("uint8", "int8")[(i + j) % 2], d, far)
+        for i, d in enumerate([1, 2, 33, 256, 2000, 20_001])
+        for j, far in enumerate([1, 1e3, 1e9, 1e30])
+    ],
+)
 def test_prepare_stack_of_8_bit_tiles_fits_scores_in_int32(dtype: str, d: int, far: float) -> None:
     limits = np.iinfo(dtype)
     tiles = np.array([[limits.min], [limits.max]], dtype).repeat(d, axis=1)
@@ -255,7 +260,7 @@ def test_squared_distances_of_labels_equals_the_reference() -> None:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.one_of(st.integers(0, 20), st.integers(120, 270)),
@@ -291,7 +296,7 @@ def test_distances_to_all_between_extremes_does_not_overflow(dtype: str, d: int)
     assert own.tolist() == [widest, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 150),

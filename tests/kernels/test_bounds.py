@@ -41,7 +41,7 @@ def move(
     return np.asarray(stack + rng.normal(0, scale, stack.shape))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 200),
@@ -82,7 +82,7 @@ def test_cached_block_after_any_moves_equals_the_reference(
 
 @pytest.mark.parametrize("k", [2, 5, 150])
 def test_cached_block_in_a_fit_gives_the_same_steps(digits: TileStore, k: int) -> None:
-    tiles = digits.features().compute()[:1500]
+    tiles = digits.features().compute()[:1000]
     block = CachedBlock(tiles)
 
     def plain(stack: NDArray[Any], offsets: NDArray[Any], models: Any) -> Statistics:
@@ -97,7 +97,7 @@ def test_cached_block_in_a_fit_gives_the_same_steps(digits: TileStore, k: int) -
             [tiles[:k] * 1.0],
             measure,
             lambda *_: [],
-            max_iter=60,
+            max_iter=30,
             tol=0,
             on_steps=lambda steps, fit=fit: fit.append(steps[0].statistics),  # type: ignore[misc]
         )
@@ -159,7 +159,7 @@ def exact_gaps(
     return [Fraction(gap) for gap in gaps]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     d=st.integers(1, 3),

@@ -276,7 +276,7 @@ def test_label_twice_at_once_leaves_the_labels_of_one(store: TileStore, distance
         start.wait()
         store.label(model, distances=with_distances)
 
-    for _ in range(8):
+    for _ in range(4):
         with ThreadPoolExecutor(2) as pool:
             runs = [
                 pool.submit(label, models[0], distances),
@@ -370,8 +370,10 @@ with dask.config.set(scheduler="sync"):
 """
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "before"),
+    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGINT, True)],
+)
 def test_label_killed_half_way_leaves_no_partial_labels_in_sight(
     store: TileStore, tmp_path: Path, ending: signal.Signals, before: bool
 ) -> None:
@@ -405,7 +407,7 @@ def test_label_killed_half_way_leaves_no_partial_labels_in_sight(
 def test_label_for_two_k_at_once_writes_both_to_a_new_group(store: TileStore) -> None:
     # Both create the group of labels, and neither may fail because the other has.
     models = [fit(store, 2), fit(store, 3)]
-    for _ in range(30):
+    for _ in range(12):
         shutil.rmtree(store.path / "labels", ignore_errors=True)
         start = threading.Barrier(2)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "float32", "float64")
+KINDS = ("any", "exact", "duplicates", "empty")
 
 
 def model_of(centroids: NDArray[Any], tiles: NDArray[Any]) -> FittedModel:
@@ -66,9 +67,16 @@ def silhouette(tiles: NDArray[Any], centroids: NDArray[np.float64]) -> float:
     return total / len(tiles)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["any", "exact", "duplicates", "empty"])
-@pytest.mark.parametrize("seed", range(8))
+# Each dtype meets each kind of tiles twice, and either meets each kind of classes: seed % 4.
+@pytest.mark.parametrize(
+    ("seed", "dtype", "kind"),
+    [
+        (24 * again + 4 * i + (i + j) % 4, dtype, kind)
+        for again in range(2)
+        for i, dtype in enumerate(DTYPES)
+        for j, kind in enumerate(KINDS)
+    ],
+)
 def test_assess_gives_the_metrics_of_scikit_learn(seed: int, dtype: str, kind: str) -> None:
     tiles, models = make_case(seed, dtype, kind)
     classes = np.random.default_rng(seed).integers(0, [1, 2, 5, 1000][seed % 4], len(tiles))
@@ -107,7 +115,7 @@ def test_assess_gives_the_metrics_of_scikit_learn(seed: int, dtype: str, kind: s
 
 
 @pytest.mark.parametrize("few", [0, 8192])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     cuts=st.lists(st.integers(0, 90), max_size=6),
@@ -135,7 +143,7 @@ def test_assess_in_any_chunks_gives_the_same_bits(
 
 
 def test_assess_of_the_sample_images_prefers_five_clusters(digits: daskkm.TileStore) -> None:
-    models = daskkm.fit_sweep(digits, [3, 5, 7], n_init=8, random_state=0).models
+    models = daskkm.fit_sweep(digits, [3, 5, 7], n_init=4, random_state=0).models
     found = daskkm.assess(digits, models, classes=digits.provenance()["image"])
     for k, model in models.items():
         assert found[k].inertia == model.inertia_
@@ -161,7 +169,7 @@ def test_assess_counts_the_two_passes_that_it_makes() -> None:
     assert found.bytes_read == source.reads.sum() * 6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 200),

@@ -94,7 +94,7 @@ LAZY: dict[str, Callable[[NDArray[Any]], Any]] = {
 
 
 def cases() -> list[Case]:
-    """Every dtype under every kind of weights, each with 15 ways to start and to stop."""
+    """Every dtype under every kind of weights, with every second of 15 starts and stops."""
     dtypes = ["uint8", "int16", "float32", "float64"]
     weights = ["no", "whole", "fractional"]
     stops = [(0, 300), (1e-4, 300), (1e-2, 300), (1e-4, 3), (0, 1)]
@@ -102,6 +102,8 @@ def cases() -> list[Case]:
     for seed, (dtype, kind, (tol, max_iter), some) in enumerate(
         product(dtypes, weights, stops, range(3))
     ):
+        if seed % 2:
+            continue
         # The third of each three leaves two or three clusters empty, in turn.
         empties = some + (some == 2) * (seed // 3 % 2)
         # Each way to start and to stop meets every kind of array.
@@ -181,7 +183,7 @@ def test_fit_of_each_case_is_that_of_scikit_learn(case: Case) -> None:
     whole = fitted(case, problem, problem.tiles, problem.weights)
     assert_same_answer(whole, peer, problem)
     weights = problem.weights
-    if weights is not None and case.seed % 2:
+    if weights is not None and case.seed % 4:
         weights = da.from_array(weights, chunks=150)
     lazy = fitted(case, problem, LAZY[case.lazy](problem.tiles), weights)
     assert_same_answer(lazy, peer, problem)

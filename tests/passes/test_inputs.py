@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 X = np.random.default_rng(0).random((60, 4))
 PIXELS = np.random.default_rng(1).integers(0, 256, (60, 4), np.uint8)
 LAZY_X = da.from_array(X, chunks=(20, 4))
-FIT: dict[str, Any] = {"n_init": 2, "random_state": 0, "max_iter": 5}
+FIT: dict[str, Any] = {"n_init": 1, "random_state": 0, "max_iter": 5}
 
 
 def centroids(given: Any, **more: Any) -> bytes:
@@ -37,7 +37,12 @@ def centroids(given: Any, **more: Any) -> bytes:
 
 @cache
 def fitted_to_pixels() -> daskkm.KMeans:
-    return daskkm.KMeans(3, random_state=0).fit(PIXELS)
+    return daskkm.KMeans(3, **FIT).fit(PIXELS)
+
+
+@cache
+def fitted_with_weights() -> bytes:
+    return centroids(PIXELS, sample_weight=np.arange(60) % 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,12 +57,12 @@ def test_fit_of_each_kind_of_array_looks_at_it_once_and_gives_the_same(
         return resolve(X)
 
     given, weights = KINDS[kind](PIXELS, 5, str(tmp_path)), np.arange(60) % 3
-    model, expected = fitted_to_pixels(), centroids(PIXELS, sample_weight=weights)
+    model, expected = fitted_to_pixels(), fitted_with_weights()
     results = {name: getattr(model, name)(PIXELS) for name in ("predict", "transform")}
     monkeypatch.setattr(inputs, "resolve", counting)
     with dask.config.set(scheduler="sync"):
         assert centroids(given, sample_weight=weights) == expected
-        other = daskkm.KMeans(3, random_state=0).fit(given)
+        other = daskkm.KMeans(3, **FIT).fit(given)
         assert other.cluster_centers_.tobytes() == model.cluster_centers_.tobytes()
         assert isinstance(other.labels_, da.Array) is (kind in LAZY)
         for name, result in results.items():
