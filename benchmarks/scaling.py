@@ -71,14 +71,14 @@ DEFAULT = Sizes(
     user=20_000,
 )
 TINY = Sizes(
-    tiles=1 << 15,
+    tiles=1 << 12,
     sample=256,
     rounds=1,
     workers=(1,),
     blocks=(10,),
     more=(),
-    calibration=20,
-    user=20,
+    calibration=5,
+    user=5,
 )
 
 

@@ -91,7 +91,7 @@ ROWS: dict[str, Row] = {
         fits.sweep,
         {"ks": SWEEP},
         {
-            "tiny": {"tiles": 20_000, "rounds": 1, "limit": 60},
+            "tiny": {"tiles": 5000, "rounds": 1, "limit": 60},
             "default": {"tiles": 100_000, "rounds": 1, "limit": 90},
             "full": {"tiles": 4_000_000, "rounds": 1, "limit": 310},
         },
@@ -115,21 +115,21 @@ ROWS: dict[str, Row] = {
         "The figures for choosing k, beside one pass over the same models",
         passes.beside_figures,
         {"ks": SWEEP},
-        _sized(10_000, 400_000, 2_000_000, rounds=(5, 7)),
+        _sized(2000, 400_000, 2_000_000, rounds=(5, 7)),
         target="at most 3 passes",
     ),
     "figures-many": Row(
         "The figures of many k, beside one pass over the same models",
         passes.beside_figures,
         {"ks": tuple(range(5, 26))},
-        _sized(10_000, 400_000, 2_000_000, rounds=(3, 5)),
+        _sized(2000, 400_000, 2_000_000, rounds=(3, 5)),
         target="at most 3 passes",
     ),
     "coarse": Row(
         "Passes over all tiles to convergence, coarse to fine and without",
         fits.coarse,
         {"ks": SWEEP},
-        _sized(40_000, 100_000, 4_000_000, rounds=(1, 3)),
+        _sized(8000, 100_000, 4_000_000, rounds=(1, 3)),
         target="at most 0.4 of the passes",
     ),
     "memory": Row(

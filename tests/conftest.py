@@ -17,7 +17,7 @@ from PIL import Image
 
 import daskkm
 from daskkm import block_sizes
-from tests.forks import compile_kernels, forks
+from tests.forks import compile_all_kernels, forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_configure(config: pytest.Config) -> None:
     """Compile kernels before processes of tests do so at once, and commands say so."""
     if getattr(config.option, "numprocesses", None):
-        compile_kernels()
+        compile_all_kernels()
 
 
 @pytest.fixture

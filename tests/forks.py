@@ -14,8 +14,10 @@ import select
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEADLINE = 60
+# The dtypes whose kernels take longest to compile come first.
+_DTYPES = ("uint8", "uint16", "int8", "int16", "float32", "float64")
 _EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
@@ -55,7 +59,8 @@ class Forks:
 
         At event ``at`` the command gets the signal ``number``, or with ``full`` the disk is full
         from then on. ``sample`` is the size of a sample in tiles, ``chunk`` that of a chunk in
-        bytes, ``most`` the largest size of a file, ``user`` the user id of the command.
+        bytes, ``most`` the largest size of a file, ``user`` the user id of the command, ``env``
+        additions to the environment.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -78,21 +83,29 @@ def forks() -> Iterator[Forks]:
         process.stdin.close()
 
 
-def compile_kernels() -> None:
-    """Compile the kernels that commands use for uint8 tiles, or read them from the cache."""
+def compile_all_kernels() -> None:
+    """Compile the kernels of each dtype in two forks, or read the kernels from the cache."""
+    # A fork has imported numba. With a warm cache, a new process would import for longer than read.
+    with ProcessPoolExecutor(2, get_context("fork")) as pool:
+        list(pool.map(compile_kernels, _DTYPES))
+
+
+def compile_kernels(dtype: str = "uint8") -> None:
+    """Compile the kernels for tiles of a dtype, or read the kernels from the cache."""
     import dask
 
     import daskkm
     from daskkm.kernels import bounds
 
     rng = np.random.default_rng(0)
-    tiles, offsets = rng.integers(0, 256, (99, 16), np.uint8), np.array([0, 1, 3])
+    tiles, offsets = rng.integers(0, 100, (99, 16)).astype(dtype), np.array([0, 1, 3])
     with dask.config.set(scheduler="sync"):
         models = daskkm.fit_sweep(tiles, [2, 3], n_init=2, random_state=0).models
         for few_or_many in (tiles, np.tile(tiles, (99, 1))):  # figures have a way for each
             daskkm.assess(few_or_many, models)
     stack = np.concatenate([tiles[:1], models[2].cluster_centers_])
-    bounds.CachedBlock.from_block(tiles).statistics(stack, offsets, [0, 1])
+    if tiles.dtype.kind in "iu":  # else there are no bounds
+        bounds.CachedBlock.from_block(tiles).statistics(stack, offsets, [0, 1])
     for centroids in (tiles[:3].astype(float), stack):
         distances = distances_to_all(tiles, centroids)
         labels, _, _ = find_nearest_two(distances)
@@ -169,6 +182,7 @@ def _child(order: dict[str, Any], into: int, output: int, errors: int) -> NoRetu
         os.close(output)
         os.close(errors)
         os.chdir(folder)
+        os.environ.update(order.get("env", {}))
         signal.alarm(DEADLINE)  # which kills
         if "most" in order:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["most"], order["most"]))

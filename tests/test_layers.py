@@ -81,51 +81,54 @@ def test_packages_are_imported_by_their_rooms_only(module: str) -> None:
     assert [name for name in outside if room(module) not in ONLY[name]] == []
 
 
+HELP = "import runpy, sys; sys.argv = ['', '--help']; runpy.run_module('{}', run_name='__main__')"
+HEAVY = {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"}
+
+
 @pytest.mark.parametrize(
-    ("statement", "forbidden"),
+    "steps",
     [
-        ("import daskkm", {"numpy", "dask", "zarr", "numba", "sklearn", "click", "PIL"}),
-        (
-            (
-                "import runpy, sys; sys.argv = ['sweep', '--help']; "
-                "runpy.run_module('daskkm.sweep', run_name='__main__')"
-            ),
-            {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
-        ),
-        (
-            "from daskkm import fit_sweep, assess",
-            {"numba", "zarr", "distributed", "sklearn", "bokeh", "PIL"},
-        ),
-        ("from daskkm import KMeans, load_model", {"numba", "zarr", "distributed", "bokeh", "PIL"}),
-        (
-            (
-                "import runpy, sys; sys.argv = ['label', '--help']; "
-                "runpy.run_module('daskkm.label', run_name='__main__')"
-            ),
-            {"numpy", "dask", "distributed", "zarr", "numba", "sklearn", "bokeh"},
-        ),
-        (
-            "from daskkm import open_store, create_store",
-            {"numba", "distributed", "sklearn", "bokeh"},
-        ),
-        (
-            "import daskkm; daskkm.open_store('tiles.zarr').features()",
-            {"numba", "distributed", "sklearn", "bokeh", "PIL"},
-        ),
+        {
+            "import daskkm": {"numpy", "dask", "zarr", "numba", "sklearn", "click", "PIL"},
+            "from daskkm import fit_sweep, assess": {
+                *("numba", "zarr", "distributed", "sklearn", "bokeh", "PIL"),
+            },
+            "from daskkm import KMeans, load_model": {
+                *("numba", "zarr", "distributed", "bokeh", "PIL"),
+            },
+        },
+        {
+            "import daskkm; daskkm.open_store('tiles.zarr').features()": {
+                *("numba", "distributed", "sklearn", "bokeh", "PIL"),
+            },
+            "from daskkm import open_store, create_store": {
+                *("numba", "distributed", "sklearn", "bokeh"),
+            },
+        },
+        {HELP.format("daskkm.sweep"): HEAVY, HELP.format("daskkm.label"): HEAVY},
     ],
+    ids=["fits", "stores", "help"],
 )
 def test_import_of_a_name_loads_no_package_that_it_does_not_use(
-    statement: str, forbidden: set[str], digits: daskkm.TileStore
+    steps: dict[str, set[str]], digits: daskkm.TileStore
 ) -> None:
-    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules))\n{statement}"
+    """Steps of one process: each may load at least the packages that earlier steps may load."""
+    code = (
+        "import contextlib, sys\n"
+        "for step in sys.argv[1:]:\n"
+        "    with contextlib.suppress(SystemExit): exec(step, {})\n"
+        "    print(*sys.modules, file=sys.stderr)"
+    )
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *steps],
         capture_output=True,
         text=True,
         check=True,
         cwd=digits.path.parent,
     )
-    assert not forbidden & set(run.stdout.split())
+    for loaded, (step, forbidden) in zip(run.stderr.splitlines(), steps.items(), strict=True):
+        assert not forbidden & set(loaded.split()), step
+        assert ("daskkm.cli.options" in loaded) == ("help" in step)
 
 
 def test_errors_are_all_public() -> None:
