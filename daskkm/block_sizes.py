@@ -1,7 +1,7 @@
 """Sizes of chunks, blocks, buffers and samples, in one place.
 
 Modules read ``sizes.NAME`` at each use, and tests change a size by `override`. Sizes that are
-compiled into kernels, such as the tiles of a panel, are in `daskkm.kernels.products`.
+compiled into kernels, such as the tiles of a panel, are in `daskkm.kernels.simd_products`.
 """
 
 from __future__ import annotations

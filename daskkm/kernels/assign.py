@@ -1,6 +1,6 @@
 """One block of tiles against a stack of centroids: exact labels and statistics.
 
-The fast path (`daskkm.kernels.products`) scores a panel of tiles at a time, and the reference
+The fast path (`daskkm.kernels.simd_products`) scores a panel of tiles at a time, and the reference
 decides tiles in doubt. `daskkm.kernels.prepared_stack` defines labels and bounds.
 """
 
@@ -21,7 +21,7 @@ from daskkm.kernels.dtypes import (
     statistics_dtype,
 )
 from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack
-from daskkm.kernels.products import (
+from daskkm.kernels.simd_products import (
     LANES,
     PAIRS,
     PANEL,

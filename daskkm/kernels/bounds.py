@@ -30,7 +30,7 @@ from daskkm.kernels.compilation import compile_kernel
 from daskkm.kernels.distances import distances_to_all
 from daskkm.kernels.dtypes import check_shapes, max_magnitude, read_only
 from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack
-from daskkm.kernels.products import LINE, PANEL, prefetch
+from daskkm.kernels.simd_products import LINE, PANEL, prefetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

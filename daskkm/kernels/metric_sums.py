@@ -28,7 +28,7 @@ from daskkm.kernels.compilation import compile_kernel
 from daskkm.kernels.distances import distances_to_all, find_nearest_two, squared_distances
 from daskkm.kernels.dtypes import check_shapes, distance_dtype, max_difference, statistics_dtype
 from daskkm.kernels.prepared_stack import PreparedStack, prepare_stack, unpack_pairs
-from daskkm.kernels.products import LANES, PANEL, dot_vectors
+from daskkm.kernels.simd_products import LANES, PANEL, dot_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

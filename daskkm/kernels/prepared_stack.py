@@ -44,7 +44,7 @@ class PreparedStack(NamedTuple):
 
     stack: NDArray[np.float64]
     offsets: NDArray[np.intp]
-    weights: NDArray[Any]  # (sum of k, d): -2 (c - mu), packed for `products.score`
+    weights: NDArray[Any]  # (sum of k, d): -2 (c - mu), packed for `simd_products.score`
     bias: NDArray[Any]  # (sum of k,): |c|^2 but for the terms that a model's centroids share
     worst_score: Any  # the largest score of all
     # Twice the bound on a score's error is slope |x| + curve |x|^2 + floor, per model, in the unit

@@ -201,9 +201,9 @@ def test_block_statistics_without_avx512_equals_the_reference(tmp_path: Path) ->
     code = """
 import numpy as np, llvmlite.binding
 llvmlite.binding.get_host_cpu_features = llvmlite.binding.targets.FeatureMap
-from daskkm.kernels import assign, products
+from daskkm.kernels import assign, simd_products
 from tests import reference
-assert (products.LANES, products.VECTORS) == (8, 2)
+assert (simd_products.LANES, simd_products.VECTORS) == (8, 2)
 rng = np.random.default_rng(0)
 for dtype, n, d in (("uint8", 150, 300), ("int8", 70, 33), ("uint16", 70, 41)):
     limits = np.iinfo(dtype)

@@ -25,7 +25,7 @@ def add_one(x):
 """
 KERNEL = """
 from daskkm.kernels.compilation import compile_kernel
-from daskkm.kernels.products import add_one
+from daskkm.kernels.simd_products import add_one
 
 @compile_kernel
 def total(x):
