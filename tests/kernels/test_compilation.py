@@ -39,7 +39,7 @@ def create_package(folder: Path) -> Path:
     package.mkdir(parents=True)
     shutil.copy(compilation.__file__, package)
     (package.parent / "__init__.py").touch()
-    sources = {"__init__": "", "bounds": "", "products": PRODUCTS, "assign": KERNEL}
+    sources = {"__init__": "", "bounds": "", "simd_products": PRODUCTS, "assign": KERNEL}
     for name, source in sources.items():
         (package / f"{name}.py").write_text(source)
     return package
@@ -111,17 +111,17 @@ def test_compile_kernel_announces_compilation_but_not_loading(
     assert "kernels are compiled for this CPU, once" in second
 
 
-@pytest.mark.parametrize("edited", ["products", "assign", "bounds"])
+@pytest.mark.parametrize("edited", ["simd_products", "assign", "bounds"])
 def test_cache_after_edit_of_any_source_is_not_used(cached: Path, edited: str) -> None:
     path = cached / f"{edited}.py"
     before = path.stat()
-    changes = {"products": ("x + 1", "x + 7"), "assign": ("add_one(x)", "add_one(8)")}
+    changes = {"simd_products": ("x + 1", "x + 7"), "assign": ("add_one(x)", "add_one(8)")}
     path.write_text(path.read_text().replace(*changes.get(edited, ("", ""))) or "# edited\n")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     for bytecode in cached.glob("__pycache__/*.pyc"):
         bytecode.unlink()
     output, errors = run(cached, "print(total(1))")
-    assert output == {"products": "8", "assign": "9", "bounds": "2"}[edited]
+    assert output == {"simd_products": "8", "assign": "9", "bounds": "2"}[edited]
     assert "compiled" in errors
     assert len(machine_code(cached)) == 2  # files of other sources are deleted
 
