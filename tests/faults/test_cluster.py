@@ -310,19 +310,26 @@ def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster,
         yield made, client
 
 
-class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for it
-    """Worker plugin that creates a file in a folder, then kills the worker.
+# Ways to end, each twice.
+MODES: tuple[Any, ...] = ("sys.exit", "graceful", "segfault") * 2
 
-    With four files or more, workers live on: a fit ends on a slow machine, too.
+
+class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for it
+    """Worker plugin that ends each worker in the next of `MODES`, then creates a file.
+
+    After the last of the modes workers live on: a fit ends on a slow machine, too.
     """
 
-    def __init__(self, folder: Path, mode: Any) -> None:
-        super().__init__(delay="1 s", mode=mode)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(delay="1 s")
         self._folder = folder
 
     async def setup(self, worker: Any) -> None:
-        if len(list(self._folder.iterdir())) < 4:
-            await super().setup(worker)
+        for i, self.mode in enumerate(MODES):
+            with suppress(FileExistsError):
+                (self._folder / f"{i}.begun").touch(exist_ok=False)
+                await super().setup(worker)
+                return
 
     def graceful(self) -> None:
         self._create_file()
@@ -337,15 +344,14 @@ class Armed(KillWorker):  # type: ignore[misc]  # distributed has no types for i
         super().segfault()
 
     def _create_file(self) -> None:
-        (self._folder / str(os.getpid())).touch()
+        (self._folder / f"{os.getpid()}.killed").touch()
 
 
-@pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
 def test_fit_with_workers_killed_at_random_gives_the_same_bits(
-    digits: TileStore, expected: SweepResult, tmp_path: Path, mode: str
+    digits: TileStore, expected: SweepResult, tmp_path: Path
 ) -> None:
     def killed() -> set[int]:
-        return {int(path.name) for path in tmp_path.iterdir()}
+        return {int(path.stem) for path in tmp_path.glob("*.killed")}
 
     X = digits.features().rechunk((701, -1))
     within = 0
@@ -357,8 +363,8 @@ def test_fit_with_workers_killed_at_random_gives_the_same_bits(
         # A worker that ends by sys.exit also ends its nanny: `adapt` starts another worker.
         made.adapt(minimum=2, maximum=2, interval="500ms")
         first = pids(client)
-        client.register_plugin(Armed(tmp_path, mode))
-        while len(killed()) < 4:
+        client.register_plugin(Armed(tmp_path))
+        while len(killed()) < len(MODES):
             before = killed()
             assert time.monotonic() < end, (before, first, within)
             assert_same_bits(daskkm.fit_sweep(X, **SWEEP, cache="never"), expected)
