@@ -35,7 +35,7 @@ def measure(folder: Path, *, rounds: int, n_init: int = 16) -> list[Case]:  # no
             inertias = [model["inertia"] for model in said["models"]]
             return Outcome(said={"passes": said["passes"], "inertia": inertias})
 
-        found = interleaved({"daskkm": work}, rounds)
+        found = interleaved({"daskkm": work}, rounds, warm=rounds > 1)
     what = f"python {' '.join(command)}"
     sizes = {"tiles": len(data.digits()), "rounds": rounds, "n_init": n_init}
     where = "a new process; a scheduler and a worker in it"

@@ -122,7 +122,7 @@ def check_memory(text: str) -> str:
     with suppress(ValueError, OverflowError):
         if parse_bytes(text) >= _MIN_MEMORY:
             return text
-    msg = f"{text!r}: not a size of at least 300MB. Give such as 2GB"
+    msg = f"{text!r}: not a size of at least 300MB. Give a size such as 2GB"
     raise click.BadParameter(msg)
 
 
