@@ -205,7 +205,7 @@ from daskkm.kernels import assign, simd_products
 from tests import reference
 assert (simd_products.LANES, simd_products.VECTORS) == (8, 2)
 rng = np.random.default_rng(0)
-for dtype, n, d in (("int8", 150, 300), ("uint16", 70, 41)):
+for dtype, n, d in (("uint8", 150, 300), ("int8", 70, 33), ("uint16", 70, 41)):
     limits = np.iinfo(dtype)
     tiles = rng.integers(limits.min, limits.max, (n, d), dtype, endpoint=True)
     stack, offsets = rng.uniform(limits.min, limits.max, (12, d)), np.array([0, 5, 12])
