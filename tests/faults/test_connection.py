@@ -121,7 +121,7 @@ class Hello(socketserver.BaseRequestHandler):
         ("localhost:8786", "'localhost:8786': not a scheduler. Give local, threads, an address"),
         ("tcp://localhost", r"no scheduler answers \(missing port"),
         # On a busy machine the last attempt can time out before the refusal.
-        ("tcp://127.0.0.1:9", r"no scheduler answers \((Connection refused|TimeoutError)\)\. Check"),
+        ("tcp://127.0.0.1:9", r"no scheduler answers \((Connection refused|TimeoutError)\)"),
         ("tcp://no-such-host.invalid:8786", r"no scheduler answers \("),
         ("silent", r"no scheduler answers \(TimeoutError\)"),
         ("tls as tcp", r"no scheduler answers \("),
