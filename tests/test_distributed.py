@@ -115,6 +115,7 @@ def test_fit_uses_an_existing_client_and_leaves_it_open(digits: TileStore) -> No
     ("init", "dtype", "stages"),
     [
         ("k-means++", "uint8", {"sample fit"}),
+        ("random", "float32", {"sample fit"}),
         ("k-means||", "float32", {"candidate fit", "sample fit"}),
     ],
 )

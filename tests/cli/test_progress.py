@@ -137,8 +137,12 @@ def test_terminal_that_cannot_redraw_shows_lines(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
 def test_interrupted_sweep_leaves_no_display_on_a_terminal(
-    digits: TileStore, tmp_path: Path
+    digits: TileStore, tmp_path: Path, number: int, status: int, word: str
 ) -> None:
     shown = Terminal()
     flags = ["--store", str(digits.path), "--scheduler", "threads", *ENDLESS]
@@ -148,13 +152,13 @@ def test_interrupted_sweep_leaves_no_display_on_a_terminal(
         command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=shown.end
     ) as process:
         until(lambda: shown.shows("models moving"))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(DEADLINE) == 130
-    until(lambda: shown.shows("interrupted"))
+        process.send_signal(number)
+        assert process.wait(DEADLINE) == status
+    until(lambda: shown.shows(word))
     shown.close()
     first, last = shown.lines()[0], shown.lines()[-1]
     assert first.startswith(str(digits.path)[:40])
-    assert last == "interrupted"
+    assert last == word
     assert not any("pass" in line for line in shown.lines())
     assert b"\x1b[?25l" not in shown.written  # a cursor that was hidden would stay so
     assert shown.n_scrolled() == 0
@@ -193,7 +197,11 @@ def test_pipe_shows_lines_at_intervals_for_each_stage(
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize(("interval", "n_lines"), [("3600", 1), ("0", 500)])
+@pytest.mark.parametrize(
+    ("interval", "n_lines"),
+    [("3600", 1), ("", 1), ("often", 1), ("0", 500)]
+    + [(none, 1) for none in ("inf", "nan", "-1", "1e300")],
+)
 def test_pipe_during_many_passes_shows_few_lines(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
