@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 DEADLINE = 60
 ROOT = Path(__file__).parent.parent
 # Flags of a sweep that goes on until it is stopped.
-ENDLESS = ("--k", "3-12", "--n-init", "60", "--tol", "0", "--max-iter", "10000")
+ENDLESS = (
+    *("--k", "3-12", "--n-init", "30", "--init", "random"),
+    *("--tol", "0", "--max-iter", "10000"),
+)
 # Settings of dask for schedulers and workers of tests: no profiles, and few measurements of idle
 # event loops, which would take 5 % of a core for each process.
 SETTINGS: dict[str, Any] = {

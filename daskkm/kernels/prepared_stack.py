@@ -73,6 +73,9 @@ def prepare_stack(
     centre : ndarray of shape (d,), float64, optional
         Point about which all models are centred; the mean of each model's centroids if not given.
     """
+    # Read-only, as the tiles: numba compiles kernels again for arrays that can be written to.
+    stack = stack.view()
+    stack.flags.writeable = False
     starts, sizes = offsets[:-1], np.diff(offsets)
     with np.errstate(all="ignore"):
         means = np.add.reduceat(stack, starts) / sizes[:, None]
