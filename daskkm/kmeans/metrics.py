@@ -81,8 +81,10 @@ def calinski_harabasz(counts: NDArray[Any], means: NDArray[np.float64], within: 
     Statistics 3 (1974).
     """
     n = int(counts.sum())
-    between = float(counts @ np.square(means - counts @ means / n).sum(axis=1))
-    if within <= _ROUNDING**2 * float(counts @ np.square(means).sum(axis=1)):
+    # Sums by NumPy: those by BLAS depend on the CPU.
+    mean = (counts[:, None] * means).sum(axis=0) / n
+    between = float((counts * np.square(means - mean).sum(axis=1)).sum())
+    if within <= _ROUNDING**2 * float((counts * np.square(means).sum(axis=1)).sum()):
         return 1.0
     return between * (n - len(counts)) / (within * (len(counts) - 1))
 
