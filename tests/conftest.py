@@ -47,7 +47,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile kernels before processes of tests do so at once, and commands say so."""
+    """Set up for several processes: compile kernels before all do so at once, and limit threads."""
     if getattr(config.option, "numprocesses", None):
         # Threads of scikit-learn and NumPy in several processes would wait for a core, spinning.
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -143,8 +143,9 @@ def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], UnreadEn
         entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
         entries = [entry for entry in entries if not _is_system_file(entry.name)]
         images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-        known = set(images)
-        others = {entry: entry.is_dir() for entry in entries if entry not in known}
+        others = {
+            entry: entry.is_dir() for entry in entries if entry.suffix.lower() not in SUFFIXES
+        }
     except OSError as error:
         raise _make_read_error(folder, error) from error
     if store is not None and folder.absolute() == store.absolute().parent:

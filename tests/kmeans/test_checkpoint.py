@@ -103,13 +103,10 @@ def test_fit_cut_short_after_any_pass_resumes_to_the_same_bits(
     settings = {"coarse": True, "sample_weight": weights, **settings}
     whole = daskkm.fit_sweep(X, KS, **(SETTINGS | settings))
     assert whole.passes > 2
-    folder = tmp_path / "each"
-    for number in range(1, whole.passes):  # cut short after each pass in turn
-        assert fit(X, folder, cut_after=number, **settings) is None
-    assert_same_bits(fit(X, folder, **settings), whole)
-    for number in {1, whole.passes // 2, whole.passes - 1}:  # cut short once
+    for number in range(1, whole.passes):
         folder = tmp_path / str(number)
         assert fit(X, folder, cut_after=number, **settings) is None
+        fit(X, folder, cut_after=number + 1, **settings)  # cut short once more
         assert_same_bits(fit(X, folder, **settings), whole)
     # The fit is at its end: tiles are not read again.
     broken = da.map_blocks(lambda: 1 / 0, chunks=X.chunks, dtype=dtype, meta=X._meta, name=X.name)
