@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -66,7 +67,8 @@ class _Cache(NullCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function, or announce a compilation and return None."""
-        target_context.refresh()
+        # A refresh of the context, which a compilation needs and does itself, takes half a second.
+        rtsys.initialize(target_context)
         if (folder := _find_folder()) is not None:
             content = b""
             with suppress(OSError):
