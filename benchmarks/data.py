@@ -16,12 +16,16 @@ import zarr
 from daskkm.images import pillow
 from daskkm.images.find import find_images
 from daskkm.images.grid import cut
+from daskkm.images.ingest import choose_chunk_rows
+from daskkm.storage import image_table
+from daskkm.storage.arrays import ChunkedArray
+from daskkm.storage.locations import as_location
+from daskkm.storage.nodes import Node
 from daskkm.storage.records import ImageRecord
-from daskkm.storage.tile_store import open_store
-from daskkm.storage.writer import open_writer
+from daskkm.storage.tile_store import STORE, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,7 +43,11 @@ _BLOCK = 8192
 @functools.cache
 def digits() -> NDArray[np.uint8]:
     """Return the tiles of the sample images, (5610, 256) uint8."""
-    images = [pillow.read_image(path, (SIDE, SIDE))[1] for path in find_images(ROOT / "images")[0]]
+    everything = slice(None), slice(None)
+    images = [
+        pillow.PillowImage(path).read_window(*everything)
+        for path in find_images(ROOT / "images")[0]
+    ]
     return np.concatenate([cut(s, (SIDE, SIDE)) for s in images]).reshape(-1, FEATURES)
 
 
@@ -82,11 +90,24 @@ def store(n: int, folder: Path) -> TileStore:
     path = folder / f"digits-{n}.zarr"
     if not path.exists():  # a store takes its place when it is complete
         print(f"making {path.name}", flush=True)
-        with open_writer(path, n, (SIDE, SIDE), ()) as writer:
-            for i, rows in enumerate(chunks(n, _BLOCK)):
-                image = ImageRecord(f"made_{i}", rows.nbytes, "", (SIDE, SIDE * len(rows)), (0, 0))
-                writer.append(image, rows.reshape(-1, SIDE, SIDE))
+        write_store(path, n, lambda rows: chunks(n, rows))
     return open_store(path)
+
+
+def write_store(
+    path: Path, n: int, read_tiles: Callable[[int], Iterator[NDArray[np.uint8]]]
+) -> None:
+    """Write n tiles, read some rows at a time, as the tiles of one image."""
+    location = as_location(path)
+    rows = choose_chunk_rows(FEATURES)
+    axes = ("tile", "y", "x")
+    tiles = ChunkedArray(location / "tiles", (n, SIDE, SIDE), np.dtype(np.uint8), rows, axes)
+    for i, chunk in enumerate(read_tiles(rows)):
+        tiles.write(i * rows, chunk.reshape(-1, SIDE, SIDE))
+    image = ImageRecord("made", n * FEATURES, "", (SIDE, SIDE * n), (0, 0))
+    table = image_table.append_images(location, {}, [image], (SIDE, SIDE), 0)
+    attributes = {"id": path.name, "digest": path.name}
+    Node(location, STORE, {"tiles": tiles, **table}, attributes).write(None)
 
 
 def read(array: zarr.Array[Any]) -> Iterator[NDArray[np.uint8]]:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,13 +31,11 @@ from daskkm.passes import memory
 from daskkm.passes.runner import PassRunner
 from daskkm.passes.statistics import statistics as lazy_statistics
 from daskkm.passes.tiles import Tiles
-from daskkm.storage import chunks
-from daskkm.storage.records import ImageRecord
-from daskkm.storage.tile_store import open_store
-from daskkm.storage.writer import open_writer
+from daskkm.storage import nodes
+from daskkm.storage.tile_store import STORE, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -106,14 +105,15 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = DEFAULT) -> dict
 
 def _store(n: int, folder: Path) -> TileStore:
     """Return a store of n tiles, few of them distinct, that is soon made."""
-    path, rows = folder / "tiles.zarr", min(n, 1 << 15)
-    tiles = data.make(0, rows).reshape(-1, data.SIDE, data.SIDE)
-    with open_writer(path, n, tiles.shape[1:], (), overwrite=True) as writer:
-        for i in range(n // rows):
-            image = ImageRecord(
-                f"made_{i}", tiles.nbytes, "", (data.SIDE, data.SIDE * rows), (0, 0)
-            )
-            writer.append(image, tiles)
+    path = folder / "tiles.zarr"
+    shutil.rmtree(path, ignore_errors=True)
+    tiles = data.make(0, min(n, 1 << 15))
+
+    def repeat(rows: int) -> Iterator[NDArray[np.uint8]]:
+        for first in range(0, n, rows):
+            yield np.resize(tiles, (min(rows, n - first), data.FEATURES))
+
+    data.write_store(path, n, repeat)
     return open_store(path)
 
 
@@ -164,24 +164,22 @@ def _kernel(sizes: Sizes) -> tuple[dict[str, float], list[dict[str, Any]]]:
 def _reading(path: str, rounds: int) -> dict[str, float]:
     """Return seconds a byte of one thread that reads the store and checks it, or has it."""
     store = open_store(path)
-    array = store.tiles
-    rows, n = array.chunks[0], len(store)
-    firsts = range(0, n, rows)
+    array = nodes.read_node(store.location, STORE).arrays["tiles"]
+    zarr_array, n = store.tiles, len(store)
 
     def borrow() -> None:
-        for first in firsts:
-            chunks.read_chunk(array, first, min(n, first + rows))
+        for _ in array.stream(0, n):
+            pass
 
     def whole() -> None:
-        for first in firsts:
-            _ = array[first : first + rows]
+        for first in range(0, n, array.rows):
+            _ = zarr_array[first : first + array.rows]
 
     def drop() -> None:
         os.sync()
-        for path in chunks.get_folder(array).joinpath(array.path).rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for path in _files(store):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     disk = []
     for _ in range(rounds):
@@ -319,8 +317,7 @@ def _runs(store: TileStore, sizes: Sizes) -> tuple[dict[str, Any], list[dict[str
             if workers == min(sizes.workers):
                 # In a worker: its memory is given back more often than another process's.
                 of_kernel, said["kernel"] = client.submit(_kernel, sizes).result()
-                place = str(chunks.get_folder(store.tiles))
-                reading = client.submit(_reading, place, sizes.rounds).result()
+                reading = client.submit(_reading, str(store.path), sizes.rounds).result()
                 chunk = str(next(_files(store)))
                 said["fresh"] = client.submit(_fresh, chunk, Path(chunk).stat().st_size).result()
                 timing["latency"] = _least(client, _raw(_array(1, 1), SWEEP), 9).wall
@@ -363,8 +360,8 @@ def _runs(store: TileStore, sizes: Sizes) -> tuple[dict[str, Any], list[dict[str
 
 
 def _files(store: TileStore) -> Any:
-    place = chunks.get_folder(store.tiles) / store.tiles.path
-    return (path for path in place.rglob("*") if path.is_file() and path.suffix != ".json")
+    chunks = Path(store.path) / "tiles"
+    return (path for path in chunks.rglob("*") if path.is_file() and path.suffix != ".json")
 
 
 def _checked(client: Any, workers: int, sizes: Sizes) -> list[tuple[str, int, Work, float]]:

@@ -23,9 +23,16 @@ class Sizes:
     Results of integer tiles depend on the sizes of the sample only.
     """
 
-    # Store: chunks of tiles, labels and distances; rows of a chunk of provenance.
+    # Store: chunks of tiles, labels and distances, on a local disk and elsewhere; rows of a chunk
+    # of the records of images.
     chunk_bytes: int = 4 * MiB
-    provenance_rows: int = 1 << 20
+    remote_chunk_bytes: int = 16 * MiB
+    table_rows: int = 1 << 16
+    # Remote chunks that a task fetches ahead; threads of a process that fetch them.
+    fetched_chunks: int = 4
+    fetch_threads: int = 16
+    # Most images of a task of an ingest.
+    ingested_images: int = 512
 
     # Blocks of tiles, one task each: about 8 a thread, within these limits. Below 4 MiB the
     # scheduler's millisecond for a task exceeds the work.

@@ -59,7 +59,8 @@ class Forks:
 
         At event ``at`` the command gets the signal ``number``, or with ``full`` the disk is full
         from then on. ``sample`` is the size of a sample in tiles, ``chunk`` that of a chunk in
-        bytes, ``most`` the largest size of a file, ``user`` the user id of the command, ``env``
+        bytes, ``lease`` the seconds of a lock on an object store,
+        ``most`` the largest size of a file, ``user`` the user id of the command, ``env``
         additions to the environment.
         """
         assert self._process.stdin is not None
@@ -210,8 +211,12 @@ def _set_sizes(order: dict[str, Any]) -> None:
     if "sample" in order:
         sizes.sample_tiles = order["sample"]
     if "chunk" in order:
-        sizes.chunk_bytes = order["chunk"]
-        sizes.provenance_rows = 8
+        sizes.chunk_bytes = sizes.remote_chunk_bytes = order["chunk"]
+        sizes.table_rows = 8
+    if "lease" in order:
+        from daskkm.storage import locks
+
+        locks._LEASE_SECONDS = order["lease"]
 
 
 def _needs_space(event: str, args: tuple[Any, ...]) -> bool:

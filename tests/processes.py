@@ -101,6 +101,10 @@ class Process:
         """Send a signal to the process and all that it started, as a terminal does."""
         os.killpg(self.pid, number)
 
+    def poll(self) -> int | None:
+        """Return the status of the process, or None while it runs."""
+        return self._popen.poll()
+
     def status(self) -> int:
         """Wait for the end of the process alone: others may keep its streams open."""
         return self._popen.wait(DEADLINE)

@@ -150,15 +150,18 @@ def test_workers_fit_to_samples_to_the_same_bits(
 @override(chunk_bytes=7 * 64)
 def test_label_by_worker_processes_gives_the_same_labels(images: Path, tmp_path: Path) -> None:
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
-    models = daskkm.fit_sweep(store, [1, 3], n_init=1, random_state=0).models
+    models = daskkm.fit_sweep(store, [1, 2, 3], n_init=1, random_state=0).models
+    unlabelled = models.pop(2)
     with local_cluster(2):
         for model in models.values():
             store.label(model, distances=True)
         chunk = tmp_path / "t.zarr" / "tiles" / "c" / "1" / "0" / "0"
         chunk.rename(tmp_path / "chunk")
+        (tmp_path / "t.zarr" / "labels" / "3" / "c" / "1").unlink()
         with pytest.raises(daskkm.StoreError, match="tiles 7 to 13 cannot be read"):
-            store.label(models[3])
+            store.label(unlabelled)
         (tmp_path / "chunk").rename(chunk)
+        store.label(models[3], distances=True)
     with dask.config.set(scheduler="sync"):
         for k, model in models.items():
             np.testing.assert_array_equal(store.labels(k).compute(), model.predict(store).compute())

@@ -16,9 +16,12 @@ from daskkm import errors
 PACKAGE = Path(__file__).parent.parent / "daskkm"
 
 # From the top down: a module imports only its own room and those below.
-ROOMS = ("cli", "report", "kmeans", "passes", "images", "storage", "kernels", "base")
+ROOMS = ("cli", "report", "kmeans", "images", "passes", "storage", "kernels", "base")
 ENTRIES = {"__init__", "__main__", "sweep", "ingest", "label", "verify"}
-BASE = {"errors", "files", "parameters", "block_sizes"}
+BASE = {"errors", "parameters", "block_sizes"}
+
+# A store grows by `TileStore.append`, a method of a lower room that needs an upper one.
+APPEND = ("storage.tile_store", "daskkm.images.ingest.append_images")
 
 ERRORS = [name for name in vars(errors) if name.endswith("Error")]
 
@@ -30,7 +33,7 @@ ONLY = {
     "llvmlite": {"kernels"},
     "sklearn": {"kmeans"},
     "distributed": {"passes", "base"},
-    "dask": {"cli", "kmeans", "passes", "storage"},
+    "dask": {"cli", "kmeans", "images", "passes", "storage"},
     "zarr": {"storage"},
     "PIL": {"images", "report"},
 }
@@ -72,6 +75,8 @@ def test_imports_of_a_module_go_down(module: str) -> None:
     for name in imports(module):
         if name.startswith("daskkm."):
             target = room(name.removeprefix("daskkm."))
+            if (module, name) == APPEND:
+                continue
             assert target == "entry" or ROOMS.index(target) >= own, f"{module} imports {name}"
 
 

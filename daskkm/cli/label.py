@@ -14,20 +14,20 @@ from daskkm.passes import connection
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from daskkm.storage.labels import Target
+    from daskkm.storage.locations import Location
 
 
 @click.command("label", context_settings=options.SETTINGS)
-@click.argument("model_path", metavar="MODEL", type=options.LocalPath())
+@click.argument("model_path", metavar="MODEL", type=options.LocationType())
 @options.store
 @click.option("--distances", is_flag=True, help="Write the distances to all centroids too.")
 @options.quiet
 @options.scheduler
 def command(
-    model_path: Path,
-    store_path: Path,
+    model_path: Location,
+    store_path: Location,
     distances: bool,
     quiet: bool,
     scheduler_name: str,
@@ -50,9 +50,7 @@ def command(
         progress.print_dashboard(client)
 
         def show_stage(target: Target) -> AbstractContextManager[Any]:
-            return progress.stage(
-                "label", "chunks", total=target.array.cdata_shape[0], poll=target.n_written
-            )
+            return progress.stage("label", "chunks", total=target.n_chunks, poll=target.n_written)
 
         sizes = model.write_labels(store, distances=distances, on_start=show_stage)
     names = ("labels", "distances")[: 1 + distances]

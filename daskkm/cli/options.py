@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from daskkm.errors import SchedulerError
+from daskkm.errors import ParameterError, SchedulerError
 from daskkm.passes import connection
 from daskkm.storage import locations
 
@@ -29,17 +29,21 @@ _APPLY_TO = {
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 
-class LocalPath(click.Path):
-    """Path of a local file or folder; a URL is wrong usage."""
+class LocationType(click.Path):
+    """Local path or URL of a file or folder."""
 
-    def __init__(self, *, path_type: type[str | Path] = Path, **settings: Any) -> None:
-        super().__init__(path_type=path_type, **settings)
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path as `path_type`."""
-        if problem := locations.url_problem(value):
-            self.fail(problem, param, ctx)
-        return super().convert(value, param, ctx)
+        """Return a Location; wrong usage if the URL cannot be opened."""
+        text = str(value)
+        if not locations.is_url(text):  # the path as given, for messages
+            text = str(super().convert(value, param, ctx))
+        try:
+            return locations.as_location(text)
+        except ParameterError as error:
+            self.fail(str(error), param, ctx)
 
 
 def parse_ks(text: str) -> tuple[int, ...]:
@@ -137,7 +141,7 @@ def check_address(text: str) -> str:
 def _make_tls_option(name: str, content: str) -> Callable[[_Command], _Command]:
     return click.option(
         f"--tls-{name}",
-        type=LocalPath(exists=True, dir_okay=False, path_type=str),
+        type=click.Path(exists=True, dir_okay=False),
         callback=_check_applies,
         help=f"{content}, in PEM form, for a tls:// scheduler.  [default: dask's settings]",
     )
@@ -213,7 +217,7 @@ on_bad = click.option(
 store = click.option(
     "--store",
     "store_path",
-    type=LocalPath(),
-    default=Path("store/tiles.zarr"),
+    type=LocationType(),
+    default="store/tiles.zarr",
     help="The Zarr store of tiles.",
 )

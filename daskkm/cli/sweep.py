@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,15 +18,16 @@ if TYPE_CHECKING:
 
     from daskkm.kmeans.assessment import Assessment
     from daskkm.kmeans.sweep import SweepResult
+    from daskkm.storage.locations import Location
     from daskkm.storage.tile_store import TileStore
 
 
 @click.command("sweep", context_settings=options.SETTINGS)
 @click.option(
     "--images",
-    type=options.LocalPath(),
+    type=options.LocationType(),
     multiple=True,
-    default=(Path("images"),),
+    default=("images",),
     help="Folder of images, a file, or a quoted pattern; may be given several times. Ingested "
     "first if the store is missing. With --store alone, the store must exist and stays unchanged.",
 )
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 @options.overwrite
 @click.option(
     "--out",
-    type=options.LocalPath(),
-    default=Path("centroids"),
+    type=options.LocationType(),
+    default="centroids",
     help="Folder for the results.",
 )
 @click.option(
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--checkpoint",
-    type=options.LocalPath(),
+    type=options.LocationType(),
     help="Folder for the state of the sweep, to resume from.  [default: STORE.checkpoint]",
 )
 @click.option("--fresh", is_flag=True, help="Ignore the checkpoint and start over.")
@@ -91,14 +91,14 @@ if TYPE_CHECKING:
 @options.quiet
 @options.scheduler
 def command(
-    images: tuple[Path, ...],
-    store_path: Path,
+    images: tuple[Location, ...],
+    store_path: Location,
     on_bad: str,
     overwrite: bool,
-    out: Path,
+    out: Location,
     ks: tuple[int, ...],
     cache: str,
-    checkpoint: Path | None,
+    checkpoint: Location | None,
     fresh: bool,
     seed: int,
     sheet_classes: bool,
@@ -114,6 +114,7 @@ def command(
     """
     from rich.filesize import decimal
 
+    from daskkm.images.find import find_images
     from daskkm.kmeans.checkpoint import open_checkpoint
     from daskkm.kmeans.options import FitOptions
     from daskkm.kmeans.sweep import run_fit
@@ -122,7 +123,7 @@ def command(
 
     started = time.perf_counter()
     settings = {name: others.pop(name) for name in ("init", "n_init", "max_iter", "tol")}
-    checkpoint = checkpoint or Path(f"{store_path}.checkpoint")
+    checkpoint = checkpoint or store_path.parent / f"{store_path.name}.checkpoint"
     _check_usage([*images, store_path, out, checkpoint])
     try:
         fit_options = FitOptions.validate(ks, **settings, random_state=seed, cache=cache)
@@ -130,6 +131,8 @@ def command(
         raise click.UsageError(str(error)) from error
     # Before an ingest and a fit, which may take hours.
     store = None if options.is_given("images") else _open_store(images, store_path)
+    if store is None:
+        find_images(images, store_path)
     results.check_writable(out)
     connection.check_reachable(scheduler_name, **others)
     with (
@@ -137,16 +140,18 @@ def command(
         results.lock_folder(out),
         open_checkpoint(checkpoint, fresh=fresh) as state,
     ):
-        if store is None:
-            with progress.stage("ingest", "images") as advance:
-                store = _ingest(images, store_path, advance, on_bad, overwrite=overwrite)
-        size = f"{count(len(store), 'tile')} from {count(len(store.images), 'image')}"
-        progress.print_line(f"{printable(str(store_path))}: {size}")
-        if state.number:
-            where = printable(str(checkpoint))
-            progress.print_line(f"{where}: resuming the sweep cut short after pass {state.number}")
         with connection.connect(scheduler_name, **others) as client:
             progress.print_dashboard(client)
+            if store is None:
+                with progress.stage("ingest", "images") as advance:
+                    store = _ingest(images, store_path, advance, on_bad, overwrite=overwrite)
+            size = f"{count(len(store), 'tile')} from {count(len(store.images), 'image')}"
+            progress.print_line(f"{printable(str(store_path))}: {size}")
+            if state.number:
+                where = printable(str(checkpoint))
+                progress.print_line(
+                    f"{where}: resuming the sweep cut short after pass {state.number}"
+                )
             with progress.fit() as on_pass:
                 result = run_fit(store, fit_options, checkpoint=state, on_pass=on_pass)
             params = {**settings, "random_state": seed}
@@ -154,7 +159,7 @@ def command(
             with progress.stage("figures"):
                 figures = _assess(store, result, classes=sheet_classes, skip=no_quality)
         summary = {
-            "store": store_path.as_posix(),
+            "store": str(store_path),
             "settings": {**settings, "seed": seed},
             **sweep_results.summarize(result, figures, store),
         }
@@ -169,7 +174,7 @@ def command(
     print_skipped(store)
 
 
-def _check_usage(paths: list[Path]) -> None:
+def _check_usage(paths: list[Location]) -> None:
     """Raise UsageError for options without effect, and for paths of the same folder."""
     if options.is_given("no_quality") and options.is_given("sheet_classes"):
         msg = "--sheet-classes: not used with --no-quality"
@@ -180,21 +185,21 @@ def _check_usage(paths: list[Path]) -> None:
                 msg = f"{flag}: not used with --store alone. Name the images (--images)"
                 raise click.UsageError(msg)
     real = [path.resolve() for path in paths]
-    for path in paths:
-        if real.count(path.resolve()) > 1:
+    for path, own in zip(paths, real, strict=True):
+        if real.count(own) > 1:
             msg = (
                 f"{path}: images, store, results and checkpoint cannot share a path. Choose another"
             )
             raise click.UsageError(msg)
 
 
-def _open_store(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
+def _open_store(images: tuple[Location, ...], store_path: Location) -> TileStore | None:
     """Return the store to use unchanged, or None to ingest the images.
 
     A store without --images must exist: images that happen to lie in ./images are not ingested.
     """
+    from daskkm.storage.nodes import suggest_names
     from daskkm.storage.tile_store import is_partial, is_present, open_store
-    from daskkm.storage.zarr_nodes import suggest_names
 
     exists = is_present(store_path) or is_partial(store_path)
     if options.is_given("store_path") and not exists:
@@ -206,18 +211,19 @@ def _open_store(images: tuple[Path, ...], store_path: Path) -> TileStore | None:
 
 
 def _ingest(
-    images: tuple[Path, ...],
-    store_path: Path,
+    images: tuple[Location, ...],
+    store_path: Location,
     on_image: Callable[[int, int], None],
     on_bad: str,
     *,
     overwrite: bool,
 ) -> TileStore:
-    """Return the store of the images, ingested if missing."""
-    from daskkm.images.ingest import create_store
-    from daskkm.storage.writer import read_partial_tile_size
+    """Return the store of the images, ingested if missing; append images that are new."""
+    from daskkm.images.ingest import create_store, is_grown
+    from daskkm.storage.tile_store import open_store
 
-    read_partial_tile_size(store_path)  # raises if a partial store is damaged
+    if not overwrite and is_grown(images, store_path):
+        return open_store(store_path).append(images, on_bad=on_bad, on_image=on_image)
     return create_store(images, store_path, on_bad=on_bad, overwrite=overwrite, on_image=on_image)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +12,14 @@ from daskkm.cli import options
 from daskkm.cli.progress import Progress
 from daskkm.errors import StoreError, count, printable
 
+if TYPE_CHECKING:
+    from daskkm.storage.locations import Location
+
 
 @click.command("verify", context_settings=options.SETTINGS)
-@click.argument("store", type=options.LocalPath(), default=Path("store/tiles.zarr"))
+@click.argument("store", type=options.LocationType(), default="store/tiles.zarr")
 @options.quiet
-def command(store: Path, quiet: bool) -> None:
+def command(store: Location, quiet: bool) -> None:
     """Check the metadata of a STORE, and every chunk of tiles, provenance and labels.
 
     Print a line for each error.

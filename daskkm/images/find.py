@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
-import itertools
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from daskkm.errors import ImageError, count, printable, reason
-from daskkm.storage import locations
+from daskkm.storage.locations import LocalLocation, Location, as_location
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from daskkm.storage.locations import LocationLike
 
 SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
@@ -57,32 +59,58 @@ class UnreadEntries:
 
 
 def find_images(
-    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], store: Path | None = None
-) -> tuple[list[Path], list[UnreadEntries]]:
+    images: LocationLike | Iterable[LocationLike],
+    store: Location | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[list[Location], list[UnreadEntries]]:
     """Return image files in the given order, and the entries of folders that are not read.
 
     Single files may have any suffix. A folder stands for its files with the suffix of an image, in
-    natural order (image_2 before image_10). Patterns are those of `glob`. A store in one of the
-    folders does not count as unread. Raise ImageError if a file does not exist, a folder has no
-    image or cannot be read, or two images have the same name.
+    natural order (image_2 before image_10). Patterns are those of `glob`; a pattern of a URL has no
+    ``**``. A store in one of the folders does not count as unread. Raise ImageError if a file does
+    not exist, a folder has no image or cannot be read, or two images have the same name.
     """
-    paths = [images] if isinstance(images, str | os.PathLike) else list(images)
-    files: list[Path] = []
+    is_one = isinstance(images, str | os.PathLike | Location)
+    paths: list[Any] = [images] if is_one else list(images)  # type: ignore[arg-type]
+    files: list[Location] = []
     unread: list[UnreadEntries] = []
-    expanded = (_expand_pattern(locations.as_local_path(path, ImageError)) for path in paths)
-    for path in _drop_repeats(itertools.chain.from_iterable(expanded)):
-        if path.is_dir():
-            in_folder, others = _list_folder(path, store)
-            files += in_folder
-            unread += [others] if others else []
-        else:
-            files.append(path)
+    for path in paths:
+        location = as_location(path, storage_options)
+        if not isinstance(location, LocalLocation):
+            files += _find_objects(location)
+            continue
+        for local in _expand_pattern(Path(str(location))):
+            if local.is_dir():
+                in_folder, others = _list_folder(local, store)
+                files += map(LocalLocation, in_folder)
+                unread += [others] if others and others not in unread else []
+            else:
+                files.append(LocalLocation(local))
     if not files:
         msg = "images: the list is empty. Name at least one image or folder"
         raise ImageError(msg)
-    files = _drop_repeats(files)
+    files = list(dict.fromkeys(files))
     _check_names(files)
     return files, unread
+
+
+def _find_objects(location: Location) -> list[Location]:
+    """Return the object at a URL, or those with the suffix of an image in a folder or a pattern."""
+    try:
+        if glob.has_magic(location.name):
+            folder = location.parent
+            names = {name for name in folder.names() if fnmatch.fnmatchcase(name, location.name)}
+        else:
+            if location.is_file():
+                return [location]
+            folder = location
+            names = {n for n in folder.names() if PurePosixPath(n).suffix.lower() in SUFFIXES}
+    except OSError as error:
+        raise _make_read_error(location, error) from error
+    if not names:
+        msg = f"{location}: no images here. Name images, or a folder with images"
+        raise ImageError(msg)
+    return [folder / name for name in sorted(names, key=natural_key)]
 
 
 def describe_unread(unread: list[UnreadEntries]) -> str:
@@ -95,14 +123,6 @@ def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key that compares numbers within names by value."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
-
-
-def _drop_repeats(paths: Iterable[Path]) -> list[Path]:
-    """Return paths without repetitions, in order of the first occurrences."""
-    first: dict[Path, Path] = {}
-    for path in paths:
-        first.setdefault(path.absolute(), path)
-    return list(first.values())
 
 
 def _expand_pattern(path: Path) -> list[Path]:
@@ -132,12 +152,12 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _make_read_error(path: Path, error: OSError) -> ImageError:
+def _make_read_error(path: Path | Location, error: OSError) -> ImageError:
     """Return an error for an unreadable file or folder."""
     return ImageError(f"{path}: cannot be read ({reason(error)}). Check path and permissions")
 
 
-def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], UnreadEntries]:
+def _list_folder(folder: Path, store: Location | None) -> tuple[list[Path], UnreadEntries]:
     """Return images and other entries of a folder."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
@@ -148,7 +168,7 @@ def _list_folder(folder: Path, store: Path | None) -> tuple[list[Path], UnreadEn
         }
     except OSError as error:
         raise _make_read_error(folder, error) from error
-    if store is not None and folder.absolute() == store.absolute().parent:
+    if isinstance(store, LocalLocation) and folder.absolute() == store.path.parent:
         own = re.compile(rf"{re.escape(store.name)}(\..*)?")  # the store, its lock and checkpoint
         others = {path: is_dir for path, is_dir in others.items() if not own.fullmatch(path.name)}
     unread = UnreadEntries(
@@ -188,9 +208,9 @@ def _count_files(folder: Path) -> str:
     return count(n, "file")
 
 
-def _check_names(paths: list[Path]) -> None:
+def _check_names(paths: Iterable[Location]) -> None:
     """Raise ImageError if two images have the same name: a store identifies images by name."""
-    first: dict[str, Path] = {}
+    first: dict[str, Location] = {}
     for path in paths:
         if path.name in first:
             msg = (

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -21,13 +21,14 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from daskkm.errors import ImageError, printable, reason
 from daskkm.images import formats
-from daskkm.storage.records import ImageRecord, check_regular, select_settled_times
+from daskkm.storage.records import ImageRecord, check_regular, read_state, select_settled_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from daskkm.storage.locations import Location
 
 # Shape of the bands of each mode that images are converted to.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
@@ -35,48 +36,72 @@ _MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
 _MAX_PIXELS = 178_956_970  # default of Pillow
 _TRANSPOSING = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
-_PILLOW = threading.Lock()
+_LOCK = threading.Lock()
+_SETTINGS = ExitStack()
+_readers = 0
 _PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
 
 
-def read_shape(path: Path) -> tuple[int, ...]:
-    """Return (height, width) or (height, width, 3) from the header of an image."""
-    with _translate_errors(path), _configure_pillow():
-        check_regular(path)
-        with path.open("rb") as file, _open_image(file) as image:
-            return _compute_shape(image, file)
+class PillowImage:
+    """Image of one file, decoded as a whole at the first read of a window.
 
+    Attributes
+    ----------
+    shape : tuple of int
+        (height, width) or (height, width, 3).
+    dtype : numpy.dtype
+    """
 
-def read_image(path: Path, tile: tuple[int, int]) -> tuple[ImageRecord, NDArray[np.uint8]]:
-    """Return the record of an image, for tiles of size `tile`, and its pixels."""
-    with _translate_errors(path), _configure_pillow():
-        check_regular(path)
-        # One read: digest and pixels are of the same bytes.
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            times = select_settled_times(status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
-            data = file.read()
-        shape, pixels = _decode_image(data)
-    cropped = (shape[0] % tile[0], shape[1] % tile[1])
-    digest = hashlib.sha256(data).hexdigest()
-    return ImageRecord(path.name, len(data), digest, shape, cropped, **times), pixels
+    dtype = np.dtype(np.uint8)
 
+    def __init__(self, path: Location) -> None:
+        self._path = path
+        with _translate_errors(path), configure_pillow():
+            check_regular(path)
+            # One read: digest and pixels are of the same bytes.
+            self._start, self._state = time.time_ns(), read_state(path)
+            self._data = path.read()
+            self._image = _open_image(io.BytesIO(self._data))
+            self.shape = _compute_shape(self._image, io.BytesIO(self._data))
 
-def _decode_image(data: bytes) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
-    """Return shape and pixels of the content of an image file."""
-    with _open_image(io.BytesIO(data)) as image:
-        shape = _compute_shape(image, io.BytesIO(data))
-        if formats.has_unused_bits(image, data):
-            msg = f"4 bands, of which Pillow decodes 3; {formats.CONVERT}"
+    def read_window(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        """Return the pixels of a window."""
+        return self._pixels[rows, columns]
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.uint8]:
+        with _translate_errors(self._path), configure_pillow(), self._image as image:
+            if formats.has_unused_bits(image, self._data):
+                msg = f"4 bands, of which Pillow decodes 3; {formats.CONVERT}"
+                raise ImageError(msg)
+            if image.format == "PNG":
+                image.verify()  # decoding ignores checksums after the pixels
+                image = _open_image(io.BytesIO(self._data))  # noqa: PLW2901
+            pixels = _read_pixels(image)
+        if pixels.shape != self.shape:  # a PNG with the orientation after the pixels
+            msg = (
+                f"{self._path}: the shape of the pixels differs from the header. "
+                "Save the image again"
+            )
             raise ImageError(msg)
-        if image.format == "PNG":
-            image.verify()  # decoding ignores checksums after the pixels
-    with _open_image(io.BytesIO(data)) as image:
-        pixels = _read_pixels(image)
-    if pixels.shape != shape:  # a PNG with the orientation after the pixels
-        msg = "the shape of the pixels differs from the header. Save the image again"
-        raise ImageError(msg)
-    return shape, pixels
+        return pixels
+
+    def make_record(self, tile: tuple[int, int]) -> ImageRecord:
+        """Return the record of the file, for tiles of a size."""
+        mtime_ns, ctime_ns = self._state[-2:] or (self._start, 0)  # not settled
+        times = select_settled_times(mtime_ns, ctime_ns, self._start)
+        digest = hashlib.sha256(self._data).hexdigest()
+        cropped = (self.shape[0] % tile[0], self.shape[1] % tile[1])
+        size = len(memoryview(self._data))
+        return ImageRecord(self._path.name, size, digest, self.shape, cropped, **times)
+
+
+def read_shape(path: Location) -> tuple[int, ...]:
+    """Return (height, width) or (height, width, 3) from the header of an image."""
+    with _translate_errors(path), configure_pillow():
+        check_regular(path)
+        with path.open() as file, _open_image(file) as image:
+            return _compute_shape(image, file)
 
 
 def _open_image(file: IO[bytes]) -> Image.Image:
@@ -88,25 +113,37 @@ def _open_image(file: IO[bytes]) -> Image.Image:
 
 
 @contextmanager
-def _configure_pillow() -> Iterator[None]:
-    """Configure Pillow to raise each problem, and restore the settings at exit.
+def configure_pillow() -> Iterator[None]:
+    """Configure Pillow to raise each problem, and restore the settings after the last reader.
 
-    The settings belong to the process, so one thread at a time reads images.
+    The settings belong to the process, in which several threads read images.
     """
-    with _PILLOW, warnings.catch_warnings():
-        # Other modules may warn from other threads.
-        warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
-        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _MAX_PIXELS, False
-        _PILLOW_LOG.disabled = True  # the errors hold the same text
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled = before
+    global _readers  # noqa: PLW0603
+    with _LOCK:
+        _readers += 1
+        if _readers == 1:
+            _SETTINGS.enter_context(warnings.catch_warnings())
+            # Other modules may warn from other threads.
+            warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
+            before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
+            _SETTINGS.callback(_set_pillow, *before)
+            _set_pillow(_MAX_PIXELS, False, True)  # errors hold the text of the log
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _readers -= 1
+            if not _readers:
+                _SETTINGS.close()
+
+
+def _set_pillow(max_pixels: int | None, load_truncated: bool, log_disabled: bool) -> None:
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = max_pixels, load_truncated
+    _PILLOW_LOG.disabled = log_disabled
 
 
 @contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
+def _translate_errors(path: Location) -> Iterator[None]:
     """Raise each error as an ImageError that names the file."""
     try:
         yield

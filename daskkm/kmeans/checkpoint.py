@@ -18,12 +18,12 @@ from daskkm.passes.draws import Trial
 from daskkm.storage.checkpoints import CheckpointFile, open_checkpoint_file
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from daskkm.kmeans.pass_record import Seeding
+    from daskkm.storage.locations import LocationLike
 
     Arrays = dict[str, NDArray[Any]]
 
@@ -31,7 +31,7 @@ _FORMAT = 4
 
 
 @contextmanager
-def open_checkpoint(folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Checkpoint]:
+def open_checkpoint(folder: LocationLike, *, fresh: bool = False) -> Iterator[Checkpoint]:
     """Open and lock a checkpoint folder for one fit; remove its state if `fresh`.
 
     Raises

@@ -30,7 +30,6 @@ from daskkm.passes.runner import PassRunner
 from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     import dask.array as da
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from daskkm.kmeans.pass_record import Pass
     from daskkm.parameters import RandomState
+    from daskkm.storage.locations import LocationLike
 
 _ALGORITHMS = ("lloyd", "elkan", "auto")
 
@@ -278,15 +278,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         statistics = runner.measure(centroids, np.array([0, len(centroids)]))
         return -statistics.inertia(centroids)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: LocationLike, *, storage_options: Mapping[str, Any] | None = None) -> None:
         """Write the fitted model to a Zarr group, which `load_model` reads to the last bit.
 
         Parameters and fitted attributes are saved, except `labels_`. Nothing is pickled. An older
-        model at `path` is replaced when the new model is complete; anything else is not replaced.
+        model at `path` is removed first; anything else is not replaced.
 
         Parameters
         ----------
-        path : path-like
+        path : path-like, URL or zarr.abc.store.Store
+        storage_options : mapping, optional
+            For a URL, as for `open_store`.
 
         Raises
         ------
@@ -309,7 +311,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
                 raise ModelError(msg)
         names = getattr(self, "feature_names_in_", None)
         settings = {"params": params, "feature_names": None if names is None else list(names)}
-        self.fitted_model.save(path, settings=settings, extra=extra)
+        self.fitted_model.save(
+            path, storage_options=storage_options, settings=settings, extra=extra
+        )
 
     @property
     def fitted_model(self) -> FittedModel:
@@ -443,12 +447,14 @@ class _Printer:
                 yield f"Converged at iteration {step.iteration - 1}{which}: {how}."
 
 
-def load_model(path: str | os.PathLike[str]) -> KMeans:
+def load_model(path: LocationLike, *, storage_options: Mapping[str, Any] | None = None) -> KMeans:
     """Read a model that `KMeans.save`, `FittedModel.save` or a sweep saved, to the last bit.
 
     Parameters
     ----------
-    path : path-like
+    path : path-like, URL or zarr.abc.store.Store
+    storage_options : mapping, optional
+        For a URL, as for `open_store`.
 
     Returns
     -------
@@ -471,7 +477,7 @@ def load_model(path: str | os.PathLike[str]) -> KMeans:
     >>> np.array_equal(again.predict(tiles), model.labels_)
     True
     """
-    saved = load_saved(path)
+    saved = load_saved(path, storage_options)
     k, d = saved.model.cluster_centers_.shape
     params = saved.settings.get("params", {"n_clusters": k})
     try:

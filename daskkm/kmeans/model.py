@@ -16,7 +16,6 @@ from daskkm.passes import prediction, scheduler
 from daskkm.passes.tiles import Tiles, hide_send_warnings
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from daskkm.storage.labels import Target
+    from daskkm.storage.locations import LocationLike
     from daskkm.storage.tile_store import TileStore
 
 
@@ -132,20 +132,22 @@ class FittedModel:
 
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: LocationLike,
         *,
+        storage_options: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         extra: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """Write the model to a Zarr group, which `load_model` reads to the last bit.
 
         xarray opens the arrays ``cluster_centers`` (cluster, feature) and ``counts`` (cluster). An
-        older model at `path` is replaced when the new model is complete; anything else is not
-        replaced.
+        older model at `path` is removed first; anything else is not replaced.
 
         Parameters
         ----------
-        path : path-like
+        path : path-like, URL or zarr.abc.store.Store
+        storage_options : mapping, optional
+            For a URL, as for `open_store`.
         settings : mapping of str to JSON, optional
             Further attributes.
         extra : mapping of str to ndarray of numbers, of one or more dimensions, optional
@@ -171,7 +173,7 @@ class FittedModel:
             "tile": self.tile,
             "settings": dict(settings or {}),
         }
-        models.save_model(path, arrays, attributes)
+        models.save_model(path, arrays, attributes, storage_options)
 
     def write_labels(
         self,
@@ -196,15 +198,16 @@ class FittedModel:
             store.open_label_targets(attributes, distances=distances) as targets,
             on_start(targets[0]),
         ):
-            blocks = Tiles.of(store).in_blocks(scheduler.threads())
-            counts: NDArray[np.int64]
-            (counts,) = scheduler.compute(prediction.write(blocks, centroids, *targets))
+            counts = targets[0].count_labels(len(centroids))
+            if (first := targets[0].first) < len(store):
+                blocks = Tiles.of(store).in_blocks(scheduler.threads(), first)
+                counts += scheduler.compute(prediction.write(blocks, centroids, *targets))[0]
         return counts
 
     def check_fits(self, store: TileStore) -> None:
         """Raise FitError if the model was fitted to tiles of another shape or dtype."""
         # Assigned centroids have no dtype. Features of an array have no shape of a tile.
-        dtype = np.dtype(store.tiles.dtype)
+        dtype = store.dtype
         shape = store.tile if self.tile else (math.prod(store.tile),)
         own_dtype, own_shape = self.dtype or dtype, self.tile or self.cluster_centers_.shape[1:]
         if (own_dtype, own_shape) != (dtype, shape):
@@ -244,7 +247,7 @@ class Saved(NamedTuple):
     extra: dict[str, NDArray[Any]]
 
 
-def load_saved(path: str | os.PathLike[str]) -> Saved:
+def load_saved(path: LocationLike, storage_options: Mapping[str, Any] | None = None) -> Saved:
     """Read a saved model, to the last bit.
 
     Raises
@@ -254,7 +257,7 @@ def load_saved(path: str | os.PathLike[str]) -> Saved:
     """
     from daskkm.storage import models  # as in `FittedModel.save`
 
-    arrays, attributes = models.load_model_arrays(path)
+    arrays, attributes = models.load_model_arrays(path, storage_options)
     dtype, tile, inertia = (attributes[name] for name in ("dtype", "tile", "inertia"))
     model = FittedModel(
         cluster_centers_=arrays.pop("cluster_centers"),

@@ -22,7 +22,6 @@ from daskkm.passes.runner import PassRunner
 from daskkm.passes.tiles import Tiles
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Mapping
 
     import dask.array as da
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from daskkm.kmeans.options import Init
     from daskkm.kmeans.pass_record import Pass
     from daskkm.parameters import RandomState
+    from daskkm.storage.locations import LocationLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def fit_sweep(
     sample_weight: ArrayLike | da.Array | None = None,
     coarse: bool = True,
     cache: str = "auto",
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: LocationLike | None = None,
     fresh: bool = False,
     on_pass: Callable[[Pass], Any] | None = None,
 ) -> SweepResult:
@@ -127,7 +127,7 @@ def fit_sweep(
         Whether tiles stay in the workers' memory after the first read. "auto" keeps tiles that fit
         in half of the memory, less the memory in use and the memory of a pass. Tiles of a
         memory-mapped file stay up to 64 MiB. The result does not depend on the cache.
-    checkpoint : path-like, optional
+    checkpoint : path-like, URL or zarr.abc.store.Store, optional
         Folder in which the state of the fit is saved after each pass. A killed fit resumes from the
         folder to the same bits, also with a seed that was drawn. The folder is removed when the fit
         is done.

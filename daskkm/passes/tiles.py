@@ -155,14 +155,14 @@ class Tiles:
         n, d = self.shape
         check_exact(max(self.total_weight, n) if self.is_exact else n, d, self.dtype)
 
-    def in_blocks(self, threads: int) -> da.Array:
-        """Return the tiles in blocks for passes by `threads` threads.
+    def in_blocks(self, threads: int, first: int = 0) -> da.Array:
+        """Return the tiles in blocks for passes by `threads` threads; of a store, from `first` on.
 
         Blocks are arrays or iterables of arrays, as for `daskkm.passes.reductions`.
         """
         n_bytes = block_bytes(self.nbytes, threads)
         if self.store is not None:
-            return self.store.stream(n_bytes)
+            return self.store.stream(n_bytes, first)
         if self.is_lazy:
             return group_short_blocks(self.array, threads)
         return arrays.in_blocks(self.source, n_bytes, self.dtype, self.file)

@@ -10,17 +10,20 @@ from daskkm.report import contact_sheet, results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from daskkm.kmeans.assessment import Assessment
     from daskkm.kmeans.metrics import Quality
     from daskkm.kmeans.model import FittedModel
     from daskkm.kmeans.sweep import SweepResult
+    from daskkm.storage.locations import Location
     from daskkm.storage.tile_store import TileStore
 
 
 def save_models(
-    out: Path, models: Mapping[int, FittedModel], tile: tuple[int, ...], params: Mapping[str, Any]
+    out: Location,
+    models: Mapping[int, FittedModel],
+    tile: tuple[int, ...],
+    params: Mapping[str, Any],
 ) -> None:
     """Write the models, pictures of the centroids, and the contact sheet."""
     # A sweep that is cut short here must not leave the summary of another sweep.

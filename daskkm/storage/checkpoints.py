@@ -9,22 +9,22 @@ import hashlib
 import io
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskkm.errors import CheckpointError, translate_errors
-from daskkm.files import atomic_writer, partial_path
-from daskkm.storage import locations, locks
+from daskkm.storage import locks
+from daskkm.storage.locations import LocalLocation, as_location
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from daskkm.storage.locations import Location, LocationLike
 
 _STATE = "state"
 _DIGEST_BYTES = 32
@@ -35,7 +35,7 @@ _CHECKPOINT_OPTION, _FRESH_OPTION = ("checkpoint",), ("fresh=True",)
 class CheckpointFile:
     """File of arrays in a locked folder; `arrays` is None if there was no file at first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.folder = folder
         with _translate_errors(folder, "read"):
             self.arrays = _read(folder)
@@ -45,17 +45,13 @@ class CheckpointFile:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         data = buffer.getbuffer()
-        with (
-            _translate_errors(self.folder, "written"),
-            atomic_writer(self.folder / _STATE) as file,
-        ):
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
+        with _translate_errors(self.folder, "written"):
+            (self.folder / _STATE).write(hashlib.sha256(data).digest(), data)
 
     def clear(self) -> None:
         """Remove the file, with a warning if this fails."""
         try:
-            _clear(self.folder)
+            (self.folder / _STATE).remove()
         except OSError as error:
             msg = f"{self.folder}: the checkpoint cannot be removed ({error}). Remove the folder"
             warnings.warn(msg, stacklevel=3)
@@ -63,48 +59,53 @@ class CheckpointFile:
 
 @contextmanager
 def open_checkpoint_file(
-    folder: str | os.PathLike[str], *, fresh: bool = False
+    folder: LocationLike,
+    *,
+    fresh: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[CheckpointFile]:
     """Create and lock the folder of a checkpoint; remove the folder at exit if it is empty.
 
     Raise CheckpointError if the folder is locked or holds other files, or the checkpoint is
     damaged, or cannot be read or written.
     """
-    folder = locations.as_local_path(folder, partial(CheckpointError, options=_CHECKPOINT_OPTION))
-    msg = f"{folder}: locked by another fit. Wait for the fit, or choose another folder"
+    location = as_location(folder, storage_options)
+    msg = f"{location}: locked by another fit. Wait for the fit, or choose another folder"
+    error = CheckpointError(msg, options=_CHECKPOINT_OPTION)
     with ExitStack() as stack:
-        with _translate_errors(folder, "written"):
-            new_parents = [path for path in folder.absolute().parents if not path.exists()]
-            error = CheckpointError(msg, options=_CHECKPOINT_OPTION)
-            stack.enter_context(locks.lock_folder(folder, error))
-            _check_content(folder)
+        with _translate_errors(location, "written"):
+            if isinstance(location, LocalLocation):
+                parents = [path for path in location.path.parents if not path.exists()]
+                stack.enter_context(locks.lock_folder(location.path, error))
+                stack.callback(_remove_empty, [location.path, *parents])  # if it is ours
+                location.remove_partial_files()
+            else:
+                stack.enter_context(locks.lock(location, error))
+            _check_content(location)
             if fresh:
-                _clear(folder)
-        try:
-            yield CheckpointFile(folder)
-        finally:
-            with suppress(OSError):  # keep folders that are not empty
-                for path in (folder, *new_parents):
-                    path.rmdir()
+                (location / _STATE).remove()
+        yield CheckpointFile(location)
 
 
-def _check_content(folder: Path) -> None:
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders up to the first that is not empty."""
+    with suppress(OSError):
+        for path in folders:
+            path.rmdir()
+
+
+def _check_content(folder: Location) -> None:
     """Raise CheckpointError if the folder holds other files, except hidden ones."""
-    names = {entry.name for entry in folder.iterdir()} - {_STATE}
+    names = folder.names() - {_STATE}
     if others := {name for name in names if not name.startswith(".")}:
         msg = f"{folder}: not a checkpoint, it holds {min(others)}. Choose another folder"
         raise CheckpointError(msg, options=_CHECKPOINT_OPTION)
 
 
-def _clear(folder: Path) -> None:
-    for path in (folder / _STATE, partial_path(folder / _STATE)):
-        path.unlink(missing_ok=True)
-
-
-def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
+def _read(folder: Location) -> dict[str, NDArray[Any]] | None:
     """Return the arrays in a folder, or None if there are none."""
     try:
-        data = memoryview((folder / _STATE).read_bytes())
+        data = memoryview((folder / _STATE).read())
     except FileNotFoundError:
         return None
     archive = data[_DIGEST_BYTES:]
@@ -115,7 +116,7 @@ def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
         return dict(arrays)
 
 
-def _translate_errors(folder: Path, verb: str) -> AbstractContextManager[None]:
+def _translate_errors(folder: Location, verb: str) -> AbstractContextManager[None]:
     problem = f"the checkpoint cannot be {verb}"
     hint = "Make room, or choose another folder"
     return translate_errors(CheckpointError, folder, problem, hint, options=_CHECKPOINT_OPTION)

@@ -10,17 +10,15 @@ import numpy as np
 from dask.array.core import normalize_chunks
 from dask.base import tokenize
 
-from daskkm.storage import zarr_nodes
+from daskkm.storage import nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import zarr
     from numpy.typing import NDArray
 
+    from daskkm.storage.nodes import Node
     from daskkm.storage.tile_store import TileStore
-    from daskkm.storage.versions import Version
-    from daskkm.storage.zarr_nodes import Kind
 
 
 class StoreArray(da.Array):  # type: ignore[misc]
@@ -41,56 +39,57 @@ class StoreArray(da.Array):  # type: ignore[misc]
 
 
 def build_lazy_array(
-    array: zarr.Array[Any], kind: Kind, version: Version, row: tuple[int, ...] = ()
+    node: Node, name: str, row: tuple[int, ...] = (), n_written: int | None = None
 ) -> da.Array:
-    """Return a lazy array with one block for each chunk; each item has the shape `row`."""
-    shape = (array.shape[0], *row)
-    name = array.path or kind.name
+    """Return a lazy array with one block for each chunk; each item has the shape `row`.
+
+    Rows from `n_written` on have the fill value.
+    """
+    array = node.arrays[name]
+    shape = (len(array), *row)
     return da.map_blocks(
         _read_rows,
-        array=array,
+        node=node,
+        array_name=name,
         row=row,
-        kind=kind,
-        version=version,
-        chunks=normalize_chunks((array.chunks[0], *row), shape),
+        n_written=len(array) if n_written is None else n_written,
+        chunks=normalize_chunks((array.rows, *row), shape),
         dtype=array.dtype,
         meta=np.empty((0,) * len(shape), array.dtype),
-        name=f"{name}-{tokenize(name, row, version.digests)}",
+        name=f"{name}-{tokenize(name, row, node.content)}",
     )
 
 
 def _read_rows(
-    array: zarr.Array[Any],
-    row: tuple[int, ...],
-    kind: Kind,
-    version: Version,
-    block_id: tuple[int, ...],
+    node: Node, array_name: str, row: tuple[int, ...], n_written: int, block_id: tuple[int, ...]
 ) -> NDArray[Any]:
     """Read one chunk, with each item in the shape `row`."""
-    rows = array.chunks[0]
-    first = block_id[0] * rows
-    with version.guard_read():
-        block = zarr_nodes.read_rows(array, first, min(first + rows, array.shape[0]), kind)
+    array = node.arrays[array_name]
+    first = block_id[0] * array.rows
+    last = min(first + array.rows, len(array))
+    end = max(first, min(last, n_written))
+    block = np.full((last - first, *array.shape[1:]), array.fill, array.dtype)
+    if end > first:
+        block[: end - first] = nodes.read_rows(node, array_name, first, end)
+    _check_present(node, array_name)
     return block.reshape(len(block), *row)
 
 
-def build_stream_array(
-    array: zarr.Array[Any], kind: Kind, version: Version, block_bytes: int
-) -> da.Array:
-    """Return a lazy array, (n, d), whose blocks are `Chunks` of at least `block_bytes`."""
-    n, d = array.shape[0], math.prod(array.shape[1:])
-    rows = array.chunks[0]
-    rows *= -(-block_bytes // (rows * d * array.dtype.itemsize))
+def build_stream_array(node: Node, name: str, block_bytes: int, first: int) -> da.Array:
+    """Return a lazy array, (n - first, d), whose blocks are `Chunks` of at least `block_bytes`."""
+    array = node.arrays[name]
+    n, d = len(array) - first, math.prod(array.shape[1:])
+    rows = array.rows * -(-block_bytes // array.chunk_bytes)
     return da.map_blocks(
         Chunks,
-        array=array,
-        kind=kind,
-        version=version,
+        node=node,
+        array_name=name,
         rows=rows,
+        first=first,
         chunks=normalize_chunks((rows, d), (n, d)),
         dtype=array.dtype,
         meta=np.empty((0, 0), array.dtype),
-        name=f"chunks-{tokenize(version.digests, rows)}",
+        name=f"chunks-{tokenize(node.content, rows, first)}",
     )
 
 
@@ -98,30 +97,31 @@ class Chunks:
     """Block of at most `rows` tiles, read chunk by chunk during iteration."""
 
     def __init__(
-        self,
-        array: zarr.Array[Any],
-        kind: Kind,
-        version: Version,
-        rows: int,
-        block_id: tuple[int, ...],
+        self, node: Node, array_name: str, rows: int, first: int, block_id: tuple[int, ...]
     ) -> None:
-        self._array, self._kind, self._version = array, kind, version
-        self._first = block_id[0] * rows
-        self._last = min(self._first + rows, array.shape[0])
+        self._node, self._name = node, array_name
+        self._first = first + block_id[0] * rows
+        self._last = min(self._first + rows, len(node.arrays[array_name]))
 
     def __len__(self) -> int:
         return self._last - self._first
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         """Yield each chunk, (m, n_features), in a buffer that the next chunk overwrites."""
-        with self._version.guard_read():
-            for chunk in zarr_nodes.stream_chunks(self._array, self._first, self._last, self._kind):
-                yield chunk.reshape(len(chunk), -1)
+        for chunk in nodes.stream_rows(self._node, self._name, self._first, self._last):
+            yield chunk.reshape(len(chunk), -1)
+        _check_present(self._node, self._name)
 
     def whole(self) -> tuple[NDArray[Any], list[int]]:
         """Return all tiles, (n, n_features), and the number of tiles in each chunk."""
-        with self._version.guard_read():
-            tiles = zarr_nodes.read_rows(self._array, self._first, self._last, self._kind)
-        rows = self._array.chunks[0]
+        tiles = nodes.read_rows(self._node, self._name, self._first, self._last)
+        _check_present(self._node, self._name)
+        rows = self._node.arrays[self._name].rows
         starts = range(0, len(tiles), rows)
         return tiles.reshape(len(tiles), -1), [min(rows, len(tiles) - start) for start in starts]
+
+
+def _check_present(node: Node, name: str) -> None:
+    """Raise StoreError if the array was replaced: chunks of all stores have the same names."""
+    if error := nodes.find_replacement(node, name):
+        raise error

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import stat
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from daskkm.errors import ImageError, count, printable
+from daskkm.storage.locations import LocalLocation, ObjectLocation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+
+    from daskkm.storage.locations import Location
 
 _MAX_BYTES = 1 << 30
 _NO_IDENTITY = (0, "")
@@ -30,7 +32,7 @@ class File:
     mtime_ns: int | None = field(default=None, kw_only=True, compare=False)
     ctime_ns: int | None = field(default=None, kw_only=True, compare=False)
 
-    def is_file(self, path: Path) -> bool:
+    def is_file(self, path: Location) -> bool:
         """Return True if a file is unchanged, or still unreadable.
 
         A file of the same size and both times is unchanged; otherwise the digests decide. The
@@ -45,12 +47,6 @@ class File:
             if (mtime_ns, ctime_ns) == (self.mtime_ns, self.ctime_ns):
                 return True
         return read_identity(path) == (self.size, self.sha256)
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """All attributes except the times."""
-        times = {"mtime_ns", "ctime_ns"}
-        return {name: value for name, value in asdict(self).items() if name not in times}
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class SkippedFile(File):
     reason: str  # the problem and a hint
 
     @classmethod
-    def from_error(cls, path: Path, error: ImageError, state: tuple[int, ...]) -> SkippedFile:
+    def from_error(cls, path: Location, error: ImageError, state: tuple[int, ...]) -> SkippedFile:
         """Return the record of a bad file, with its state before the read."""
         reason = str(error).removeprefix(f"{printable(str(path))}: ")
         start = time.time_ns()
@@ -87,14 +83,13 @@ class SkippedFile(File):
 
 
 def find_differences(
-    images: Iterable[File], skipped: Iterable[File], paths: Iterable[Path]
+    images: Iterable[File], skipped: Iterable[File], paths: Iterable[Location]
 ) -> dict[str, list[str]]:
     """Return the names of files that differ from the records.
 
-    The keys are ``added``, ``removed``, ``changed`` and ``in another order``.
+    The keys are ``added``, ``removed`` and ``changed``.
     """
-    recorded = list(images), list(skipped)
-    known = {file.name: file for files in recorded for file in files}
+    known = {file.name: file for files in (images, skipped) for file in files}
     present = {path.name: path for path in paths}
     return {
         "added": [name for name in present if name not in known],
@@ -104,19 +99,7 @@ def find_differences(
             for name, path in present.items()
             if name in known and not known[name].is_file(path)
         ],
-        "in another order": [
-            name
-            for files in recorded
-            for name in _find_moved([file.name for file in files], list(present))
-        ],
     }
-
-
-def _find_moved(names: list[str], present: list[str]) -> list[str]:
-    """Return the common names of two lists whose order differs."""
-    common = set(names) & set(present)
-    before, after = ([name for name in each if name in common] for each in (names, present))
-    return [name for name, other in zip(before, after, strict=True) if name != other]
 
 
 def describe_differences(differences: Mapping[str, Sequence[str]]) -> list[str]:
@@ -129,14 +112,19 @@ def describe_differences(differences: Mapping[str, Sequence[str]]) -> list[str]:
     return texts
 
 
-def read_state(path: Path) -> tuple[int, ...]:
-    """Return device, inode, size and times of a file, or () if `stat` fails."""
+def read_state(path: Location) -> tuple[int, ...]:
+    """Return what tells whether a file has changed, the last values size and times, or ()."""
     try:
-        status = path.stat()
+        if isinstance(path, LocalLocation):
+            status = path.path.stat()
+            times = status.st_mtime_ns, status.st_ctime_ns
+            return status.st_dev, status.st_ino, status.st_size, *times
+        if isinstance(path, ObjectLocation):
+            size, changed_ns = path.stat()
+            return size, changed_ns, changed_ns
     except OSError:
-        return ()
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return status.st_dev, status.st_ino, status.st_size, *times
+        pass
+    return ()
 
 
 def select_settled_times(mtime_ns: int, ctime_ns: int, start: int) -> dict[str, int]:
@@ -149,26 +137,29 @@ def select_settled_times(mtime_ns: int, ctime_ns: int, start: int) -> dict[str, 
     return {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns} if settled else {}
 
 
-def check_regular(path: Path) -> None:
-    """Raise ImageError unless a path is a regular file of at most `_MAX_BYTES`."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        msg = f"{path}: not a regular file. Remove the entry"
-        raise ImageError(msg)
-    if status.st_size > _MAX_BYTES:
-        msg = f"{path}: {status.st_size} bytes, more than {_MAX_BYTES}. Split the image"
+def check_regular(path: Location) -> None:
+    """Raise ImageError unless a path is a file of at most `_MAX_BYTES`."""
+    if isinstance(path, LocalLocation):
+        status = path.path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            msg = f"{path}: not a regular file. Remove the entry"
+            raise ImageError(msg)
+        size = status.st_size
+    else:
+        size = (read_state(path) or (0,))[0]
+    if size > _MAX_BYTES:
+        msg = f"{path}: {size} bytes, more than {_MAX_BYTES}. Split the image"
         raise ImageError(msg)
 
 
-def read_identity(path: Path) -> tuple[int, str]:
+def read_identity(path: Location) -> tuple[int, str]:
     """Return size and digest of a file, or 0 and "" if the file cannot be read."""
     try:
         check_regular(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-            return file.tell(), digest.hexdigest()
+        data = path.read()
     except (OSError, ImageError):
         return _NO_IDENTITY
+    return len(memoryview(data)), hashlib.sha256(data).hexdigest()
 
 
 def _is_transient(error: BaseException | None) -> bool:

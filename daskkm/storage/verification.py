@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from dask.system import CPU_COUNT
 
 from daskkm.errors import StoreError
-from daskkm.storage import labels, locations, metadata, zarr_nodes
+from daskkm.storage import image_table, labels, nodes
 from daskkm.storage.labels import DISTANCES, LABELS
-from daskkm.storage.tile_store import PROVENANCE, STORE, TileStore
-from daskkm.storage.versions import Version
-from daskkm.storage.writer import compute_provenance
+from daskkm.storage.nodes import METADATA
+from daskkm.storage.tile_store import PARTIAL, STORE
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    import zarr
     from numpy.typing import NDArray
 
-    from daskkm.storage.zarr_nodes import Kind
+    from daskkm.storage.locations import Location
+    from daskkm.storage.nodes import Node
 
 # Chunks of a task: enough that prefetching the next chunk pays.
 _CHUNKS_PER_TASK = 16
@@ -41,112 +37,101 @@ class Finding(NamedTuple):
     total: int = 0  # number of chunks of the store
 
 
-class _Checked(NamedTuple):
-    """Array of a store, with a function that describes a problem of rows from `first` on."""
-
-    array: zarr.Array[Any]
-    kind: Kind
-    version: Version
-    problem: Callable[[NDArray[Any], int], str | None]
-
-
-def verify_store(path: str | os.PathLike[str]) -> list[StoreError]:
+def verify_store(location: Location) -> list[StoreError]:
     """Return all problems of a store, as `TileStore.verify`.
 
-    Provenance is compared with the images, and labels with the number of clusters. Raise StoreError
-    if the store cannot be opened, or is replaced during the verification.
+    Records of images are compared with the number of tiles, and labels with the number of clusters.
+    Raise StoreError if the store cannot be opened, or is replaced during the verification.
     """
-    path = locations.as_local_path(path, StoreError)
-    return [error for finding in iter_findings(path) for error in finding.errors]
+    return [error for finding in iter_findings(location) for error in finding.errors]
 
 
-def iter_findings(path: Path) -> Iterator[Finding]:
+def iter_findings(location: Location) -> Iterator[Finding]:
     """Check the metadata of a store, then its chunks, and yield a Finding for each task."""
-    path = path.absolute()
-    version = Version().extend(path)
-    group, attributes = zarr_nodes.open_node(path, STORE)
-    store = TileStore(path, group, attributes, version)
-    errors = _check_copies(path)
-    arrays = [
-        *_list_store_arrays(store, group, version),
-        *_list_label_arrays(store, version, errors),
-    ]
-    yield Finding(errors, total=sum(checked.array.cdata_shape[0] for checked in arrays))
+    node = nodes.read_node(location, STORE)
+    lengths = {name: _count_written(node, name) for name in node.arrays}
+    n_chunks = {name: -(-n // node.arrays[name].rows) for name, n in lengths.items()}
+    yield Finding(_check_copies(node), total=sum(n_chunks.values()))
     runs = [
-        (checked, first)
-        for checked in arrays
-        for first in range(0, checked.array.shape[0], _CHUNKS_PER_TASK * checked.array.chunks[0])
+        (name, first * node.arrays[name].rows, lengths[name])
+        for name, n in n_chunks.items()
+        for first in range(0, n, _CHUNKS_PER_TASK)
     ]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
-        yield from pool.map(lambda run: _check_run(*run), runs)
-    version.check()
+        found = list(pool.map(lambda run: _check_run(node, *run), runs))
+        yield from found
+    if not any(finding.errors for finding in found):
+        yield Finding(_check_images(node))
+    if replaced := nodes.find_replacement(node):
+        raise replaced
 
 
-def _check_copies(path: Path) -> list[StoreError]:
-    """Return an error for each array with other metadata than the copy in the root."""
+def _count_written(node: Node, name: str) -> int:
+    """Return the number of rows of an array that are written: labels may be fewer than tiles."""
+    folder, _, k = name.rpartition("/")
+    if folder in {LABELS, DISTANCES}:
+        return int(labels.find(node, folder, int(k))["n_tiles"])
+    return len(node.arrays[name])
+
+
+def _check_copies(node: Node) -> list[StoreError]:
+    """Return an error for each array with other metadata than the root.
+
+    An append that is not complete may have written the metadata of longer arrays.
+    """
     errors = []
-    document = json.loads((path / metadata.FILE).read_bytes())
-    for name, copy in document[metadata.CONSOLIDATED]["metadata"].items():
+    is_growing = PARTIAL in node.location.names()
+    for name, array in node.arrays.items():
         try:
-            same = json.loads((path / name / metadata.FILE).read_bytes()) == copy
-        except (OSError, ValueError):
+            copy = json.loads(bytes((node.location / name / METADATA).read()))
+            n = copy["shape"][0] if is_growing else len(array)
+            same = n >= len(array) and copy == array.resize(n).metadata
+        except (OSError, ValueError, LookupError, TypeError):
             same = False
         if not same:
-            msg = f"{path}: the metadata of {name} has changed. {_REPAIR}"
+            msg = f"{node.location}: the metadata of {name} has changed. {_REPAIR}"
             errors.append(StoreError(msg))
     return errors
 
 
-def _list_store_arrays(store: TileStore, group: Any, version: Version) -> Iterator[_Checked]:
-    yield _Checked(store.tiles, STORE, version, lambda _rows, _first: None)
-    for name in PROVENANCE:
-        yield _Checked(group[name], STORE, version, partial(_compare_with_images, store, name))
+def _check_images(node: Node) -> list[StoreError]:
+    """Return an error if the images do not hold the tiles of the store."""
+    images = image_table.read_images(node)
+    grids = images.shape // node.arrays["tiles"].shape[1:3]
+    ends = np.cumsum(grids.prod(axis=1))
+    firsts = np.concatenate([[0], ends[:-1]])
+    if np.array_equal(images.first_tile, firsts) and ends[-1] == len(node.arrays["tiles"]):
+        return []
+    msg = f"{node.location}: the records of the images do not fit the tiles. {_REPAIR}"
+    return [StoreError(msg)]
 
 
-def _list_label_arrays(
-    store: TileStore, version: Version, errors: list[StoreError]
-) -> Iterator[_Checked]:
-    """Yield labels and distances; append an error for each array that cannot be opened."""
-    openers = {LABELS: labels.open_labels, DISTANCES: labels.open_distances}
-    for kind, open_array in openers.items():
-        for k in labels.list_ks(store.path, kind):
-            own = version.extend(labels.get_path(store.path, kind, k))
-            try:
-                array = open_array(store.path, k, len(store))
-            except StoreError as error:
-                errors.append(own.find_replacement() or error)
-            else:
-                yield _Checked(array, kind, own, partial(_compare_with_range, kind, k))
-
-
-def _compare_with_images(store: TileStore, name: str, rows: NDArray[Any], first: int) -> str | None:
-    expected = compute_provenance(store.images, store.tile, first, first + len(rows))[name]
-    return None if np.array_equal(rows, expected) else "not the provenance of the images"
-
-
-def _compare_with_range(kind: Kind, k: int, rows: NDArray[Any], _first: int) -> str | None:
-    largest = k - 1 if kind is LABELS else np.finfo(np.float64).max
+def _describe_values(name: str, rows: NDArray[Any]) -> str | None:
+    """Return a description of labels or distances that cannot be right, or None."""
+    folder, _, k = name.rpartition("/")
+    if folder not in {LABELS, DISTANCES}:
+        return None
+    largest = int(k) - 1 if folder == LABELS else np.finfo(np.float64).max
     return None if ((rows >= 0) & (rows <= largest)).all() else f"not all within 0 and {largest}"
 
 
-def _check_run(store_array: _Checked, first: int) -> Finding:
-    """Check `_CHUNKS_PER_TASK` chunks of an array from row `first` on."""
-    array, kind, version, problem = store_array
-    rows, n = array.chunks[0], array.shape[0]
+def _check_run(node: Node, name: str, first: int, n: int) -> Finding:
+    """Check `_CHUNKS_PER_TASK` chunks of an array with n rows, from row `first` on."""
+    rows = node.arrays[name].rows
     errors: list[StoreError] = []
     n_bytes = 0
     starts = range(first, min(first + _CHUNKS_PER_TASK * rows, n), rows)
     for start in starts:
         end = min(start + rows, n)
         try:
-            for values in zarr_nodes.stream_chunks(array, start, end, kind):
+            for values in nodes.stream_rows(node, name, start, end):
                 n_bytes += values.nbytes
-                if found := problem(values, start):
-                    span = zarr_nodes.describe_rows(array, start, end, kind)
-                    hint = f"To repair the array, {kind.repair}"
-                    errors.append(StoreError(f"{span} are wrong ({found}). {hint}"))
+                if found := _describe_values(name, values):
+                    span = nodes.describe_rows(node, name, start, end)
+                    msg = f"{span} are wrong ({found}). To repair the array, label the tiles again"
+                    errors.append(StoreError(msg))
         except StoreError as error:
             errors.append(error.with_traceback(None))
-    if errors and (replaced := version.find_replacement()):
-        errors = [replaced]
+    if errors and (replaced := nodes.find_replacement(node, name)):
+        errors = [replaced]  # type: ignore[list-item]
     return Finding(errors, len(starts), n_bytes)

@@ -30,6 +30,7 @@ from daskkm.kernels.dtypes import check_dtype, check_exact
 from daskkm.kmeans import assessment
 from daskkm.kmeans.model import FittedModel
 from daskkm.report.results import _translate_errors as named
+from daskkm.storage.locations import LocalLocation, as_location
 from tests.conftest import ROOT
 from tests.forks import Done
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from tests.forks import Forks
 
     Run = Callable[..., Done]
+
+
+THREADS = ("--scheduler", "threads")
 
 
 def process(*args: str | Path, cwd: Path, **env: str) -> Done:
@@ -127,9 +131,9 @@ def test_sweep_with_all_defaults_writes_models_and_figures(run: Run, home: Path)
     with Image.open(home / "centroids" / "contact_sheet.png") as picture:
         assert min(picture.size) > 400
     # Progress is on standard error, results are on standard output.
-    place, *dashboard, last = done.stderr.splitlines()
+    *dashboard, place, last = done.stderr.splitlines()
     assert place == "store/tiles.zarr: 5,610 tiles from 5 images"
-    # Not always the second line: the port may be taken, which is said first.
+    # Not always the first line: the port may be taken, which is said first.
     assert dashboard[-1].startswith("dashboard: http://127.0.0.1:")
     assert len(dashboard) <= 2
     assert last.startswith(f"pass {result.passes}: 0 of 80 models moving, ")
@@ -257,7 +261,7 @@ def test_sweep_cut_short_leaves_no_figures_of_another(
 def test_counts_of_one_are_singular(run: Run, sweep: Run, images: Path, tmp_path: Path) -> None:
     for name in ("s_1.png", "s_2.png"):
         (images / name).unlink()
-    done = run("ingest", images, "--store", "s.zarr", "--tile", "32x24", cwd=tmp_path)
+    done = run("ingest", images, "--store", "s.zarr", "--tile", "32x24", *THREADS, cwd=tmp_path)
     assert done.stdout == "s.zarr: 1 tile of 32 x 24 from 1 image\n"
     done = sweep("--store", "s.zarr", "--k", "1", cwd=tmp_path)
     assert "s.zarr: 1 tile from 1 image\n" in done.stderr
@@ -304,10 +308,114 @@ def test_sweep_of_changed_images_is_refused_until_overwritten(
     assert_fails(sweep(*flags, cwd=tmp_path), message, "(--overwrite)")
     alone = sweep("--store", "s.zarr", *flags[4:], cwd=tmp_path)
     assert "s.zarr: 30 tiles from 3 images" in alone.stderr
-    assert_fails(run("ingest", images, "--store", "s.zarr", cwd=tmp_path), message)
+    assert_fails(run("ingest", images, "--store", "s.zarr", *THREADS, cwd=tmp_path), message)
     # The size of tiles is that of the store before.
     assert "s.zarr: 18 tiles from 2 images" in sweep(*flags, "--overwrite", cwd=tmp_path).stderr
     assert daskkm.open_store(tmp_path / "s.zarr").tile == (8, 8)
+
+
+@pytest.mark.faults
+def test_sweep_of_images_that_have_grown_appends(
+    run: Run, sweep: Run, images: Path, tmp_path: Path
+) -> None:
+    """Labels of the present tiles stay; a store with other changes stays as it is."""
+    (images / "s_2.png").rename(tmp_path / "s_2.png")
+    flags = ("--images", images, "--store", "s.zarr", "--k", "2")
+    store = daskkm.create_store(images, tmp_path / "s.zarr", tile=8)
+    store.label(daskkm.KMeans(n_clusters=2, random_state=0).fit(store))
+    labels = store.labels(2).compute()
+    (tmp_path / "s_2.png").rename(images / "s_2.png")
+    done = run("ingest", images, "--store", "s.zarr", "--scheduler", "threads", cwd=tmp_path)
+    assert_fails(done, "1 image added (s_2.png)", "append the images, or overwrite")
+    done = sweep(*flags, cwd=tmp_path)
+    assert "s.zarr: 30 tiles from 3 images" in done.stderr, done.stderr
+    grown = daskkm.open_store(tmp_path / "s.zarr")
+    assert [image.name for image in grown.images] == ["s_1.png", "s_10.png", "s_2.png"]
+    with pytest.warns(UserWarning, match="6 of 30 tiles have no labels"):
+        np.testing.assert_array_equal(grown.labels(2)[:24], labels)
+    Image.new("L", (8, 8)).save(images / "s_2.png")
+    Image.new("L", (8, 8)).save(images / "s_3.png")
+    done = sweep(*flags, cwd=tmp_path)
+    assert_fails(done, "1 image added (s_3.png), 1 image changed (s_2.png)", "(--overwrite)")
+    assert daskkm.open_store(tmp_path / "s.zarr").digest == grown.digest
+
+
+@pytest.mark.faults
+def test_ingest_with_append_adds_images(run: Run, images: Path, tmp_path: Path) -> None:
+    flags = ("--store", "s.zarr", "--scheduler", "threads")
+    (images / "s_2.png").rename(tmp_path / "s_2.png")
+    done = run("ingest", images, "--append", *flags, cwd=tmp_path)
+    assert_fails(done, "s.zarr: the store does not exist")
+    assert run("ingest", images, "--tile", "8", *flags, cwd=tmp_path).status == 0
+    for _ in range(2):  # the second time the store holds all
+        done = run("ingest", images, "s_2.png", "--append", *flags, cwd=tmp_path)
+        assert done.stdout == "s.zarr: 30 tiles of 8 x 8 from 3 images\n", done.stderr
+    Image.new("L", (8, 8)).save(images / "s_1.png")
+    done = run("ingest", images, "--append", *flags, cwd=tmp_path)
+    assert_fails(done, "s.zarr: 1 image changed (s_1.png) since the store was written")
+    assert len(daskkm.open_store(tmp_path / "s.zarr")) == 30
+
+
+@pytest.mark.parametrize("flags", [("--tile", "8"), ("--overwrite",)])
+def test_ingest_with_append_and_an_option_of_no_use_is_wrong_usage(flags: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(main.group, ["ingest", "--append", *flags])
+    assert done.exit_code == 2
+    assert f"{flags[0]}: not used with --append" in done.stderr
+
+
+def test_commands_at_urls_give_the_results_of_local_paths(images: Path, tmp_path: Path) -> None:
+    def read(base: str) -> tuple[Any, ...]:
+        flags = ("--store", f"{base}/t.zarr", "--scheduler", "threads", "-q")
+        for args in (
+            ("ingest", f"{base}/images", "--tile", "8", *flags),
+            ("sweep", *flags, "--k", "2,3", "--n-init", "2", "--out", f"{base}/out"),
+            ("label", f"{base}/out/3/model.zarr", *flags, "--distances"),
+            ("verify", f"{base}/t.zarr", "-q"),
+        ):
+            done = CliRunner().invoke(main.group, args, catch_exceptions=False)
+            assert (done.exit_code, done.stderr) == (0, "")
+        assert f"{base}/t.zarr: " in done.stdout
+        store = daskkm.open_store(f"{base}/t.zarr")
+        out = as_location(base) / "out"
+        pictures = [name for name in out.sizes() if name.endswith("png")]
+        summary = json.loads(bytes((out / "sweep.json").read()))
+        assert summary.pop("store") == f"{base}/t.zarr"
+        return (
+            store.digest,
+            store.labels(3).compute().tobytes(),
+            store.distances(3).compute().tobytes(),
+            {name: bytes((out / name).read()) for name in pictures},
+            summary,
+        )
+
+    images.rename(tmp_path / "images")
+    url = f"memory://commands{tmp_path}"
+    for path in (tmp_path / "images").iterdir():
+        (as_location(url) / f"images/{path.name}").write(path.read_bytes())
+    assert read(url) == read(str(tmp_path))
+
+
+@pytest.mark.faults
+def test_commands_with_a_url_without_obstore_end_with_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['obstore'] = sys.modules['obstore.store'] = None\n"
+        "from daskkm.cli.main import group\n"
+        "from click.testing import CliRunner\n"
+        "for args in (['verify', 's3://b/t'], ['ingest', 's3://b/i'], ['label', 'memory://b/m'],\n"
+        "             ['sweep', '--out', 'gs://b/o'], ['verify', 'ftp://b/t']):\n"
+        "    done = CliRunner().invoke(group, args)\n"
+        "    print(done.exit_code, done.stderr.splitlines()[-1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    *missing, unknown = done.stdout.splitlines()
+    assert len(missing) == 4
+    for line in missing:
+        assert line.startswith("2 Error: Invalid value for ")
+        assert line.endswith("URLs need obstore. Install with: pip install 'daskkm[cloud]'")
+    assert "ftp://b/t: unknown scheme of a URL. Give s3://" in unknown
+    assert not list(tmp_path.iterdir())
 
 
 def test_sweep_of_a_store_alone_keeps_it(sweep: Run, digits: TileStore, images: Path) -> None:
@@ -342,7 +450,7 @@ def test_sweep_with_a_mistyped_store_is_refused(
 
 
 def test_ingest_says_what_it_did_and_what_it_cropped(images: Path, tmp_path: Path) -> None:
-    flags = ("--store", "s.zarr", "--tile", "10x8", "--quiet")
+    flags = ("--store", "s.zarr", "--tile", "10x8", "--quiet", *THREADS)
     done = process("daskkm.ingest", images, *flags, cwd=tmp_path)
     assert done.stdout == "s.zarr: 20 tiles of 10 x 8 from 3 images\n"
     assert done.stderr.startswith(
@@ -355,7 +463,7 @@ def test_ingest_says_what_it_did_and_what_it_cropped(images: Path, tmp_path: Pat
 def swept(run: Run, sweep: Run, images: Path, tmp_path: Path) -> Path:
     """A folder with a store of 30 tiles and its models for k = 2 and 3, as the defaults expect."""
     (tmp_path / "images").symlink_to(images)
-    assert run("ingest", "--tile", "8", cwd=tmp_path).status == 0
+    assert run("ingest", "--tile", "8", *THREADS, cwd=tmp_path).status == 0
     assert sweep("--k", "2,3", cwd=tmp_path).status == 0
     return tmp_path
 
@@ -505,10 +613,10 @@ def test_sweep_that_fails_ends_with_one_line(
     assert_fails(sweep("--images", "none", cwd=home), "none", "no such file or folder")
     (home / "empty" / "notes.txt").touch()
     assert_fails(sweep("--images", "images", "--store", "empty", cwd=home), "empty", "not a store")
-    done = run("ingest", images, "--store", "images", cwd=home)
+    done = run("ingest", images, "--store", "images", *THREADS, cwd=home)
     assert_fails(done, "images", "Choose another location")
     (images / "s_3.png").write_text("text")
-    done = run("ingest", images, "--store", "new.zarr", cwd=home)
+    done = run("ingest", images, "--store", "new.zarr", *THREADS, cwd=home)
     assert_fails(done, "s_3.png", "not an image")
     (home / "file").touch()
     assert_fails(sweep("--out", "file/out", cwd=home), "file", "Choose another folder")
@@ -673,7 +781,10 @@ def test_reason_is_never_none(error: Exception, text: str, monkeypatch: pytest.M
     if isinstance(error, OSError):
         with pytest.raises(daskkm.ImageError, match=re.escape(f"({text})")):
             find.find_images(ROOT / "images")
-        with pytest.raises(daskkm.ResultsError, match=re.escape(f"({text})")), named(Path("r")):
+        with (
+            pytest.raises(daskkm.ResultsError, match=re.escape(f"({text})")),
+            named(LocalLocation("r")),
+        ):
             fail()
 
 

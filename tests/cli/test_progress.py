@@ -255,8 +255,8 @@ def test_quiet_command_prints_results_only(
         assert (done.exit_code, done.stderr) == (0, "")
         return done.stdout
 
-    assert quiet("ingest", str(images), "--store", "s.zarr", "--tile", "8").count("\n") == 1
     flags = ("--store", "s.zarr", "--scheduler", "threads")
+    assert quiet("ingest", str(images), "--tile", "8", *flags).count("\n") == 1
     table = quiet("sweep", *flags, "--k", "2-4", "--n-init", "2")
     assert [line.split()[0] for line in table.splitlines()[:4]] == ["k", "2", "3", "4"]
     assert "better" not in table

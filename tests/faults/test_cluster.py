@@ -399,7 +399,7 @@ def test_fit_to_store_missing_on_workers_raises(
 ) -> None:
     monkeypatch.chdir(digits.path.parent)
     here_only = daskkm.open_store(f"/proc/self/cwd/{digits.path.name}")
-    message = r"tiles\.zarr: not found on worker tcp://.*\. Every worker needs this path"
+    message = r"tiles\.zarr: not found on worker tcp://.*\. Every worker needs this location"
     with connected(machines.address), pytest.raises(StoreError, match=message):
         daskkm.fit_sweep(here_only, [2], n_init=1)
 

@@ -134,7 +134,11 @@ def test_sweep_command_of_fewer_tiles_than_clusters_prints_one_line(
 ) -> None:
     args: Any = ("--scheduler", "threads", "--images", images, "--store", "t.zarr")
     assert (
-        forked.run("ingest", images, "--store", "t.zarr", "--tile", "8", cwd=tmp_path).status == 0
+        forked.run(
+            *("ingest", images, "--store", "t.zarr", "--tile", "8", "--scheduler", "threads"),
+            cwd=tmp_path,
+        ).status
+        == 0
     )
     done = forked.run("sweep", *args, "--k", "2,31", cwd=tmp_path)
     assert done.status == 1

@@ -17,6 +17,7 @@ import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from daskkm import block_sizes
 from daskkm.cli.ingest import command as ingest_command
 from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import ImageError, StoreError
-from daskkm.images import pillow
+from daskkm.images import pillow, tasks
+from daskkm.storage.locations import LocalLocation
 from tests.processes import Process
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from daskkm.storage.locations import Location
     from tests.forks import Forks
 
 pytestmark = pytest.mark.faults
@@ -88,8 +91,10 @@ def save(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object)
 
 
 def read(path: Path) -> NDArray[np.uint8]:
-    image, pixels = pillow.read_image(path, (8, 8))
-    assert pillow.read_shape(path) == pixels.shape == image.shape
+    location = LocalLocation(path)
+    image = pillow.PillowImage(location)
+    pixels = image.read_window(slice(None), slice(None))
+    assert pillow.read_shape(location) == pixels.shape == image.make_record((8, 8)).shape
     assert pixels.dtype == np.uint8
     return pixels
 
@@ -163,12 +168,12 @@ def test_read_image_of_png_with_late_orientation_rotates_or_raises(tmp_path: Pat
         )
     )
     with pytest.raises(ImageError, match=r"bad header checksum in b'eXIf'"):
-        pillow.read_image(path, (8, 8))
+        read(path)
     path.write_bytes(late_orientation(6))
     with pytest.raises(
         ImageError, match=r"a\.png: the shape of the pixels differs from the header"
     ):
-        pillow.read_image(path, (8, 8))
+        read(path)
 
 
 def bomb() -> bytes:
@@ -283,14 +288,15 @@ def test_read_image_of_bad_file_raises_one_line_with_file_name(tmp_path: Path, n
     make, why = (BAD | BAD_PIXELS)[name]
     make(tmp_path / name)
     with pytest.raises(ImageError, match=f"{name}: .*{re.escape(why)}") as found:
-        pillow.read_image(tmp_path / name, (8, 8))
+        read(tmp_path / name)
     assert "\n" not in str(found.value)
+    location = LocalLocation(tmp_path / name)
     if name in BAD:  # the header gives the error
         with pytest.raises(ImageError) as again:
-            pillow.read_shape(tmp_path / name)
+            pillow.read_shape(location)
         assert str(again.value) == str(found.value)
     else:
-        pillow.read_shape(tmp_path / name)
+        pillow.read_shape(location)
 
 
 def test_read_image_without_permission_raises_error_with_file_name(images: Path) -> None:
@@ -301,19 +307,20 @@ def test_read_image_without_permission_raises_error_with_file_name(images: Path)
         from PIL import Image
         from daskkm import errors
         from daskkm.images import find, pillow
+        from daskkm.storage.locations import LocalLocation
         Image.init()  # the other user may be unable to import later
         folder = Path(sys.argv[1])
         if os.getuid() == 0:
             os.setgroups([])
             os.setgid(65534)
             os.setuid(65534)
-        for function, args in (
-            (pillow.read_shape, (folder / "s_2.png",)),
-            (pillow.read_image, (folder / "s_2.png", (8, 8))),
-            (find.find_images, (folder / "closed",)),
+        for function, path in (
+            (pillow.read_shape, LocalLocation(folder / "s_2.png")),
+            (pillow.PillowImage, LocalLocation(folder / "s_2.png")),
+            (find.find_images, folder / "closed"),
         ):
             try:
-                function(*args)
+                function(path)
             except errors.ImageError as error:
                 print(error)
     """
@@ -394,20 +401,20 @@ def test_create_store_with_incomplete_file_reads_the_file_again(
     """The store must not record the error of the incomplete file for the complete file."""
     whole = (images / "s_2.png").read_bytes()
     (images / "s_2.png").write_bytes(b"")
-    read_image = pillow.read_image
+    decode_group = tasks.decode_group
 
-    def complete(path: Path, tile: tuple[int, int]) -> Any:
+    def complete(*args: Any, **options: Any) -> Any:
         (images / "s_2.png").write_bytes(whole)
-        return read_image(path, tile)
+        return decode_group(*args, **options)
 
     settings: Any = {"tile": 8, "on_bad": "skip"}
     with monkeypatch.context() as patched:
-        patched.setattr(pillow, "read_image", complete)
-        first = daskkm.create_store(images, tmp_path / "t.zarr", **settings)
+        patched.setattr(tasks, "decode_group", complete)
+        first = daskkm.create_store(images, tmp_path / "t.zarr", **settings).skipped
     with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\)"):
         daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     again = daskkm.create_store(images, tmp_path / "t.zarr", **settings, overwrite=True)
-    assert [file.name for file in first.skipped] == ["s_2.png"]
+    assert [file.name for file in first] == ["s_2.png"]
     assert "s_2.png" in {image.name for image in again.images}
     assert not again.skipped
 
@@ -419,7 +426,8 @@ def test_create_store_with_many_bad_files_uses_little_memory(tmp_path: Path) -> 
     save(tmp_path / "good.png", GREY)
     tracemalloc.start()
     try:
-        store = daskkm.create_store(tmp_path, tmp_path / "t.zarr", tile=8, on_bad="skip")
+        with block_sizes.override(chunk_bytes=1 << 12):
+            store = daskkm.create_store(tmp_path, tmp_path / "t.zarr", tile=8, on_bad="skip")
         assert tracemalloc.get_traced_memory()[1] < 6_000_000
     finally:
         tracemalloc.stop()
@@ -429,7 +437,7 @@ def test_create_store_with_many_bad_files_uses_little_memory(tmp_path: Path) -> 
 def test_configure_pillow_with_warning_of_other_code_does_not_raise(tmp_path: Path) -> None:
     """Another thread may warn while an image is read."""
     path = save(tmp_path / "a.png", GREY)
-    with pillow._configure_pillow(), pytest.warns(UserWarning, match="mine"):
+    with pillow.configure_pillow(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
     np.testing.assert_array_equal(read(path), GREY)
 
@@ -450,7 +458,7 @@ def test_read_image_with_other_pillow_settings_ignores_the_settings(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for name in ("truncated.png", "truncated.jpg", "bomb.png"):
         with pytest.raises(ImageError, match=name):
-            pillow.read_image(tmp_path / name, (8, 8))
+            read(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     np.testing.assert_array_equal(read(whole), GREY)
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == (10, True)
@@ -468,7 +476,8 @@ def test_create_store_with_unusual_file_names_works(tmp_path: Path) -> None:
     for i, name in enumerate(NAMES):
         save(folder / name, np.full((8, 9), i, np.uint8))
     with Process(
-        "-m", "daskkm.ingest", folder, "--store", folder / "t.zarr", "--tile", "8"
+        *("-m", "daskkm.ingest", folder, "--store", folder / "t.zarr", "--tile", "8"),
+        *("--scheduler", "threads"),
     ) as made:
         assert made.wait() == 0, made.lines
     assert len(made.lines) == len(made.output) == 1  # the warning of cropped pixels
@@ -511,7 +520,8 @@ def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Pa
         daskkm.create_store(mixed, path, tile=8)
     assert not path.exists()
     with Process(
-        "-m", "daskkm.ingest", mixed, "--store", path, "--tile", "8", "--on-bad", "skip"
+        *("-m", "daskkm.ingest", mixed, "--store", path, "--tile", "8", "--on-bad", "skip"),
+        *("--scheduler", "threads"),
     ) as made:
         assert made.wait() == 0, made.lines
     bad = {**BAD, **BAD_PIXELS, "colour.png": (None, "RGB, while"), "small.png": (None, "no whole")}
@@ -531,7 +541,7 @@ def test_create_store_with_on_bad_skip_lists_bad_files(mixed: Path, tmp_path: Pa
     for image in store.images:
         shutil.copy(mixed / image.name, good)
     alone = daskkm.create_store(good, tmp_path / "alone.zarr", tile=8)
-    assert alone.images == store.images
+    assert list(alone.images) == list(store.images)
     np.testing.assert_array_equal(alone.tiles[:], store.tiles[:])
     for name, values in alone.provenance().items():
         np.testing.assert_array_equal(values, store.provenance()[name])
@@ -543,7 +553,7 @@ def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
     path = tmp_path / "t.zarr"
     for name in ("text.jpg", "folder.png", "truncated.png"):
         (BAD | BAD_PIXELS)[name][0](images / name)
-    flags = ("--tile", "8", "--store", str(path))
+    flags = ("--tile", "8", "--store", str(path), "--scheduler", "threads")
     ingest_command.main([str(images), *flags, "--on-bad", "skip"], standalone_mode=False)
     written = {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")}
     capsys.readouterr()
@@ -575,17 +585,18 @@ def test_create_store_with_skipped_files_is_unchanged_until_one_changes(
 def test_create_store_after_interrupt_with_skipped_files_resumes(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_image = pillow.read_image
     last = ""
 
-    def interrupt(path: Path, tile: tuple[int, int]) -> object:
+    def interrupt(path: Location) -> pillow.PillowImage:
         if path.name == last:
             raise KeyboardInterrupt
-        return read_image(path, tile)
+        return pillow.PillowImage(path)
 
-    monkeypatch.setattr(pillow, "read_image", interrupt)
+    monkeypatch.setattr(
+        tasks, "pillow", SimpleNamespace(**vars(pillow) | {"PillowImage": interrupt})
+    )
     place = tmp_path / "t.zarr"
-    with block_sizes.override(chunk_bytes=7 * 64):
+    with block_sizes.override(chunk_bytes=7 * 64, ingested_images=1):
         whole = daskkm.create_store(mixed, tmp_path / "whole.zarr", tile=8, on_bad="skip")
         for name in ("s_10.png", "truncated.png"):
             last = name
@@ -593,10 +604,12 @@ def test_create_store_after_interrupt_with_skipped_files_resumes(
                 daskkm.create_store(mixed, place, tile=8, on_bad="skip")
         last = ""
         again = daskkm.create_store(mixed, place, tile=8, on_bad="skip")
-    assert (again.images, again.skipped) == (whole.images, whole.skipped)
-    for path in whole.path.rglob("*"):
-        if path.is_file():
-            assert path.read_bytes() == (place / path.relative_to(whole.path)).read_bytes()
+    assert (list(again.images), again.skipped) == (list(whole.images), whole.skipped)
+    assert again.digest == whole.digest
+    names = {path.relative_to(whole.path) for path in whole.path.rglob("*") if path.is_file()}
+    assert {path.relative_to(place) for path in place.rglob("*") if path.is_file()} == names
+    for name in names - {Path("zarr.json")}:  # the root has a random id
+        assert (whole.path / name).read_bytes() == (place / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["text.jpg", "truncated.png"])
@@ -620,6 +633,7 @@ FUZZ = """if True:
     from PIL import Image
     from daskkm.images import pillow
     from daskkm.errors import ImageError
+    from daskkm.storage.locations import LocalLocation
     Image.init()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), used + (1 << 29)))
@@ -627,9 +641,10 @@ FUZZ = """if True:
     for path in sorted(Path(sys.argv[1]).iterdir()):
         found = None
         try:
-            image, pixels = pillow.read_image(path, (8, 8))
+            image = pillow.PillowImage(LocalLocation(path))
+            pixels = image.read_window(slice(None), slice(None))
             found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
-            assert pillow.read_shape(path) == pixels.shape
+            assert pillow.read_shape(LocalLocation(path)) == pixels.shape
         except ImageError as error:
             assert str(error).isprintable() and path.name in str(error), error
         print(json.dumps([path.name, found]))

@@ -17,6 +17,7 @@ import daskkm
 from daskkm import block_sizes
 from daskkm.kmeans.checkpoint import open_checkpoint
 from daskkm.report import results
+from daskkm.storage.locations import as_location
 from tests.conftest import ROOT
 from tests.processes import Process, remote
 
@@ -158,7 +159,7 @@ def test_second_sweep_into_results_in_use_is_refused(
 ) -> None:
     shutil.copytree(home, place := tmp_path / "home")
     (place / "centroids").mkdir()
-    with results.lock_folder(place / "centroids"):
+    with results.lock_folder(as_location(place / "centroids")):
         second = forked.run(*SWEEP, "--checkpoint", "other", cwd=place)
     assert second.status == 1
     assert re.fullmatch(
@@ -174,7 +175,7 @@ def test_second_sweep_of_same_checkpoint_is_refused_before_ingest(
 ) -> None:
     (tmp_path / "centroids").mkdir()
     args = ("sweep", "--images", ROOT / "images", "--store", "new/t.zarr")
-    with results.lock_folder(tmp_path / "centroids"):
+    with results.lock_folder(as_location(tmp_path / "centroids")):
         done = forked.run(*args, cwd=tmp_path)
         assert done.status == 1
         assert "centroids: locked by another sweep" in done.lines[-1]

@@ -12,6 +12,7 @@ from PIL import Image
 from daskkm.errors import ImageError
 from daskkm.images import pillow
 from daskkm.images.grid import cut, join
+from daskkm.storage.locations import as_location
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,21 +45,29 @@ def test_join_of_cut_tiles_gives_the_image(
         np.testing.assert_array_equal(tiles[1], image[:height, width : 2 * width])
 
 
+@pytest.mark.parametrize("scheme", ["file", "memory"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_read_image_of_png_returns_pixels_and_record(tmp_path: Path, mode: str) -> None:
+def test_read_image_of_png_returns_pixels_and_record(
+    tmp_path: Path, mode: str, scheme: str
+) -> None:
     bands = (3,) if mode == "RGB" else ()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 33, *bands), np.uint8)
     path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
-    image, read = pillow.read_image(path, (8, 16))
-    np.testing.assert_array_equal(read, pixels)
-    assert (image.name, image.size, image.shape) == ("image.png", path.stat().st_size, pixels.shape)
-    assert image.cropped == (4, 1)
-    assert pillow.read_shape(path) == pixels.shape
-    assert image.is_file(path)
     data = path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert not image.is_file(path)
+    location = as_location(path if scheme == "file" else f"{scheme}://{path}")
+    location.write(data)
+    image = pillow.PillowImage(location)
+    assert (image.shape, image.dtype) == (pixels.shape, pixels.dtype)
+    for window in (slice(None), slice(None)), (slice(3, 9), slice(5, None)):
+        np.testing.assert_array_equal(image.read_window(*window), pixels[window])
+    record = image.make_record((8, 16))
+    assert (record.name, record.size, record.shape) == ("image.png", len(data), pixels.shape)
+    assert record.cropped == (4, 1)
+    assert pillow.read_shape(location) == pixels.shape
+    assert record.is_file(location)
+    location.write(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not record.is_file(location)
 
 
 def test_read_image_of_bad_file_raises_error_with_file_name(tmp_path: Path) -> None:
@@ -72,6 +81,6 @@ def test_read_image_of_bad_file_raises_error_with_file_name(tmp_path: Path) -> N
     (tmp_path / "folder.png").mkdir()
     for name in ("animated.gif", "truncated.png", "empty.png", "text.png", "folder.png"):
         with pytest.raises(ImageError, match=name):
-            pillow.read_image(tmp_path / name, (16, 16))
+            pillow.PillowImage(as_location(tmp_path / name)).read_window(slice(1), slice(1))
     with pytest.raises(ImageError, match=r"missing\.png"):
-        pillow.read_shape(tmp_path / "missing.png")
+        pillow.read_shape(as_location(tmp_path / "missing.png"))

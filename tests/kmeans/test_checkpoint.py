@@ -334,11 +334,16 @@ def test_fit_sweep_whose_folder_cannot_be_removed_returns_its_result(
     assert [entry.name for entry in folder.iterdir()] == ([] if other is None else [other])
 
 
-def test_clear_of_a_state_that_cannot_be_removed_warns(tmp_path: Path) -> None:
+def test_clear_of_a_state_that_cannot_be_removed_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
     X, folder = make_tiles(), tmp_path / "c"
     with open_checkpoint(folder) as checkpoint:
         run_fit(X, FitOptions.validate(KS, **SETTINGS), checkpoint=checkpoint)
-        (folder / ".state.partial").mkdir()
+        monkeypatch.setattr(Path, "unlink", refuse)
         with pytest.warns(UserWarning, match=r"c: the checkpoint cannot be removed \("):
             checkpoint.clear()
 

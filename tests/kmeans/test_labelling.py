@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -25,10 +24,13 @@ import daskkm
 from daskkm.block_sizes import override
 from daskkm.errors import FitError, ParameterError, StoreError
 from daskkm.kernels import distances as kernel
-from daskkm.storage import chunks, zarr_nodes
+from daskkm.storage.arrays import ChunkedArray
+from daskkm.storage.locations import LocalLocation
+from daskkm.storage.records import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from daskkm.kmeans.model import FittedModel
     from daskkm.storage.tile_store import TileStore
@@ -59,10 +61,10 @@ def test_label_writes_the_labels_that_the_model_predicts(store: TileStore) -> No
     np.testing.assert_array_equal(labels[5:9].compute(), expected[5:9])
     np.testing.assert_array_equal(np.bincount(expected), model.counts_)
     with pytest.raises(
-        StoreError, match=r"distances/3: the set of distances does not exist\. Label the"
+        StoreError, match=r"t\.zarr: no distances for k = 3\. Label the store with distances first"
     ):
         store.distances(3)
-    with pytest.raises(StoreError, match=r"labels/4: the set of labels does not exist\. Label the"):
+    with pytest.raises(StoreError, match=r"t\.zarr: no labels for k = 4\. Label the store first"):
         store.labels(4)
 
 
@@ -78,29 +80,26 @@ def test_label_with_distances_writes_those_of_transform(store: TileStore) -> Non
 def test_label_with_distances_reads_each_tile_once(
     store: TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, firsts = chunks.read_chunk, []
+    read, chunks = ChunkedArray._read_chunk, []
 
-    def counted(array: Any, first: int, *rest: Any) -> Any:
-        firsts.append(first)
-        return read(array, first, *rest)
+    def counted(array: ChunkedArray, i: int) -> Any:
+        chunks.append((array.location.name, i))
+        return read(array, i)
 
     model = fit(store, 3)
-    monkeypatch.setattr(chunks, "read_chunk", counted)
+    monkeypatch.setattr(ChunkedArray, "_read_chunk", counted)
     store.label(model, distances=True)
-    assert sorted(firsts) == [0, 7, 14, 21, 28]
+    assert sorted(chunks) == [("tiles", i) for i in range(5)]
 
 
 def test_label_writes_attributes_that_name_the_model(store: TileStore) -> None:
     model = fit(store, 2)
     store.label(model, distances=True)
-    root: Any = zarr.open_group(store.path, mode="r", use_consolidated=False)
+    root: Any = zarr.open_group(store.path, mode="r")
     for name, dimensions in (("labels", ("tile",)), ("distances", ("tile", "cluster"))):
-        said = dict(root[name]["2"].attrs["daskkm"])
-        assert len(said.pop("centroids")) == 64
-        assert len(said.pop("sha256")) == 64
-        assert said == {
-            "format": 3, "kind": name, "complete": True, "k": 2, "inertia": model.inertia_,
-        }  # fmt: skip
+        attributes = dict(root.attrs["daskkm"][name]["2"])
+        assert len(attributes.pop("centroids")) == 64
+        assert attributes == {"k": 2, "inertia": model.inertia_, "n_tiles": 30}
         assert root[name]["2"].metadata.dimension_names == dimensions
         assert [path.name for path in (store.path / name).iterdir() if path.is_dir()] == ["2"]
 
@@ -121,7 +120,7 @@ def test_label_again_replaces_labels_of_the_same_k(store: TileStore) -> None:
     assert store.labels(3).name != stale.name
     np.testing.assert_array_equal(store.labels(3), after.predict(store).compute())
     # Distances of another model would not be consistent with the labels.
-    with pytest.raises(StoreError, match="the set of distances does not exist"):
+    with pytest.raises(StoreError, match="no distances for k = 3"):
         store.distances(3)
     assert store.labels(2).shape == store.distances(2).shape[:1] == (30,)
 
@@ -137,7 +136,7 @@ def test_create_store_over_labels_replaces_them_only_with_the_tiles(
     (images / "s_10.png").unlink()
     replaced = daskkm.create_store(images, store.path, tile=8, overwrite=True)
     assert len(replaced) == 18
-    with pytest.raises(StoreError, match="the set of labels does not exist"):
+    with pytest.raises(StoreError, match="no labels for k = 3"):
         replaced.labels(3)
 
 
@@ -173,45 +172,49 @@ def test_labels_with_a_damaged_chunk_name_its_tiles(
         chunk.write_bytes(bytes(data if damage == "flipped" else data[:-1]))
     lazy = getattr(store, name)(2)
     with pytest.raises(
-        StoreError, match=rf"t\.zarr/{name}/2: {name} of tiles 14 to 20 .*label the tiles again"
+        StoreError, match=rf"t\.zarr: {name}/2 of tiles 14 to 20 .*Label the tiles again"
     ):
         lazy.compute()
     assert len(lazy[:14].compute()) == 14
     store.check()  # the tiles are all there: no reason to ingest them again
     store.label(fit(store, 2), distances=True)
     assert len(getattr(store, name)(2).compute()) == 30
+    assert store.verify() == []
 
 
-def test_label_that_cannot_read_a_tile_leaves_earlier_labels(store: TileStore) -> None:
+def test_label_that_cannot_read_a_tile_keeps_labels_of_the_same_model(store: TileStore) -> None:
     model = fit(store, 2)
     store.label(model, distances=True)
     before = store.labels(2).compute()
     (store.path / "tiles" / "c" / "3" / "0" / "0").unlink()
-    with pytest.raises(StoreError, match="tiles 21 to 27 cannot be read"):
-        store.label(model)
+    store.label(model, distances=True)  # reads no tile
     np.testing.assert_array_equal(store.labels(2), before)
-    assert store.distances(2).shape == (30, 2)
-    assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2"}
+    other = dataclasses.replace(model, cluster_centers_=model.cluster_centers_[::-1].copy())
+    with pytest.raises(StoreError, match="tiles 21 to 27 cannot be read"):
+        store.label(other)
+    with pytest.raises(StoreError, match="no labels for k = 2"):
+        store.labels(2)
 
 
-def test_label_that_cannot_write_leaves_nothing(
+def test_label_that_cannot_write_names_no_labels(
     store: TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = fit(store, 2)
+    model, write = fit(store, 2), LocalLocation.write
 
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fill_up(self: LocalLocation, *parts: Any) -> None:
+        if self.name == "3":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, *parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(zarr.Array, "__setitem__", full)
-        with pytest.raises(StoreError, match=r"labels/2: the set of labels cannot .*No space"):
+        patch.setattr(LocalLocation, "write", fill_up)
+        with pytest.raises(StoreError, match=r"t\.zarr: the store cannot be written .*No space"):
             store.label(model)
-    assert [path.name for path in (store.path / "labels").iterdir()] == ["zarr.json"]
-    (store.path / "labels" / "2").mkdir()
-    (store.path / "labels" / "2" / "thesis.tex").touch()
-    with pytest.raises(StoreError, match=r"the folder holds thesis\.tex"):
-        store.label(model)
-    assert (store.path / "labels" / "2" / "thesis.tex").exists()
+    with pytest.raises(StoreError, match="no labels for k = 2"):
+        store.labels(2)
+    assert store.verify() == []
+    store.label(model)
+    np.testing.assert_array_equal(store.labels(2), model.predict(store).compute())
 
 
 @pytest.mark.parametrize("distances", [False, True])
@@ -221,12 +224,92 @@ def test_label_over_other_files_is_refused_before_a_read(
     model = fit(store, 2)
     (store.path / "distances" / "2").mkdir(parents=True)
     (store.path / "distances" / "2" / "thesis.tex").touch()
-    monkeypatch.setattr(zarr_nodes, "read_rows", None)  # no tile is read
+    monkeypatch.setattr(ChunkedArray, "stream", None)  # no tile is read
     with pytest.raises(
         StoreError, match=r"distances/2: .*the folder holds thesis\.tex.*Move the folder"
     ):
         store.label(model, distances=distances)
     assert (store.path / "distances" / "2" / "thesis.tex").exists()
+
+
+@pytest.fixture(params=["local", "memory"])
+def growing(request: pytest.FixtureRequest, images: Path, tmp_path: Path) -> Iterator[TileStore]:
+    """A store of 18 tiles in three chunks; two images of 12 tiles are in the folder ``more``."""
+    (tmp_path / "more").mkdir()
+    for name in ("s_10.png", "s_11.png"):
+        shutil.copy(images / "s_10.png", tmp_path / "more" / name)
+    (images / "s_10.png").unlink()
+    path = tmp_path / "t.zarr"
+    with override(chunk_bytes=7 * 64, remote_chunk_bytes=7 * 64):
+        yield daskkm.create_store(
+            images, path if request.param == "local" else f"memory://{path}", tile=8
+        )
+
+
+def list_changed(store: TileStore, before: dict[str, bytes]) -> set[str]:
+    """Return the chunks of labels and distances that are new or differ in their version."""
+    return {name for name, data in list_chunks(store).items() if before.get(name) != data}
+
+
+def list_chunks(store: TileStore) -> dict[str, Any]:
+    location = store.location
+    names = [
+        f"{folder}/3/c/{name}"
+        for folder in ("labels", "distances")
+        for name in (location / folder / "3" / "c").sizes()
+    ]
+    return {name: read_state(location / name) for name in names}
+
+
+def test_label_after_append_adds_labels_of_new_tiles(growing: TileStore, tmp_path: Path) -> None:
+    model = fit(growing, 3)
+    growing.label(model, distances=True)
+    old, old_distances = growing.labels(3).compute(), growing.distances(3).compute()
+    grown = growing.append(tmp_path / "more")
+    before = list_chunks(grown)
+    with pytest.warns(UserWarning, match=r"24 of 42 tiles have no labels for k = 3\. Label the"):
+        labels = grown.labels(3)
+    with pytest.warns(UserWarning, match="24 of 42 tiles have no distances for k = 3"):
+        distances = grown.distances(3)
+    assert labels.chunks == (grown.features().chunks[0],)
+    np.testing.assert_array_equal(labels, [*old, *[-1] * 24])
+    np.testing.assert_array_equal(distances[:18], old_distances)
+    assert np.isnan(distances[18:]).all()
+    assert grown.verify() == []
+    grown.label(model, distances=True)
+    np.testing.assert_array_equal(grown.labels(3), model.predict(grown).compute())
+    np.testing.assert_array_equal(grown.distances(3), model.transform(grown).compute())
+    assert grown.verify() == []
+    # The third chunk has both labelled and new tiles.
+    new = range(2, 6)
+    assert list_changed(grown, before) == {
+        *(f"labels/3/c/{i}" for i in new),
+        *(f"distances/3/c/{i}/0" for i in new),
+    }
+    before = list_chunks(grown)
+    with pytest.raises(StoreError, match=r"more tiles are labelled .*Open the store again"):
+        growing.label(model, distances=True)  # a store opened before the append
+    grown.label(model, distances=True)
+    assert not list_changed(grown, before)
+    assert (grown.labels(3).compute() >= 0).all()
+
+
+def test_label_after_append_by_another_model_labels_all_tiles(
+    growing: TileStore, tmp_path: Path
+) -> None:
+    growing.label(fit(growing, 3), distances=True)
+    grown = growing.append(tmp_path / "more")
+    model = fit(grown, 3, seed=5)
+    before = list_chunks(grown)
+    grown.label(model)
+    np.testing.assert_array_equal(grown.labels(3), model.predict(grown).compute())
+    assert list_changed(grown, before) == {f"labels/3/c/{i}" for i in range(6)}
+    with pytest.raises(StoreError, match="no distances for k = 3"):
+        grown.distances(3)
+    # Distances alone are missing: labels are of this model already.
+    grown.label(model, distances=True)
+    np.testing.assert_array_equal(grown.distances(3), model.transform(grown).compute())
+    assert grown.verify() == []
 
 
 def test_label_by_anything_but_a_fitted_model_is_refused(store: TileStore) -> None:
@@ -252,14 +335,14 @@ def check_labels_of_one_model(
 ) -> None:
     """Check that labels, and distances if present, are those of the named model."""
     k = len(models[0].cluster_centers_)
-    array: Any = zarr.open_array(store.path / "labels" / str(k), mode="r")
-    (model,) = (m for m in models if m.inertia_ == array.attrs["daskkm"]["inertia"])
+    attributes: Any = zarr.open_group(store.path, mode="r").attrs["daskkm"]
+    (model,) = (m for m in models if m.inertia_ == attributes["labels"][str(k)]["inertia"])
     np.testing.assert_array_equal(store.labels(k), model.predict(store).compute())
     try:
         found = store.distances(k).compute()
     except StoreError as error:
         # Either run may end last.
-        assert re.search("distances does not exist|are of another model", str(error))  # noqa: PT017
+        assert re.search("no distances for k", str(error))  # noqa: PT017
     else:
         assert distances
         np.testing.assert_array_equal(found, model.transform(store).compute())
@@ -284,39 +367,9 @@ def test_label_twice_at_once_leaves_the_labels_of_one(store: TileStore, distance
             ]
         errors = [error for run in runs if (error := run.exception())]
         assert len(errors) < 2
-        assert all("another run is writing this set of labels" in str(e) for e in errors)
+        assert all("another run is labelling for k = 3" in str(e) for e in errors)
         check_labels_of_one_model(store, models, distances=distances)
     assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "3"}
-
-
-def test_distances_of_another_model_than_the_labels_are_refused(store: TileStore) -> None:
-    store.label(fit(store, 3), distances=True)
-    kept = store.path.parent / "kept"
-    (store.path / "distances" / "3").rename(kept)
-    store.label(fit(store, 3, seed=1))
-    kept.rename(store.path / "distances" / "3")
-    with pytest.raises(StoreError, match=r"distances/3: .*another model .*label the tiles again"):
-        store.distances(3)
-
-
-def test_label_that_cannot_replace_labels_leaves_their_distances(
-    store: TileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, rename = fit(store, 3), Path.rename
-    store.label(model, distances=True)
-
-    def fail(self: Path, target: Path) -> Path:
-        if self.suffix == ".partial":
-            assert not (store.path / "distances" / "3").exists()  # nor beside labels of another
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", fail)
-        with pytest.raises(StoreError, match="labels/3: the set of labels cannot be written"):
-            store.label(fit(store, 3, seed=1))
-    np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
-    np.testing.assert_array_equal(store.distances(3), model.transform(store).compute())
 
 
 def test_label_with_many_distances_computes_them_in_parts(
@@ -339,14 +392,12 @@ def test_label_with_many_distances_computes_them_in_parts(
     np.testing.assert_array_equal(store.distances(9), model.transform(store).compute())
 
 
-def test_labels_moved_from_another_store_are_refused(store: TileStore, images: Path) -> None:
+def test_labels_moved_from_another_store_are_not_labels(store: TileStore, images: Path) -> None:
     store.label(fit(store, 2))
     (images / "s_10.png").unlink()
     other = daskkm.create_store(images, store.path.with_name("other.zarr"), tile=8)
     (store.path / "labels").rename(other.path / "labels")
-    with pytest.raises(
-        StoreError, match=r"not a set of labels of this store .*label the tiles again"
-    ):
+    with pytest.raises(StoreError, match=r"other\.zarr: no labels for k = 2"):
         other.labels(2)
 
 
@@ -390,25 +441,21 @@ def test_label_killed_half_way_leaves_no_partial_labels_in_sight(
     ) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "half\n"
-        assert list((store.path / "labels").glob("3.partial/c/*"))  # some are written
+        assert list((store.path / "labels").glob("3/c/*"))  # some are written
         run.send_signal(ending)
     assert run.returncode == -ending
-    if before:
-        np.testing.assert_array_equal(store.labels(3), earlier.predict(store).compute())
-    else:
-        with pytest.raises(StoreError, match="the set of labels does not exist"):
-            store.labels(3)
-    left = list((store.path / "labels").glob("3.partial"))
-    assert bool(left) == (ending is signal.SIGKILL)
+    with pytest.raises(StoreError, match="no labels for k = 3"):
+        store.labels(3)
+    assert store.verify() == []
     store.label(model)
     np.testing.assert_array_equal(store.labels(3), model.predict(store).compute())
+    assert not (store.path / "distances" / "3" / "c").exists()
 
 
-def test_label_for_two_k_at_once_writes_both_to_a_new_group(store: TileStore) -> None:
-    # Both create the group of labels, and neither may fail because the other has.
-    models = [fit(store, 2), fit(store, 3)]
-    for _ in range(12):
-        shutil.rmtree(store.path / "labels", ignore_errors=True)
+def test_label_for_two_k_at_once_writes_both(store: TileStore) -> None:
+    # Both replace the root of the store, and neither may lose what the other has added.
+    of_seeds = [[fit(store, k, seed) for k in (2, 3)] for seed in (0, 1)]
+    for models in of_seeds * 6:
         start = threading.Barrier(2)
 
         def label(model: FittedModel, start: threading.Barrier = start) -> None:
@@ -417,4 +464,6 @@ def test_label_for_two_k_at_once_writes_both_to_a_new_group(store: TileStore) ->
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(label, models))
-        assert {path.name for path in (store.path / "labels").iterdir()} == {"zarr.json", "2", "3"}
+        for model in models:
+            labels = store.labels(len(model.cluster_centers_))
+            np.testing.assert_array_equal(labels, model.predict(store).compute())

@@ -94,12 +94,11 @@ def test_save_of_blank_centroids_writes_their_chunk(tmp_path: Path) -> None:
 
 
 def test_saved_model_attributes_describe_the_fit(model: FittedModel, saved: Path) -> None:
-    said = json.loads((saved / "zarr.json").read_text())["attributes"]["daskkm"]
-    assert len(said.pop("sha256")) == 64
-    assert said == {
-        "format": 3,
+    attributes = json.loads((saved / "zarr.json").read_text())["attributes"]["daskkm"]
+    assert len(attributes.pop("sha256")) == 64
+    assert attributes == {
+        "format": 4,
         "kind": "model",
-        "complete": True,
         "k": 3,
         "inertia": model.inertia_,
         "n_iter": model.n_iter_,
@@ -150,14 +149,16 @@ def test_save_over_other_content_is_refused(
         with pytest.raises(ModelError, match=rf"{name}: .*Choose another location"):
             model.save(tmp_path / name)
         assert sorted((tmp_path / name).rglob("*")) == before
-    with pytest.raises(ModelError, match=r"m\.zarr: .*choose another location"):
+    with pytest.raises(ModelError, match=r"m\.zarr: .*[Cc]hoose another location"):
         model.save(tmp_path / "file" / "m.zarr")
     # And the other way round, a saved model is no store to be replaced.
     with pytest.raises(daskkm.StoreError, match="not a store that daskkm may replace"):
         daskkm.create_store(ROOT / "images", saved)
 
 
-def test_save_on_a_full_disk_leaves_the_earlier_model(saved: Path) -> None:
+def test_save_on_a_full_disk_leaves_no_model_and_is_repeated(
+    model: FittedModel, saved: Path
+) -> None:
     code = (
         "import resource, signal, sys; from daskkm.kmeans.model import load_saved;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -170,7 +171,10 @@ def test_save_on_a_full_disk_leaves_the_earlier_model(saved: Path) -> None:
     )
     assert "model.zarr: the saved model cannot be written" in run.stderr
     assert [path.name for path in saved.parent.iterdir()] == ["model.zarr"]
-    load_saved(saved)
+    with pytest.raises(ModelError, match=r"model\.zarr: not a saved model"):
+        load_saved(saved)
+    model.save(saved)
+    assert_same(load_saved(saved).model, model)
 
 
 def test_load_saved_of_something_else_is_refused(digits: TileStore, tmp_path: Path) -> None:
@@ -184,6 +188,17 @@ def test_load_saved_of_something_else_is_refused(digits: TileStore, tmp_path: Pa
     zarr.create_array(tmp_path / "array", shape=(3,), dtype="u1")
     with pytest.raises(ModelError, match="no attributes of daskkm"):
         load_saved(tmp_path / "array")
+
+
+@pytest.mark.parametrize("kind", ["URL", "Zarr store"])
+def test_save_to_any_location_is_loaded_to_the_last_bit(
+    model: FittedModel, tmp_path: Path, kind: str
+) -> None:
+    location: Any = f"memory://{tmp_path}/m.zarr" if kind == "URL" else zarr.storage.MemoryStore()
+    model.save(location, extra={"more": np.arange(3)})
+    model.save(location)  # replaces
+    assert_same(load_saved(location).model, model)
+    assert load_saved(location).extra == {}
 
 
 @pytest.mark.parametrize("name", ["cluster_centers", "counts", "extra/more"])

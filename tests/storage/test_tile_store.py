@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import time
 import warnings
-from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import daskkm
 from daskkm.block_sizes import override
-from daskkm.cli.sweep import command as sweep_command
-from daskkm.errors import ImageError, StoreError
+from daskkm.errors import CorruptChunkError, ImageError, StoreError
 from daskkm.images import pillow
 from daskkm.images.grid import cut, join
-from daskkm.storage import records, writer as writer_module, zarr_nodes
+from daskkm.images.ingest import choose_chunk_rows
+from daskkm.storage import records
 from daskkm.storage.labels import choose_part_rows
-from daskkm.storage.records import ImageRecord
-from daskkm.storage.tile_store import STORE
-from daskkm.storage.writer import open_writer
+from daskkm.storage.locations import as_location
+from tests.locations import KINDS, new_location
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
+
+    from daskkm.storage.locations import Location
 
 
 def test_create_store_of_images_holds_all_pixels_in_natural_order(
@@ -55,7 +60,7 @@ def test_create_store_of_images_holds_all_pixels_in_natural_order(
 
 def test_store_in_many_chunks_equals_store_in_one_chunk(images: Path, tmp_path: Path) -> None:
     whole = daskkm.create_store(images, tmp_path / "whole.zarr", tile=(8, 8))
-    with override(chunk_bytes=7 * 64, provenance_rows=4):
+    with override(chunk_bytes=7 * 64, table_rows=2):
         parts = daskkm.create_store(images, tmp_path / "parts.zarr", tile=(8, 8))
     assert parts.features().chunks[0] == (7, 7, 7, 7, 2)
     np.testing.assert_array_equal(parts.tiles[:], whole.tiles[:])
@@ -69,15 +74,13 @@ def test_store_in_many_chunks_equals_store_in_one_chunk(images: Path, tmp_path: 
 
 def test_choose_chunk_rows_of_any_tile_has_divisors() -> None:
     for tile_bytes in (1, 9, 256, 400, 576, 640, 768, 784, 3072, 1 << 20, 5 << 20):
-        rows = writer_module.choose_chunk_rows(tile_bytes)
+        rows = choose_chunk_rows(tile_bytes)
         assert max(1, 0.93 * (4 << 20) / tile_bytes - 1) <= rows <= max(1, (4 << 20) / tile_bytes)
         for k in (1, 5, 256, 3000):
-            part = choose_part_rows(rows, 8 * k, alone=False)
+            part = choose_part_rows(rows, 8 * k)
             assert rows % part == 0
             assert part * 8 * k <= 6 << 20
             assert part == rows or part * 8 * k >= 1 << 20
-    # The rows of a single task may be prime.
-    assert [choose_part_rows(16_381, 8 * k, alone=True) for k in (5, 1000)] == [16_381, 524]
 
 
 def test_create_store_of_rgb_images_has_bands(tmp_path: Path) -> None:
@@ -91,18 +94,19 @@ def test_create_store_of_rgb_images_has_bands(tmp_path: Path) -> None:
     np.testing.assert_array_equal(join(np.asarray(store.tiles[:]), 3), pixels)
 
 
-def test_store_attributes_describe_images_and_arrays(images: Path, tmp_path: Path) -> None:
+def test_root_of_store_describes_arrays_and_codecs(images: Path, tmp_path: Path) -> None:
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8))
-    said = json.loads((tmp_path / "t.zarr" / "zarr.json").read_text())
-    assert said["zarr_format"] == 3
-    ours = said["attributes"]["daskkm"]
-    assert ours["complete"] is True
-    names = {"name", "size", "sha256", "mtime_ns", "ctime_ns", "shape", "cropped"}
-    assert ours["images"][0].keys() == names
+    document = json.loads((tmp_path / "t.zarr" / "zarr.json").read_text())
+    assert document["zarr_format"] == 3
+    own = document["attributes"]["daskkm"]
+    assert own.keys() == {"id", "digest", "format", "kind", "sha256"}
+    assert (own["kind"], own["format"], own["digest"]) == ("store", 4, store.digest)
     assert store.tiles.metadata.dimension_names == ("tile", "y", "x")  # type: ignore[union-attr]
-    for name in ("tiles", "image", "row", "col"):
-        array = json.loads((tmp_path / "t.zarr" / name / "zarr.json").read_text())
-        assert [codec["name"] for codec in array["codecs"]] == ["bytes", "crc32c"]
+    copies = document["consolidated_metadata"]["metadata"]
+    assert {"tiles", "images", "images/name", "images/sha256"} <= copies.keys()
+    for name, copy in copies.items():
+        assert json.loads((tmp_path / "t.zarr" / name / "zarr.json").read_text()) == copy
+    assert [codec["name"] for codec in copies["tiles"]["codecs"]] == ["bytes", "crc32c"]
 
 
 def test_create_store_of_blank_tiles_writes_all_chunks(tmp_path: Path) -> None:
@@ -110,14 +114,19 @@ def test_create_store_of_blank_tiles_writes_all_chunks(tmp_path: Path) -> None:
     (tmp_path / "blank").mkdir()
     Image.new("L", (16, 16)).save(tmp_path / "blank" / "a.png")
     daskkm.create_store(tmp_path / "blank", tmp_path / "t.zarr", tile=(8, 8))
-    assert (tmp_path / "t.zarr" / "tiles" / "c" / "0" / "0" / "0").stat().st_size == 4 * 64 + 4
+    with override(chunk_bytes=3 * 64):
+        store = daskkm.create_store(tmp_path / "blank", tmp_path / "u.zarr", tile=8)
+    for i in range(2):
+        file = tmp_path / "u.zarr" / "tiles" / "c" / str(i) / "0" / "0"
+        assert file.stat().st_size == 3 * 64 + 4
+    assert not store.features().compute().any()
 
 
 def test_create_store_of_ragged_images_crops_with_one_warning(images: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"s_1\.png \(4 at the bottom, 2 at the right\), s_2\.png"):
         store = daskkm.create_store(images, tmp_path / "t.zarr", tile=(10, 10))
     assert [image.cropped for image in store.images] == [(4, 2), (6, 4), (2, 4)]
-    assert daskkm.open_store(tmp_path / "t.zarr").images == store.images
+    assert list(daskkm.open_store(tmp_path / "t.zarr").images) == list(store.images)
     assert len(store) == 6 + 2 + 6
 
 
@@ -175,7 +184,7 @@ def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
     files = contents(path)
     change(images)
     with monkeypatch.context() as patched:
-        patched.setattr(pillow, "read_image", None)  # no image is decoded
+        patched.setattr(pillow, "PillowImage", None)  # no image is decoded
         patched.setattr(pillow, "read_shape", None)
         with pytest.raises(StoreError, match=said) as refused:
             daskkm.create_store(images, path, **asked)
@@ -185,7 +194,7 @@ def test_ingest_into_a_store_of_other_content_is_refused_until_overwritten(
     assert contents(path) == files
     assert [entry.name for entry in tmp_path.iterdir() if "t.zarr" in entry.name] == ["t.zarr"]
     after = daskkm.create_store(images, path, **asked, overwrite=True)
-    assert (after.images, after.tile) != (before.images, before.tile)
+    assert after.tile != before.tile or after.digest != before.digest
     assert after.features().name != token
     fresh = daskkm.create_store(images, tmp_path / "fresh.zarr", tile=after.tile[:2])
     np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
@@ -210,7 +219,7 @@ def test_ingest_without_tile_keeps_size_of_the_store(images: Path, tmp_path: Pat
     ("file", "size"),
     [
         *(("zarr.json", size) for size in (None, 0, 500, -9)),
-        *((file, -9) for file in ("tiles/c/0/0/0", "row/c/0")),
+        *((file, -9) for file in ("tiles/c/0/0/0", "images/size/c/0")),
     ],
 )
 def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
@@ -222,24 +231,15 @@ def test_ingest_into_a_damaged_store_is_refused_until_overwritten(
     store.label(daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3])
     damaged = (path / file).read_bytes()[:size]
     if size is None:
-        damaged = (path / file).read_bytes().replace(b"s_10.png", b"s_11.png")
+        damaged = (path / file).read_bytes().replace(b'"id"', b'"ID"')
     (path / file).write_bytes(damaged)
     (path / ".DS_Store").touch()
     files = contents(path)
-    with pytest.raises(
-        StoreError, match="or overwrite the store, which deletes its labels/3"
-    ) as refused:
+    losses = "" if file == "zarr.json" else ", which deletes its labels/3"
+    with pytest.raises(StoreError, match=f"or overwrite the store{losses}") as refused:
         daskkm.create_store(images, path, tile=8)
     assert refused.value.options == ("overwrite=True",)
     assert contents(path) == files
-    if file == "zarr.json":
-        said = r"t\.zarr: .*size of tiles is unknown\. Ingest the images with a given size of tiles"
-        with pytest.raises(StoreError, match=said) as refused:
-            daskkm.create_store(images, path, overwrite=True)
-        assert refused.value.options == ("tile",)
-        flags = ["--images", str(images), "--store", str(path), "--out", str(tmp_path / "out")]
-        with pytest.raises(StoreError, match=rf"{said}, or remove the store"):
-            sweep_command.main([*flags, "--overwrite"], standalone_mode=False)
     after = daskkm.create_store(images, path, tile=8, overwrite=True)
     np.testing.assert_array_equal(after.features().compute(), before)
     assert after.provenance()["row"].shape == (30,)
@@ -253,7 +253,7 @@ def test_ingest_during_another_commit_is_refused(
     daskkm.create_store(images, other, tile=8)
     shape = pillow.read_shape
 
-    def meanwhile(image: Path) -> tuple[int, ...]:
+    def meanwhile(image: Any) -> tuple[int, ...]:
         if other.exists():
             other.rename(path)
         return shape(image)
@@ -267,43 +267,21 @@ def test_ingest_during_another_commit_is_refused(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("state", ["complete", "partial"])
-@pytest.mark.parametrize("order", [(1, 0, 2, 3), (1, 2, 0, 3), (0, 1, 3, 2)])
-@override(chunk_bytes=64)
-def test_ingest_of_images_in_another_order_is_refused_until_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, order: tuple[int, ...]
-) -> None:
-    """The order of skipped files matters too."""
-    monkeypatch.setattr(writer_module, "_MAX_SAVES", 1000)
-    names = ["c.png", "a.png", "bad.png", "also_bad.png"]
-    for i, name in enumerate(names):
-        if i < 2:
-            Image.new("L", (16, 16), i + 1).save(tmp_path / name)
+def test_ingest_of_images_in_another_order_returns_the_store(tmp_path: Path) -> None:
+    files = []
+    for i, name in enumerate(("c.png", "a.png", "bad.png", "z.png")):
+        files.append(tmp_path / name)
+        if name == "bad.png":
+            files[-1].write_text(name)
         else:
-            (tmp_path / name).write_text(name)
-    Image.new("L", (16, 16), 9).save(tmp_path / "z.png")
+            Image.new("L", (16, 16), i + 1).save(files[-1])
     settings: Any = {"tile": 8, "on_bad": "skip"}
-    path, last = tmp_path / "t.zarr", tmp_path / "z.png"
-
-    def stop(done: int, _: int) -> None:
-        if done == 5 and state == "partial":
-            raise KeyboardInterrupt
-
-    with suppress(KeyboardInterrupt):
-        files = [tmp_path / name for name in names]
-        daskkm.create_store([*files, last], path, **settings, on_image=stop)
-    others = [*(files[i] for i in order), last]
-    with pytest.raises(StoreError, match=r" images in another order \(.*a") as refused:
-        daskkm.create_store(others, path, **settings)
-    assert refused.type is StoreError
-    assert refused.value.options == ("overwrite=True",)
-    after = daskkm.create_store(others, path, **settings, overwrite=True)
-    fresh = daskkm.create_store(others, tmp_path / "fresh.zarr", **settings)
-    assert (after.images, after.skipped) == (fresh.images, fresh.skipped)
-    np.testing.assert_array_equal(after.tiles[:], fresh.tiles[:])
-    # The order among images, and among skipped files, decides.
-    among = [others[2], *others[:2], *others[3:]] if order[2:] == (2, 3) else others
-    assert daskkm.create_store(among, path, **settings).digest == after.digest
+    store = daskkm.create_store(files, tmp_path / "t.zarr", **settings)
+    before = contents(tmp_path / "t.zarr")
+    same = daskkm.create_store(files[::-1], tmp_path / "t.zarr", **settings)
+    assert same.digest == store.digest
+    assert [image.name for image in same.images] == ["c.png", "a.png", "z.png"]
+    assert contents(tmp_path / "t.zarr") == before
 
 
 def settle(images: Path, seconds: int = 1000) -> None:
@@ -329,7 +307,7 @@ def test_ingest_of_unchanged_images_reads_no_image(
     read: list[str] = []
     identity = records.read_identity
 
-    def noted(path: Path) -> tuple[int, str]:
+    def noted(path: Location) -> tuple[int, str]:
         read.append(path.name)
         return identity(path)
 
@@ -351,24 +329,13 @@ def test_ingest_of_unchanged_images_reads_no_image(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["s_1.png", "bad.png"])
-@pytest.mark.parametrize("state", ["complete", "partial"])
-@override(chunk_bytes=64)
 def test_ingest_of_changed_image_of_same_size_is_refused(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: str
+    images: Path, tmp_path: Path, name: str
 ) -> None:
     (images / "bad.png").write_text("not an image")
     settle(images)
     settings: Any = {"tile": 8, "on_bad": "skip"}
-    read_image = pillow.read_image
-
-    def interrupted(path: Path, tile: tuple[int, int]) -> Any:
-        if path.name == "s_10.png" and state == "partial":
-            raise KeyboardInterrupt
-        return read_image(path, tile)
-
-    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
-        patched.setattr(pillow, "read_image", interrupted)
-        daskkm.create_store(images, tmp_path / "t.zarr", **settings)
+    daskkm.create_store(images, tmp_path / "t.zarr", **settings)
     replace_bytes(images / name, 1001)
     with pytest.raises(StoreError, match=rf"1 image changed \({name}\)"):
         daskkm.create_store(images, tmp_path / "t.zarr", **settings)
@@ -417,36 +384,46 @@ def test_image_record_without_times_compares_bytes(images: Path, tmp_path: Path)
     store = daskkm.create_store(images, tmp_path / "t.zarr", tile=8)
     assert [image.mtime_ns for image in store.images] == [1000 * 10**9] * 3
     for image in store.images:
-        old = ImageRecord.from_json(image.content)  # a record without times
+        old = dataclasses.replace(image, mtime_ns=None, ctime_ns=None)
+        path = as_location(images / image.name)
         assert old == image
-        assert (old.mtime_ns, old.ctime_ns) == (None, None)
-        assert old.is_file(images / image.name)
+        assert old.is_file(path)
         replace_bytes(images / image.name, 1000)
-        assert not old.is_file(images / image.name)
+        assert not old.is_file(path)
 
 
-def test_create_store_of_damaged_image_keeps_older_store(images: Path, tmp_path: Path) -> None:
+def test_create_store_of_damaged_image_is_resumed(images: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.zarr"
-    before = daskkm.create_store(images, path, tile=(8, 8)).features().compute()
     whole = (images / "s_10.png").read_bytes()
     (images / "s_10.png").write_bytes(whole[:500])  # the header is intact
-    for place in (path, tmp_path / "new.zarr"):
-        with pytest.raises(ImageError, match=r"s_10\.png"):
-            daskkm.create_store(images, place, tile=(8, 8), overwrite=True)
-    np.testing.assert_array_equal(daskkm.open_store(path).features().compute(), before)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
-        *("new.zarr.partial", "pictures", "t.zarr", "t.zarr.partial")
-    ]
+    with pytest.raises(ImageError, match=r"s_10\.png"):
+        daskkm.create_store(images, path, tile=(8, 8))
+    with pytest.raises(StoreError, match=r"t\.zarr: the store is not complete: an ingest was"):
+        daskkm.open_store(path)
     (images / "s_10.png").write_bytes(whole)
-    assert len(daskkm.create_store(images, tmp_path / "new.zarr", tile=(8, 8))) == 30
+    store = daskkm.create_store(images, path)  # keeps the size of tiles
+    fresh = daskkm.create_store(images, tmp_path / "fresh.zarr", tile=8)
+    assert store.digest == fresh.digest
+    assert tiles_and_tables(path) == tiles_and_tables(tmp_path / "fresh.zarr")
 
 
-def test_open_store_of_incomplete_store_is_refused(images: Path, tmp_path: Path) -> None:
-    daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8))
-    zarr_nodes.write_attributes(tmp_path / "t.zarr", STORE, {}, complete=False)
-    with pytest.raises(StoreError, match=r"not complete\. Ingest the images again"):
-        daskkm.open_store(tmp_path / "t.zarr")
-    assert len(daskkm.create_store(images, tmp_path / "t.zarr", tile=(8, 8), overwrite=True)) == 30
+def tiles_and_tables(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): content
+        for path, content in contents(folder).items()
+        if path != folder / "zarr.json"
+    }
+
+
+def test_create_store_of_bad_image_keeps_older_store(images: Path, tmp_path: Path) -> None:
+    """Headers are checked before the older store is removed."""
+    path = tmp_path / "t.zarr"
+    daskkm.create_store(images, path, tile=(8, 8))
+    before = contents(path)
+    (images / "s_10.png").write_text("not an image")
+    with pytest.raises(ImageError, match=r"s_10\.png"):
+        daskkm.create_store(images, path, tile=(8, 8), overwrite=True)
+    assert contents(path) == before
 
 
 def test_create_store_through_link_keeps_the_link(images: Path, tmp_path: Path) -> None:
@@ -486,7 +463,9 @@ def test_create_store_of_bad_images_writes_nothing(images: Path, tmp_path: Path)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["file", "folder", "group", "model", "more", "dots", "cut"])
+@pytest.mark.parametrize(
+    "kind", ["file", "folder", "group", "model", "more", "dots", "cut", "same names"]
+)
 def test_create_store_over_other_content_is_refused(
     images: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -500,6 +479,9 @@ def test_create_store_over_other_content_is_refused(
         zarr.create_group(path).create_array("a", shape=(3,), dtype="u1")
     elif kind == "model":
         daskkm.KMeans(n_clusters=1, n_init=1).fit([[1.0], [2.0]]).save(path)
+    elif kind == "same names":
+        for name in ("images", "tiles", "ingest"):
+            shutil.copytree(images, path / name)
     elif kind == "dots":
         (path / ".git").mkdir(parents=True)
     else:
@@ -529,46 +511,16 @@ def test_open_store_of_other_content_is_refused(tmp_path: Path) -> None:
         daskkm.open_store(tmp_path / "file")
 
 
-def test_create_store_over_new_file_is_refused(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "t.zarr"
-    path.mkdir()
-    read = pillow.read_image
-
-    def meanwhile(image: Path, tile: tuple[int, int]) -> Any:
-        (path / "thesis.tex").write_text("precious")
-        return read(image, tile)
-
-    monkeypatch.setattr(pillow, "read_image", meanwhile)
-    with pytest.raises(StoreError, match=r"the folder holds thesis\.tex"):
-        daskkm.create_store(images, path, tile=8)
-    assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
-    (path / "thesis.tex").unlink()
-    monkeypatch.setattr(pillow, "read_image", None)  # the partial store is complete
-    assert len(daskkm.create_store(images, path, tile=8)) == 30
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["pictures", "t.zarr"]
-
-
-def test_create_store_in_current_folder_or_link_loop_is_refused(
+def test_create_store_in_current_folder_is_done_and_link_loop_is_refused(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(StoreError, match="the current folder"):
-        daskkm.create_store(images, ".", tile=8)
+    assert len(daskkm.create_store(images, ".", tile=8)) == 30
+    assert daskkm.open_store(tmp_path / "here").verify() == []
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(StoreError, match="Choose another location"):
         daskkm.create_store(images, tmp_path / "loop", tile=8)
-
-
-def test_open_writer_of_fewer_tiles_commits_a_smaller_store(tmp_path: Path) -> None:
-    image = ImageRecord("a", 1, "", (8, 8), (0, 0))
-    with open_writer(tmp_path / "t.zarr", 2, (8, 8), ()) as writer:
-        writer.append(image, np.full((1, 8, 8), 7, np.uint8))
-    store = daskkm.open_store(tmp_path / "t.zarr")
-    assert store.features().compute().tolist() == [[7] * 64]
-    assert store.provenance()["image"].tolist() == [0]
 
 
 def test_sample_images_have_blank_tiles_at_known_places(digits: daskkm.TileStore) -> None:
@@ -597,3 +549,230 @@ def test_features_changed_in_place_are_fitted_after_the_change(
     starts = changed[::2000] * 1.0
     model = daskkm.fit_sweep(X, [3], init=starts).models[3]
     assert model.inertia_ == daskkm.fit_sweep(changed, [3], init=starts).models[3].inertia_
+
+
+# Stores at each kind of location, and appends
+
+NEW_TILES = 7  # of a chunk
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest) -> Iterator[Location]:
+    """A location of each kind for a store, with chunks of seven tiles."""
+    with (
+        new_location(request.param) as location,
+        override(chunk_bytes=NEW_TILES * 64, remote_chunk_bytes=NEW_TILES * 64, table_rows=2),
+    ):
+        yield location
+
+
+def save_images(folder: Path, shapes: Sequence[tuple[int, int]], seed: int = 0) -> list[Path]:
+    """Write images of random pixels."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"i_{i}.png" for i in range(len(shapes))]
+    for path, shape in zip(paths, shapes, strict=True):
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path, compress_level=1)
+    return paths
+
+
+def read_files(location: Location) -> dict[str, bytes]:
+    """Return all files of a store but the root, which has random ids."""
+    return {
+        name: bytes((location / name).read()) for name in location.sizes() if name != "zarr.json"
+    }
+
+
+def test_store_at_any_location_holds_the_same(images: Path, place: Location) -> None:
+    with new_location("local") as local:
+        expected = daskkm.create_store(images, local, tile=8)
+        store = daskkm.create_store(images, place, tile=8)
+        assert (store.digest, list(store.images)) == (expected.digest, list(expected.images))
+        X = expected.features().compute()
+        np.testing.assert_array_equal(store.features().compute(), X)
+        np.testing.assert_array_equal(np.reshape(store.tiles[:], X.shape), X)
+        assert store.features().chunks[0] == (7, 7, 7, 7, 2)
+        model = daskkm.fit_sweep(expected, [3], n_init=1, random_state=0).models[3]
+        for each in (store, expected):
+            each.label(model, distances=True)
+        for name in ("labels", "distances"):
+            found, wanted = (getattr(each, name)(3).compute() for each in (store, expected))
+            np.testing.assert_array_equal(found, wanted)
+        assert daskkm.open_store(place).verify() == []
+        assert place.names() == {"zarr.json", "tiles", "images", "labels", "distances"}
+        assert place.parent.names() == {"x.zarr"}
+        again = daskkm.create_store(images, place)
+        assert again.digest == store.digest
+
+
+def test_zarr_and_xarray_open_a_store_without_a_warning(
+    images: Path, place: Location, tmp_path: Path
+) -> None:
+    """Each warning is an error."""
+    deep = place if place.is_local else place.parent.parent
+    (tmp_path / "more").mkdir()
+    shutil.copy(images / "s_1.png", tmp_path / "more" / "b.png")
+    (tmp_path / "more" / "c.png").write_text("not an image")
+    store = daskkm.create_store(images, deep, tile=8)
+    model = daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3]
+    store.label(model, distances=True)
+    store = store.append(tmp_path / "more", on_bad="skip")
+    X = store.features().compute().reshape(42, 8, 8)
+    zarr_store, _ = deep.open_zarr()
+    for consolidated in (None, False):
+        group: Any = zarr.open_group(zarr_store, mode="r", use_consolidated=consolidated)
+        names = {name for name, _ in group.members(None)}
+        assert names >= {"tiles", "images/name", "skipped/reason", "labels/3", "distances/3"}
+        np.testing.assert_array_equal(group["tiles"][:], X)
+        labels = np.asarray(group["labels/3"][:])
+        np.testing.assert_array_equal(labels[30:], -1)
+        assert np.isnan(group["distances/3"][30:]).all()
+    dataset = xr.open_zarr(zarr_store)
+    assert dataset["tiles"].dims == ("tile", "y", "x")
+    np.testing.assert_array_equal(dataset["tiles"], X)
+    opened: Any = zarr_store
+    tree: Any = xr.open_datatree(opened, engine="zarr", mask_and_scale=False)
+    np.testing.assert_array_equal(tree["labels/3"], labels)
+    assert tree["images/size"].values.tolist() == [image.size for image in store.images]
+    assert tree["skipped/reason"].dims == ("skipped_reason",)
+
+
+@pytest.mark.parametrize("init", ["random", [[0.0, 1.0], [2.0, 3.0]]])
+def test_model_in_xarray_has_clusters_and_features(tmp_path: Path, init: Any) -> None:
+    X = np.random.default_rng(0).random((9, 2))
+    for dtype in (">f8", "<f8"):  # of any byte order
+        own = init if init == "random" else np.array(init, dtype)
+        model = daskkm.KMeans(n_clusters=2, n_init=1, init=own, random_state=0).fit(X)
+        model.save(tmp_path / "m.zarr")
+        found = xr.open_zarr(tmp_path / "m.zarr")
+        assert dict(found.sizes) == {"cluster": 2, "feature": 2}
+        np.testing.assert_array_equal(found["cluster_centers"], model.cluster_centers_)
+        np.testing.assert_array_equal(found["counts"], model.fitted_model.counts_)
+        tree = xr.open_datatree(tmp_path / "m.zarr", engine="zarr")
+        loaded = daskkm.load_model(tmp_path / "m.zarr")
+        if init != "random":
+            np.testing.assert_array_equal(tree["extra/init"], init)
+            np.testing.assert_array_equal(loaded.init, init)
+        np.testing.assert_array_equal(loaded.cluster_centers_, model.cluster_centers_)
+
+
+SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40))
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(SHAPES, min_size=1, max_size=7),
+    st.lists(st.integers(1, 7), max_size=3),
+    st.sampled_from(KINDS),
+    st.integers(1, 3),
+)
+def test_append_of_images_in_any_split_equals_one_ingest(
+    shapes: list[tuple[int, int]], cuts: list[int], kind: str, group: int
+) -> None:
+    with (
+        TemporaryDirectory() as home,
+        new_location(kind) as whole,
+        new_location(kind) as parts,
+        override(chunk_bytes=7 * 64, remote_chunk_bytes=7 * 64, table_rows=2),
+        override(ingested_images=group),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "pixels that fill no whole tile were cropped")
+        paths = save_images(Path(home) / "images", shapes)
+        expected = daskkm.create_store(paths, whole, tile=8)
+        ends = sorted({min(cut, len(paths)) for cut in cuts} | {len(paths)})
+        store = daskkm.create_store(paths[: ends[0]], parts, tile=8)
+        for first, last in pairwise(ends):
+            store = store.append(paths[first:last])
+        assert store.digest == expected.digest
+        assert read_files(parts) == read_files(whole)
+        pixels = [np.asarray(Image.open(path)) for path in paths]
+        tiles = np.concatenate([cut(image, (8, 8)) for image in pixels])
+        np.testing.assert_array_equal(store.features().compute(), tiles.reshape(-1, 64))
+        assert daskkm.open_store(parts).verify() == []
+
+
+def test_append_does_not_disturb_readers_and_labels(tmp_path: Path, place: Location) -> None:
+    paths = save_images(tmp_path / "images", [(24, 32), (16, 24), (32, 24)])
+    store = daskkm.create_store(paths[:2], place, tile=8)
+    model = daskkm.fit_sweep(store, [3], n_init=1, random_state=0).models[3]
+    store.label(model, distances=True)
+    X, labels = store.features(), store.labels(3)
+    before, old_labels = X.compute(), labels.compute()
+    found = []
+
+    def read(*_: int) -> None:
+        found.append((X.compute(scheduler="sync"), labels.compute(scheduler="sync")))
+
+    longer = store.append(paths[2], on_image=read)
+    read()
+    for tiles, own in found:
+        np.testing.assert_array_equal(tiles, before)
+        np.testing.assert_array_equal(own, old_labels)
+    assert len(found) > 1
+    assert (len(store), len(longer)) == (18, 30)
+    np.testing.assert_array_equal(store.labels(3).compute(), old_labels)
+    with pytest.warns(UserWarning, match="12 of 30 tiles have no labels for k = 3. Label the"):
+        grown = longer.labels(3).compute()
+    np.testing.assert_array_equal(grown, [*old_labels, *[-1] * 12])
+    with pytest.warns(UserWarning, match="12 of 30 tiles have no distances for k = 3"):
+        assert np.isnan(longer.distances(3).compute()[18:]).all()
+    assert daskkm.open_store(place).verify() == []
+    longer.label(model, distances=True)
+    np.testing.assert_array_equal(longer.labels(3).compute(), model.predict(longer).compute())
+    np.testing.assert_array_equal(longer.labels(3).compute()[:18], old_labels)
+    np.testing.assert_array_equal(store.labels(3).compute(), old_labels)
+    with pytest.raises(StoreError, match="Open the store again"):
+        store.label(model)  # would remove labels of new tiles
+    assert daskkm.open_store(place).verify() == []
+
+
+def test_append_of_present_images_reads_and_writes_nothing(
+    images: Path, place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(images)
+    store = daskkm.create_store(images, place, tile=8)
+    before = read_files(place)
+    monkeypatch.setattr(pillow, "read_shape", None)
+    same = store.append(images)
+    assert same.digest == store.digest
+    assert read_files(place) == before
+    replace_bytes(images / "s_2.png", 1001)
+    with pytest.raises(StoreError, match=r"1 image changed \(s_2\.png\) since the store was"):
+        store.append(images)
+
+
+def test_append_of_bad_images_keeps_the_store(images: Path, place: Location) -> None:
+    store = daskkm.create_store(images, place, tile=8)
+    before = read_files(place)
+    Image.new("RGB", (8, 8)).save(images / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: RGB, while the other images are greyscale"):
+        store.append(images)
+    (images / "a.png").write_text("not an image")
+    with pytest.raises(ImageError, match=r"a\.png: not an image"):
+        store.append(images)
+    assert read_files(place) == before
+    assert daskkm.open_store(place).digest == store.digest
+
+
+@pytest.mark.faults
+def test_append_to_a_damaged_chunk_is_refused(images: Path, place: Location) -> None:
+    """The new tiles would share the last chunk."""
+    store = daskkm.create_store(images, place, tile=8)
+    shutil.copy(images / "s_1.png", images / "b.png")
+    chunk = place / "tiles" / "c" / "4" / "0" / "0"
+    whole = bytes(chunk.read())
+    chunk.write(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(CorruptChunkError, match=r"tiles 28 to 29 cannot be read .*checksum"):
+        store.append(images)
+    chunk.write(whole)
+    assert len(store.append(images)) == 42
+
+
+@pytest.mark.faults
+def test_append_to_a_replaced_store_is_refused(images: Path, place: Location) -> None:
+    store = daskkm.create_store(images, place, tile=8)
+    other = daskkm.create_store(images, place, tile=4, overwrite=True)
+    with pytest.raises(StoreError, match=r"replaced since it was opened\. Open the store again"):
+        store.append(images)
+    assert daskkm.open_store(place).digest == other.digest

@@ -1,0 +1,225 @@
+"""Tasks of an ingest: decode a group of images and write chunks of tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskkm.errors import ImageError
+from daskkm.images import pillow
+from daskkm.images.grid import cut
+from daskkm.storage import nodes
+from daskkm.storage.records import ImageRecord, SkippedFile, read_state
+from daskkm.storage.tile_store import PARTIAL, STORE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from daskkm.images.plan import Group
+    from daskkm.storage.arrays import ChunkedArray
+    from daskkm.storage.locations import Location
+
+
+_DIGEST_CHARS = 64
+
+
+@dataclass
+class Decoded:
+    """Result of a group: records of its images and bad files, and tiles of chunks at its seams.
+
+    `fragments` holds, for each chunk at a seam, the row of the first tile and the tiles.
+    """
+
+    images: list[ImageRecord] = field(default_factory=list)
+    bad: list[SkippedFile] = field(default_factory=list)
+    fragments: dict[int, tuple[int, NDArray[Any]]] = field(default_factory=dict)
+
+
+def read_headers(
+    paths: Sequence[Location],
+) -> list[tuple[tuple[int, ...], tuple[int, ...] | SkippedFile]]:
+    """Return the state of each file, and its shape or the record of a bad file."""
+    found: list[tuple[tuple[int, ...], tuple[int, ...] | SkippedFile]] = []
+    with pillow.configure_pillow():
+        for path in paths:
+            state = read_state(path)
+            try:
+                found.append((state, pillow.read_shape(path)))
+            except ImageError as error:
+                found.append((state, SkippedFile.from_error(path, error, state)))
+    return found
+
+
+def decode_group(
+    tiles: ChunkedArray,
+    paths: Sequence[Location],
+    shapes: Sequence[tuple[int, ...]],
+    start: int,
+    group: Group,
+    *,
+    skip: bool,
+) -> Decoded:
+    """Decode images, write the whole chunks of a group, and record its images.
+
+    Parameters
+    ----------
+    tiles : ChunkedArray
+    paths, shapes : sequences
+        Of the images of the group; the shapes are those of the headers.
+    start : int
+        Index of the first tile in the store.
+    group : Group
+    skip : bool
+        Return bad files, and write nothing from the first of them on, instead of raising.
+
+    Raises
+    ------
+    ImageError
+        If an image is bad, or has changed since its header was read.
+    StoreError
+        If a chunk cannot be written.
+    """
+    tile = tiles.shape[1], tiles.shape[2]
+    chunks = _Chunks(tiles, start, group)
+    result = Decoded(fragments=chunks.fragments)
+    with pillow.configure_pillow():
+        for path, shape in zip(paths, shapes, strict=True):
+            state = read_state(path)
+            try:
+                image = pillow.PillowImage(path)
+                pixels = image.read_window(slice(None), slice(None))
+            except ImageError as error:
+                if not skip:
+                    raise
+                # Keep no error: the traceback would keep the pixels in memory.
+                result.bad.append(SkippedFile.from_error(path, error, state))
+                continue
+            if image.shape != shape:
+                msg = f"{path}: the file changed during the ingest. Run the ingest again"
+                raise ImageError(msg)
+            result.images.append(image.make_record(tile))
+            if not result.bad:
+                chunks.add(cut(pixels, tile))
+    if not result.bad:
+        chunks.flush()
+        write_records(tiles.location.parent, start, result.images)
+    return result
+
+
+class _Chunks:
+    """Chunks that are filled by tiles in order, and written when they are full."""
+
+    def __init__(self, tiles: ChunkedArray, start: int, group: Group) -> None:
+        self._tiles, self._next = tiles, start
+        self._whole, self._seams = set(group.whole), set(group.seams)
+        self._chunk = -1
+        self._first = 0  # row of the first tile in the buffer
+        self._buffer: NDArray[Any] = np.empty((0, *tiles.shape[1:]), tiles.dtype)
+        self.fragments: dict[int, tuple[int, NDArray[Any]]] = {}
+
+    def add(self, new: NDArray[Any]) -> None:
+        """Add tiles, which follow the tiles added before."""
+        rows = self._tiles.rows
+        while len(new):
+            chunk, row = divmod(self._next, rows)
+            n = min(len(new), rows - row)
+            if chunk in self._whole or chunk in self._seams:
+                if chunk != self._chunk:
+                    self.flush()
+                    self._start_chunk(chunk, row)
+                self._buffer[row - self._first : row - self._first + n] = new[:n]
+            self._next += n
+            new = new[n:]
+
+    def _start_chunk(self, chunk: int, row: int) -> None:
+        self._chunk, self._first = chunk, row
+        n = self._tiles.rows - row
+        # A chunk at a seam is kept; the others share one buffer.
+        if chunk in self._seams or len(self._buffer) < n:
+            self._buffer = np.empty((n, *self._tiles.shape[1:]), self._tiles.dtype)
+
+    def flush(self) -> None:
+        """Write the chunk in the buffer, or keep its tiles as a fragment."""
+        if self._chunk < 0:
+            return
+        rows = self._tiles.rows
+        end = min(self._next - self._chunk * rows, rows)
+        filled = self._buffer[: end - self._first]
+        if self._chunk in self._seams:
+            self.fragments[self._chunk] = self._first, filled
+            self._buffer = self._buffer[:0]
+        else:
+            _write(self._tiles, self._chunk, filled)
+        self._chunk = -1
+
+
+def get_fragment(decoded: Decoded, chunk: int) -> tuple[int, NDArray[Any]] | None:
+    """Return the fragment of a chunk, or None if bad files shift tiles."""
+    return None if decoded.bad else decoded.fragments[chunk]
+
+
+def drop_fragments(decoded: Decoded) -> Decoded:
+    """Return the records only."""
+    return Decoded(decoded.images, decoded.bad)
+
+
+def write_seam(
+    tiles: ChunkedArray,
+    chunk: int,
+    fragments: Sequence[tuple[int, NDArray[Any]] | None],
+    n_present: int,
+) -> None:
+    """Write a chunk from the fragments of several groups, behind `n_present` tiles of the store."""
+    parts = [fragment for fragment in fragments if fragment is not None]
+    if len(parts) < len(fragments):
+        return
+    begin = chunk * tiles.rows
+    if n_present > begin:
+        with nodes.translate_write_errors(tiles.location.parent, STORE):
+            parts.append((0, tiles.resize(n_present).read(begin, n_present)))
+    parts.sort(key=lambda part: part[0])
+    _write(tiles, chunk, np.concatenate([part for _, part in parts]))
+
+
+def _write(tiles: ChunkedArray, chunk: int, rows: NDArray[Any]) -> None:
+    with nodes.translate_write_errors(tiles.location.parent, STORE):
+        tiles.write(chunk * tiles.rows, rows)
+
+
+def write_records(location: Location, start: int, images: Sequence[ImageRecord]) -> None:
+    """Record images that were decoded, the first with tile `start`."""
+    content = {"first_tile": start, "images": [vars(image) for image in images]}
+    data = json.dumps(content).encode()
+    digest = hashlib.sha256(data).hexdigest().encode()
+    with nodes.translate_write_errors(location, STORE):
+        name = f"{start:012}-{len(images)}.json"
+        (location / PARTIAL / name).write(digest, data)
+
+
+def read_records(location: Location) -> list[tuple[str, int, list[ImageRecord]]]:
+    """Return the files of `write_records`: name, first tile and images, none if it is damaged."""
+    found: list[tuple[str, int, list[ImageRecord]]] = []
+    for name in sorted((location / PARTIAL).names()):
+        if not name[:1].isdigit():
+            continue
+        content = bytes((location / PARTIAL / name).read())
+        digest, data = content[:_DIGEST_CHARS], content[_DIGEST_CHARS:]
+        if hashlib.sha256(data).hexdigest().encode() != digest:
+            found.append((name, 0, []))  # the images are decoded again
+            continue
+        records = json.loads(data)
+        images = [ImageRecord.from_json(record) for record in records["images"]]
+        found.append((name, records["first_tile"], images))
+    return found
+
+
+def count_recorded(location: Location) -> int:
+    """Return the number of images that were recorded so far."""
+    names = (location / PARTIAL).names()
+    return sum(int(name[13:].partition(".")[0]) for name in names if name[:1].isdigit())
