@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskkm.errors import ImageError, count, printable, reason
@@ -82,7 +82,8 @@ def find_images(
         for local in _expand_pattern(Path(str(location))):
             if local.is_dir():
                 in_folder, others = _list_folder(local, store)
-                files += map(LocalLocation, in_folder)
+                folder = LocalLocation(local)
+                files += [folder / name for name in in_folder]
                 unread += [others] if others and others not in unread else []
             else:
                 files.append(LocalLocation(local))
@@ -104,7 +105,7 @@ def _find_objects(location: Location) -> list[Location]:
             if location.is_file():
                 return [location]
             folder = location
-            names = {n for n in folder.names() if PurePosixPath(n).suffix.lower() in SUFFIXES}
+            names = set(filter(_is_image, folder.names()))
     except OSError as error:
         raise _make_read_error(location, error) from error
     if not names:
@@ -157,15 +158,13 @@ def _make_read_error(path: Path | Location, error: OSError) -> ImageError:
     return ImageError(f"{path}: cannot be read ({reason(error)}). Check path and permissions")
 
 
-def _list_folder(folder: Path, store: Location | None) -> tuple[list[Path], UnreadEntries]:
-    """Return images and other entries of a folder."""
+def _list_folder(folder: Path, store: Location | None) -> tuple[list[str], UnreadEntries]:
+    """Return the names of images, and the other entries, of a folder."""
     try:
-        entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
-        entries = [entry for entry in entries if not _is_system_file(entry.name)]
-        images = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-        others = {
-            entry: entry.is_dir() for entry in entries if entry.suffix.lower() not in SUFFIXES
-        }
+        names = [name for name in os.listdir(folder) if not _is_system_file(name)]  # noqa: PTH208
+        images = sorted(filter(_is_image, names), key=natural_key)
+        rest = sorted((name for name in names if not _is_image(name)), key=natural_key)
+        others = {folder / name: (folder / name).is_dir() for name in rest}
     except OSError as error:
         raise _make_read_error(folder, error) from error
     if isinstance(store, LocalLocation) and folder.absolute() == store.path.parent:
@@ -189,6 +188,11 @@ def _describe_content(unread: UnreadEntries) -> str:
         pattern = unread.folder / "**" / "*.png"
         hint = f"Name the folders with images, or a pattern such as '{pattern}'"
     return f"only {unread}. {hint}" if unread else f"which is empty. {hint}"
+
+
+def _is_image(name: str) -> bool:
+    """Return True if a name has the suffix of an image."""
+    return name.lower().endswith(SUFFIXES)
 
 
 def _is_system_file(name: str) -> bool:

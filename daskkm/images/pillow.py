@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 # Shape of the bands of each mode that images are converted to.
 _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
-_MAX_PIXELS = 178_956_970  # default of Pillow
 _TRANSPOSING = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 _LOCK = threading.Lock()
@@ -45,6 +44,8 @@ _PILLOW_LOG = logging.getLogger("PIL.TiffImagePlugin")
 class PillowImage:
     """Image of one file, decoded as a whole at the first read of a window.
 
+    Use it within `configure_pillow`.
+
     Attributes
     ----------
     shape : tuple of int
@@ -54,15 +55,20 @@ class PillowImage:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Location) -> None:
+    def __init__(self, path: Location, state: tuple[int, ...] | None = None) -> None:
         self._path = path
-        with _translate_errors(path), configure_pillow():
-            check_regular(path)
+        with _translate_errors(path):
             # One read: digest and pixels are of the same bytes.
-            self._start, self._state = time.time_ns(), read_state(path)
-            self._data = path.read()
-            self._image = _open_image(io.BytesIO(self._data))
-            self.shape = _compute_shape(self._image, io.BytesIO(self._data))
+            self._start = time.time_ns()
+            self._state = read_state(path) if state is None else state
+            check_regular(path, self._state)
+            self._data = bytes(path.read())
+            self._png_pixels = formats.find_png_pixels(self._data)
+            if self._png_pixels:
+                self.shape = formats.read_plain_png(self._data[: formats.HEAD_BYTES]) or ()
+            else:
+                self._image = _open_image(io.BytesIO(self._data))
+                self.shape = _compute_shape(self._image, io.BytesIO(self._data))
 
     def read_window(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         """Return the pixels of a window."""
@@ -70,14 +76,16 @@ class PillowImage:
 
     @cached_property
     def _pixels(self) -> NDArray[np.uint8]:
-        with _translate_errors(self._path), configure_pillow(), self._image as image:
-            if formats.has_unused_bits(image, self._data):
-                msg = f"4 bands, of which Pillow decodes 3; {formats.CONVERT}"
-                raise ImageError(msg)
-            if image.format == "PNG":
-                image.verify()  # decoding ignores checksums after the pixels
-                image = _open_image(io.BytesIO(self._data))  # noqa: PLW2901
-            pixels = _read_pixels(image)
+        with _translate_errors(self._path):
+            if self._png_pixels:
+                return _decode_plain_png(self._png_pixels, self.shape)
+            with self._image as image:
+                if formats.has_unused_bits(image, self._data):
+                    msg = f"4 bands, of which Pillow decodes 3; {formats.CONVERT}"
+                    raise ImageError(msg)
+                if image.format == "PNG":  # an orientation may follow the pixels
+                    image = _open_image(io.BytesIO(self._data))  # noqa: PLW2901
+                pixels = _read_pixels(image)
         if pixels.shape != self.shape:  # a PNG with the orientation after the pixels
             msg = (
                 f"{self._path}: the shape of the pixels differs from the header. "
@@ -96,10 +104,15 @@ class PillowImage:
         return ImageRecord(self._path.name, size, digest, self.shape, cropped, **times)
 
 
-def read_shape(path: Location) -> tuple[int, ...]:
-    """Return (height, width) or (height, width, 3) from the header of an image."""
-    with _translate_errors(path), configure_pillow():
-        check_regular(path)
+def read_shape(path: Location, state: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Return (height, width) or (height, width, 3) from the header of an image.
+
+    `state` is that of `read_state`. Call this within `configure_pillow`.
+    """
+    with _translate_errors(path):
+        check_regular(path, read_state(path) if state is None else state)
+        if shape := formats.read_plain_png(path.read_head(formats.HEAD_BYTES)):
+            return shape
         with path.open() as file, _open_image(file) as image:
             return _compute_shape(image, file)
 
@@ -127,7 +140,7 @@ def configure_pillow() -> Iterator[None]:
             warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
             before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
             _SETTINGS.callback(_set_pillow, *before)
-            _set_pillow(_MAX_PIXELS, False, True)  # errors hold the text of the log
+            _set_pillow(formats.MAX_PIXELS, False, True)  # errors hold the text of the log
     try:
         yield
     finally:
@@ -151,7 +164,7 @@ def _translate_errors(path: Location) -> Iterator[None]:
         msg = f"{path}: {str(error).removeprefix(printable(f'{path}: '))}"
         raise ImageError(msg) from error.__cause__
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        msg = f"{path}: the image has more than {_MAX_PIXELS} pixels. Split the image"
+        msg = f"{path}: the image has more than {formats.MAX_PIXELS} pixels. Split the image"
         raise ImageError(msg) from error
     except Exception as error:  # plugins of Pillow raise any type for a damaged file
         msg = f"{path}: the image cannot be read ({reason(error)}). Replace or remove the file"
@@ -180,6 +193,12 @@ def _choose_mode(image: Image.Image) -> str:
         bands = np.reshape(probe.getpalette() or [], (-1, 3))
         return "L" if (bands == bands[:, :1]).all() else "RGB"
     return _MODES[image.mode]
+
+
+def _decode_plain_png(pixels: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Decode the compressed pixels of a PNG of 8-bit greyscale or RGB."""
+    (mode,) = (mode for mode, bands in _BANDS.items() if bands == shape[2:])
+    return np.asarray(Image.frombytes(mode, (shape[1], shape[0]), pixels, "zip", mode))
 
 
 def _read_pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +14,9 @@ import numpy as np
 
 from daskkm.errors import ImageError
 from daskkm.images import pillow
-from daskkm.images.grid import cut
+from daskkm.images.grid import copy_tiles
 from daskkm.storage import nodes
-from daskkm.storage.records import ImageRecord, SkippedFile, read_state
+from daskkm.storage.records import ImageRecord, SkippedFile, grid_shape, read_state
 from daskkm.storage.tile_store import PARTIAL, STORE
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 
 _DIGEST_CHARS = 64
+# Threads that decode images of fewer pixels would wait for the GIL: one thread is faster.
+_SMALL_PIXELS = 1 << 17
+_SMALL_LOCK = threading.Lock()
 
 
 @dataclass
@@ -50,7 +56,7 @@ def read_headers(
         for path in paths:
             state = read_state(path)
             try:
-                found.append((state, pillow.read_shape(path)))
+                found.append((state, pillow.read_shape(path, state)))
             except ImageError as error:
                 found.append((state, SkippedFile.from_error(path, error, state)))
     return found
@@ -88,11 +94,12 @@ def decode_group(
     tile = tiles.shape[1], tiles.shape[2]
     chunks = _Chunks(tiles, start, group)
     result = Decoded(fragments=chunks.fragments)
-    with pillow.configure_pillow():
+    small = sum(height * width for height, width, *_ in shapes) < _SMALL_PIXELS * len(shapes)
+    with pillow.configure_pillow(), _SMALL_LOCK if small else nullcontext():
         for path, shape in zip(paths, shapes, strict=True):
             state = read_state(path)
             try:
-                image = pillow.PillowImage(path)
+                image = pillow.PillowImage(path, state)
                 pixels = image.read_window(slice(None), slice(None))
             except ImageError as error:
                 if not skip:
@@ -105,7 +112,7 @@ def decode_group(
                 raise ImageError(msg)
             result.images.append(image.make_record(tile))
             if not result.bad:
-                chunks.add(cut(pixels, tile))
+                chunks.add(pixels)
     if not result.bad:
         chunks.flush()
         write_records(tiles.location.parent, start, result.images)
@@ -123,19 +130,21 @@ class _Chunks:
         self._buffer: NDArray[Any] = np.empty((0, *tiles.shape[1:]), tiles.dtype)
         self.fragments: dict[int, tuple[int, NDArray[Any]]] = {}
 
-    def add(self, new: NDArray[Any]) -> None:
-        """Add tiles, which follow the tiles added before."""
-        rows = self._tiles.rows
-        while len(new):
+    def add(self, image: NDArray[Any]) -> None:
+        """Add the tiles of an image, which follow the tiles added before."""
+        rows, tile = self._tiles.rows, (self._tiles.shape[1], self._tiles.shape[2])
+        n_tiles, done = math.prod(grid_shape(image.shape, tile)), 0
+        while done < n_tiles:
             chunk, row = divmod(self._next, rows)
-            n = min(len(new), rows - row)
+            n = min(n_tiles - done, rows - row)
             if chunk in self._whole or chunk in self._seams:
                 if chunk != self._chunk:
                     self.flush()
                     self._start_chunk(chunk, row)
-                self._buffer[row - self._first : row - self._first + n] = new[:n]
+                start = row - self._first
+                copy_tiles(image, tile, done, self._buffer[start : start + n])
             self._next += n
-            new = new[n:]
+            done += n
 
     def _start_chunk(self, chunk: int, row: int) -> None:
         self._chunk, self._first = chunk, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import time
 from dataclasses import dataclass, field
@@ -113,15 +114,15 @@ def describe_differences(differences: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def read_state(path: Location) -> tuple[int, ...]:
-    """Return what tells whether a file has changed, the last values size and times, or ()."""
+    """Return what tells whether a file has changed, or (): first the mode, last size and times."""
     try:
         if isinstance(path, LocalLocation):
-            status = path.path.stat()
-            times = status.st_mtime_ns, status.st_ctime_ns
-            return status.st_dev, status.st_ino, status.st_size, *times
+            found = os.stat(path)  # noqa: PTH116
+            times = found.st_mtime_ns, found.st_ctime_ns
+            return found.st_mode, found.st_dev, found.st_ino, found.st_size, *times
         if isinstance(path, ObjectLocation):
             size, changed_ns = path.stat()
-            return size, changed_ns, changed_ns
+            return stat.S_IFREG, size, changed_ns, changed_ns
     except OSError:
         pass
     return ()
@@ -137,25 +138,20 @@ def select_settled_times(mtime_ns: int, ctime_ns: int, start: int) -> dict[str, 
     return {"mtime_ns": mtime_ns, "ctime_ns": ctime_ns} if settled else {}
 
 
-def check_regular(path: Location) -> None:
-    """Raise ImageError unless a path is a file of at most `_MAX_BYTES`."""
-    if isinstance(path, LocalLocation):
-        status = path.path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            msg = f"{path}: not a regular file. Remove the entry"
-            raise ImageError(msg)
-        size = status.st_size
-    else:
-        size = (read_state(path) or (0,))[0]
-    if size > _MAX_BYTES:
-        msg = f"{path}: {size} bytes, more than {_MAX_BYTES}. Split the image"
+def check_regular(path: Location, state: Sequence[int]) -> None:
+    """Raise ImageError for a state of another file than a regular one of at most `_MAX_BYTES`."""
+    if state and not stat.S_ISREG(state[0]):
+        msg = f"{path}: not a regular file. Remove the entry"
+        raise ImageError(msg)
+    if state and state[-3] > _MAX_BYTES:
+        msg = f"{path}: {state[-3]} bytes, more than {_MAX_BYTES}. Split the image"
         raise ImageError(msg)
 
 
 def read_identity(path: Location) -> tuple[int, str]:
     """Return size and digest of a file, or 0 and "" if the file cannot be read."""
     try:
-        check_regular(path)
+        check_regular(path, read_state(path))
         data = path.read()
     except (OSError, ImageError):
         return _NO_IDENTITY

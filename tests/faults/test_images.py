@@ -92,9 +92,10 @@ def save(path: Path, image: Image.Image | NDArray[np.uint8], **settings: object)
 
 def read(path: Path) -> NDArray[np.uint8]:
     location = LocalLocation(path)
-    image = pillow.PillowImage(location)
-    pixels = image.read_window(slice(None), slice(None))
-    assert pillow.read_shape(location) == pixels.shape == image.make_record((8, 8)).shape
+    with pillow.configure_pillow():
+        image = pillow.PillowImage(location)
+        pixels = image.read_window(slice(None), slice(None))
+        assert pillow.read_shape(location) == pixels.shape == image.make_record((8, 8)).shape
     assert pixels.dtype == np.uint8
     return pixels
 
@@ -161,13 +162,12 @@ def test_read_image_of_png_with_late_orientation_rotates_or_raises(tmp_path: Pat
     path = tmp_path / "a.png"
     path.write_bytes(late_orientation(3))
     np.testing.assert_array_equal(read(path), RGB[::-1, ::-1])
-    # Pillow checks the checksum only in `verify`.
     path.write_bytes(
         late_orientation(3).replace(
             orientation_exif(3).tobytes()[6:], orientation_exif(2).tobytes()[6:]
         )
     )
-    with pytest.raises(ImageError, match=r"bad header checksum in b'eXIf'"):
+    with pytest.raises(ImageError, match=r"bad checksum in b'eXIf'"):
         read(path)
     path.write_bytes(late_orientation(6))
     with pytest.raises(
@@ -292,11 +292,12 @@ def test_read_image_of_bad_file_raises_one_line_with_file_name(tmp_path: Path, n
     assert "\n" not in str(found.value)
     location = LocalLocation(tmp_path / name)
     if name in BAD:  # the header gives the error
-        with pytest.raises(ImageError) as again:
+        with pytest.raises(ImageError) as again, pillow.configure_pillow():
             pillow.read_shape(location)
         assert str(again.value) == str(found.value)
     else:
-        pillow.read_shape(location)
+        with pillow.configure_pillow():
+            pillow.read_shape(location)
 
 
 def test_read_image_without_permission_raises_error_with_file_name(images: Path) -> None:
@@ -374,8 +375,8 @@ def test_create_store_after_transient_error_reads_the_file_again(
 ) -> None:
     (tmp_path / "pictures").mkdir()
     for i in (1, 2):
-        save(tmp_path / "pictures" / f"s_{i}.png", GREY[8 * i - 8 :])
-    bad = (tmp_path / "pictures" / "s_2.png").read_bytes()
+        save(tmp_path / "pictures" / f"s_{i}.bmp", GREY[8 * i - 8 :])
+    bad = (tmp_path / "pictures" / "s_2.bmp").read_bytes()
     open_image = Image.open
 
     def fail(file: Any, **settings: Any) -> Image.Image:
@@ -388,7 +389,7 @@ def test_create_store_after_transient_error_reads_the_file_again(
         store = daskkm.create_store(
             tmp_path / "pictures", tmp_path / "t.zarr", tile=8, on_bad="skip"
         )
-        assert [file.name for file in store.skipped] == ["s_2.png"]
+        assert [file.name for file in store.skipped] == ["s_2.bmp"]
     settings: Any = {"tile": 8, "on_bad": "skip", "overwrite": True}
     store = daskkm.create_store(tmp_path / "pictures", tmp_path / "t.zarr", **settings)
     assert len(store.images) == 2
@@ -587,10 +588,10 @@ def test_create_store_after_interrupt_with_skipped_files_resumes(
 ) -> None:
     last = ""
 
-    def interrupt(path: Location) -> pillow.PillowImage:
+    def interrupt(path: Location, state: tuple[int, ...]) -> pillow.PillowImage:
         if path.name == last:
             raise KeyboardInterrupt
-        return pillow.PillowImage(path)
+        return pillow.PillowImage(path, state)
 
     monkeypatch.setattr(
         tasks, "pillow", SimpleNamespace(**vars(pillow) | {"PillowImage": interrupt})
@@ -641,10 +642,11 @@ FUZZ = """if True:
     for path in sorted(Path(sys.argv[1]).iterdir()):
         found = None
         try:
-            image = pillow.PillowImage(LocalLocation(path))
-            pixels = image.read_window(slice(None), slice(None))
-            found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
-            assert pillow.read_shape(LocalLocation(path)) == pixels.shape
+            with pillow.configure_pillow():
+                image = pillow.PillowImage(LocalLocation(path))
+                pixels = image.read_window(slice(None), slice(None))
+                found = [list(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
+                assert pillow.read_shape(LocalLocation(path)) == pixels.shape
         except ImageError as error:
             assert str(error).isprintable() and path.name in str(error), error
         print(json.dumps([path.name, found]))
