@@ -307,6 +307,18 @@ class ObjectLocation(Location):
     def read(self) -> Buffer:
         return self._get()[0]
 
+    def read_head(self, n: int) -> bytes:
+        import obstore
+
+        try:
+            return bytes(
+                self._call(lambda: obstore.get_range(self._store, self._key, start=0, end=n))
+            )
+        except FileNotFoundError:
+            raise
+        except OSError:  # an empty object has no range
+            return super().read_head(n)
+
     def _get(self) -> tuple[Buffer, dict[str, Any]]:
         """Return the content and what identifies its version."""
         import obstore

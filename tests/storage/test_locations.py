@@ -45,6 +45,14 @@ def test_write_of_parts_replaces_the_file(location: Location) -> None:
     assert location.sizes() == {"a/b": 6}
 
 
+def test_read_head_returns_the_first_bytes(location: Location) -> None:
+    for content in (b"", b"abc", b"abcdef"):
+        (location / "file").write(content)
+        assert (location / "file").read_head(4) == content[:4]
+    with pytest.raises(FileNotFoundError):
+        (location / "missing").read_head(4)
+
+
 def test_names_and_sizes_are_those_of_one_folder(location: Location) -> None:
     assert (location.names(), location.sizes(), location.exists()) == (set(), {}, False)
     for key in ("a/b/c", "a/d", "ab", "e f%20g#h"):
