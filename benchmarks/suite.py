@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import command, fits, iteration, memory, passes, report, seeding
+from benchmarks import command, fits, ingest, iteration, memory, passes, report, seeding
 from benchmarks.timing import Case, Skipped
 
 if TYPE_CHECKING:
@@ -164,6 +164,39 @@ ROWS: dict[str, Row] = {
             "full": {"rounds": 5},
         },
         target="at most 5 s",
+    ),
+    "ingest-png": Row(
+        "Large PNGs to a store, beside decoding them",
+        ingest.measure,
+        {"suffix": ".png"},
+        {
+            "tiny": {"images": 2, "pixels": 64, "rounds": 1},
+            "default": {"images": 24, "pixels": 2048, "rounds": 5},
+            "full": {"images": 96, "pixels": 2048, "rounds": 7},
+        },
+        target="one thread at most 1.25, two 1.7 times as fast",
+    ),
+    "ingest-jpeg": Row(
+        "Large JPEGs to a store, beside decoding them",
+        ingest.measure,
+        {"suffix": ".jpg"},
+        {
+            "tiny": {"images": 2, "pixels": 64, "rounds": 1},
+            "default": {"images": 24, "pixels": 2048, "rounds": 5},
+            "full": {"images": 96, "pixels": 2048, "rounds": 7},
+        },
+        target="one thread at most 1.25, two 1.7 times as fast",
+    ),
+    "ingest-small": Row(
+        "Many small PNGs to a store, beside decoding them",
+        ingest.measure,
+        {"suffix": ".png"},
+        {
+            "tiny": {"images": 20, "pixels": 32, "rounds": 1},
+            "default": {"images": 20_000, "pixels": 64, "rounds": 3},
+            "full": {"images": 20_000, "pixels": 64, "rounds": 5},
+        },
+        target="one thread at most 1.6",
     ),
     "seeding": Row(
         "What starts leave, on the sample images",

@@ -197,6 +197,7 @@ class _Ingest:
     on_image: Callable[[int, int], None] | None
     # Shapes of images, from headers.
     shapes: dict[Location, tuple[int, ...]] = field(default_factory=dict)
+    states: dict[Location, tuple[int, ...]] = field(default_factory=dict)  # before the headers
     skipped: dict[Location, SkippedFile] = field(default_factory=dict)
 
     @contextmanager
@@ -217,7 +218,8 @@ class _Ingest:
         ]
         found = scheduler.compute(*lazy) if len(parts) > 1 else map(tasks.read_headers, parts)
         headers = [header for part in found for header in part]
-        for path, (_, header) in zip(files, headers, strict=True):
+        for path, (state, header) in zip(files, headers, strict=True):
+            self.states[path] = state
             if isinstance(header, SkippedFile):
                 self._skip(path, header)
             else:
@@ -225,10 +227,9 @@ class _Ingest:
         if bands is None and self.shapes:
             kinds = Counter(shape[2:] for shape in self.shapes.values())
             bands = kinds.most_common(1)[0][0]
-        states = {path: state for path, (state, _) in zip(files, headers, strict=True)}
         for path, shape in list(self.shapes.items()):
             if mismatch := _find_mismatch(path, shape, bands or (), self.tile):
-                self._skip(path, SkippedFile.from_error(path, mismatch, states[path]))
+                self._skip(path, SkippedFile.from_error(path, mismatch, self.states[path]))
                 del self.shapes[path]
         if files and not self.shapes:
             raise self._make_error()
@@ -409,7 +410,8 @@ class _Ingest:
         for group in groups:
             part = slice(group.first, group.last)
             # One argument without a traversal: there may be thousands of paths.
-            images = delayed((paths[part], shapes[part]), traverse=False)
+            states = [self.states[path] for path in paths[part]]
+            images = delayed((paths[part], shapes[part], states), traverse=False)
             decoded = delayed(_decode, pure=False)(
                 array, images, firsts[group.first], group, skip=self.on_bad == "skip"
             )
@@ -472,7 +474,7 @@ class _Ingest:
 
 def _decode(
     array: ChunkedArray,
-    images: tuple[Sequence[Location], Sequence[tuple[int, ...]]],
+    images: tuple[Sequence[Location], Sequence[tuple[int, ...]], Sequence[tuple[int, ...]]],
     start: int,
     group: plan.Group,
     *,

@@ -66,6 +66,7 @@ def decode_group(
     tiles: ChunkedArray,
     paths: Sequence[Location],
     shapes: Sequence[tuple[int, ...]],
+    states: Sequence[tuple[int, ...]],
     start: int,
     group: Group,
     *,
@@ -76,8 +77,8 @@ def decode_group(
     Parameters
     ----------
     tiles : ChunkedArray
-    paths, shapes : sequences
-        Of the images of the group; the shapes are those of the headers.
+    paths, shapes, states : sequences
+        Of the images of the group; shapes and states are those of the headers.
     start : int
         Index of the first tile in the store.
     group : Group
@@ -96,8 +97,7 @@ def decode_group(
     result = Decoded(fragments=chunks.fragments)
     small = sum(height * width for height, width, *_ in shapes) < _SMALL_PIXELS * len(shapes)
     with pillow.configure_pillow(), _SMALL_LOCK if small else nullcontext():
-        for path, shape in zip(paths, shapes, strict=True):
-            state = read_state(path)
+        for path, shape, state in zip(paths, shapes, states, strict=True):
             try:
                 image = pillow.PillowImage(path, state)
                 pixels = image.read_window(slice(None), slice(None))

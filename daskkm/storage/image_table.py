@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -134,7 +135,7 @@ def append_images(
     first_tile: int,
 ) -> dict[str, ChunkedArray]:
     """Write records behind those in `arrays`; return the arrays of the longer table."""
-    counts = [int(np.prod(grid_shape(image.shape, tile))) for image in images]
+    counts = [math.prod(grid_shape(image.shape, tile)) for image in images]
     firsts = first_tile + np.cumsum([0, *counts])[:-1]
     more = {
         "height": [image.shape[0] for image in images],

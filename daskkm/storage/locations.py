@@ -183,8 +183,12 @@ class LocalLocation(Location):
             return file.read()
 
     def read_head(self, n: int) -> bytes:
-        with open(self._path, "rb", buffering=0) as file:  # noqa: PTH123
-            return file.read(n)
+        # A file object takes twice as many calls of the system.
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            return os.read(descriptor, n)
+        finally:
+            os.close(descriptor)
 
     def open(self) -> BinaryIO:
         return open(self._path, "rb")  # noqa: PTH123
