@@ -253,10 +253,10 @@ def test_ingest_during_another_commit_is_refused(
     daskkm.create_store(images, other, tile=8)
     shape = pillow.read_shape
 
-    def meanwhile(image: Any) -> tuple[int, ...]:
+    def meanwhile(image: Any, state: Any) -> tuple[int, ...]:
         if other.exists():
             other.rename(path)
-        return shape(image)
+        return shape(image, state)
 
     monkeypatch.setattr(pillow, "read_shape", meanwhile)
     with pytest.raises(
