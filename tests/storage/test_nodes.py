@@ -170,8 +170,9 @@ def test_write_over_another_root_raises_conflict(location: Location) -> None:
     with pytest.raises(ConflictError):
         second.write(None)
     later = second.write(first.content)
+    third = dataclasses.replace(first, attributes={**first.attributes, "n": 3})
     with pytest.raises(ConflictError):
-        second.write(first.content)
+        third.write(first.content)
     assert nodes.read_node(location, KIND) == later
 
 
@@ -330,7 +331,7 @@ def test_read_of_a_bad_chunk_names_rows_and_file(location: Location) -> None:
             "Restore the heap of odds, or remove it and begin anew"
         )
     (location / "more" / "5" / "c" / "0").remove()
-    with pytest.raises(ChunkOddError, match=r"more/5 of odds 0 to 1 .* \(missing file\)"):
+    with pytest.raises(ChunkOddError, match=r"more/5 of rows 0 to 1 .* \(missing file\)"):
         list(nodes.stream_rows(node, "more/5", 0, 3))
 
 
