@@ -87,4 +87,5 @@ def draw(seed: int, side: int) -> NDArray[np.uint8]:
     y, x = np.mgrid[:side, :side]
     shade = 128 + 60 * np.sin(x / 37 + seed) + 50 * np.cos(y / 53)
     noise = np.random.default_rng(seed).normal(0, 3, (side, side))
-    return np.clip(shade + noise, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(shade + noise, 0, 255).astype(np.uint8)
+    return pixels

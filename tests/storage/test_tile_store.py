@@ -415,6 +415,7 @@ def tiles_and_tables(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.faults
 def test_create_store_of_bad_image_keeps_older_store(images: Path, tmp_path: Path) -> None:
     """Headers are checked before the older store is removed."""
     path = tmp_path / "t.zarr"
@@ -659,6 +660,7 @@ def test_model_in_xarray_has_clusters_and_features(tmp_path: Path, init: Any) ->
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40))
 
 
+@pytest.mark.faults
 @settings(max_examples=15)
 @given(
     st.lists(SHAPES, min_size=1, max_size=7),
@@ -692,6 +694,7 @@ def test_append_of_images_in_any_split_equals_one_ingest(
         assert daskkm.open_store(parts).verify() == []
 
 
+@pytest.mark.faults
 def test_append_does_not_disturb_readers_and_labels(tmp_path: Path, place: Location) -> None:
     paths = save_images(tmp_path / "images", [(24, 32), (16, 24), (32, 24)])
     store = daskkm.create_store(paths[:2], place, tile=8)
