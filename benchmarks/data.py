@@ -20,7 +20,7 @@ from daskkm.images.ingest import choose_chunk_rows
 from daskkm.storage import image_table
 from daskkm.storage.arrays import ChunkedArray
 from daskkm.storage.locations import as_location
-from daskkm.storage.nodes import Node
+from daskkm.storage.nodes import METADATA, Node
 from daskkm.storage.records import ImageRecord
 from daskkm.storage.tile_store import STORE, open_store
 
@@ -85,23 +85,32 @@ def chunks(n: int, rows: int) -> Iterator[NDArray[np.uint8]]:
         yield make(first, min(first + rows, n))
 
 
-def store(n: int, folder: Path) -> TileStore:
-    """Return a store of the first n tiles in a folder, made if it is not there."""
-    path = folder / f"digits-{n}.zarr"
-    if not path.exists():  # a store takes its place when it is complete
+def store(n: int, folder: Path, *, remote: bool = False) -> TileStore:
+    """Return a store of the first n tiles in a folder, made if it is not there.
+
+    With `remote`, in chunks as on an object store.
+    """
+    path = folder / f"digits-{n}{'-remote' * remote}.zarr"
+    if not (path / METADATA).exists():
         print(f"making {path.name}", flush=True)
-        write_store(path, n, lambda rows: chunks(n, rows))
+        write_store(path, n, lambda rows: chunks(n, rows), remote=remote)
     return open_store(path)
 
 
 def write_store(
-    path: Path, n: int, read_tiles: Callable[[int], Iterator[NDArray[np.uint8]]]
+    path: Path,
+    n: int,
+    read_tiles: Callable[[int], Iterator[NDArray[np.uint8]]],
+    *,
+    remote: bool = False,
 ) -> None:
     """Write n tiles, read some rows at a time, as the tiles of one image."""
     location = as_location(path)
-    rows = choose_chunk_rows(FEATURES)
+    rows = choose_chunk_rows(FEATURES, is_local=not remote)
     axes = ("tile", "y", "x")
-    tiles = ChunkedArray(location / "tiles", (n, SIDE, SIDE), np.dtype(np.uint8), rows, axes)
+    tiles = ChunkedArray(
+        location / "tiles", (n, SIDE, SIDE), np.dtype(np.uint8), rows, axes, compressed=remote
+    )
     for i, chunk in enumerate(read_tiles(rows)):
         tiles.write(i * rows, chunk.reshape(-1, SIDE, SIDE))
     image = ImageRecord("made", n * FEATURES, "", (SIDE, SIDE * n), (0, 0))

@@ -552,6 +552,8 @@ def _open_object_store(root: str, text: str, storage_options: Mapping[str, Any])
         raise ParameterError(msg) from error
     if root.startswith("memory:"):
         return _open_memory(root)
+    if root.startswith("http:"):
+        storage_options = {"client_options": {"allow_http": True}, **storage_options}
     try:
         return from_url(root, **storage_options)
     except Exception as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -474,4 +474,6 @@ def is_present(location: Location) -> bool:
 
 def is_partial(location: Location) -> bool:
     """Return True if there is no store, but the state of an ingest."""
-    return not is_present(location) and PARTIAL in location.names()
+    with suppress(OSError):  # a server without lists
+        return not is_present(location) and PARTIAL in location.names()
+    return False
