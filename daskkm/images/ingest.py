@@ -258,6 +258,7 @@ class _Ingest:
                 # Bad files shift the tiles behind them: these images are decoded again.
             if not self.shapes:
                 raise self._make_error()
+            self._remove_partial_files()  # of workers that were killed
             node = self._commit(base, images)
             (self.location / PARTIAL).remove()
         _warn_of_cropping(images)
@@ -284,10 +285,7 @@ class _Ingest:
         state = {"tile": list(tiles.shape[1:]), "rows": tiles.rows, "start": len(tiles)}
         data = json.dumps(state).encode()
         partial = self.location / PARTIAL
-        if isinstance(self.location, LocalLocation) and self.location.path.is_dir():
-            # A run that labels the store writes metadata under this lock.
-            with locks.wait_for_commit(self.location):
-                self.location.remove_partial_files(keep=(LABELS, DISTANCES))
+        self._remove_partial_files()
         try:
             if bytes((partial / _TILE).read()) == data:
                 return
@@ -297,6 +295,13 @@ class _Ingest:
         if not len(tiles):
             tiles.location.remove()
         (partial / _TILE).write(data)
+
+    def _remove_partial_files(self) -> None:
+        """Remove half-written files, except those of labels and distances."""
+        if isinstance(self.location, LocalLocation) and self.location.path.is_dir():
+            # A run that labels the store writes metadata under this lock.
+            with locks.wait_for_commit(self.location):
+                self.location.remove_partial_files(keep=(LABELS, DISTANCES))
 
     def _decode_all(self, tiles: ChunkedArray) -> list[ImageRecord]:
         """Decode the images and write their tiles; skip bad files.

@@ -15,10 +15,17 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 from distributed.chaos import KillWorker
+from PIL import Image
 
 import daskkm
+from daskkm.block_sizes import MiB, override
+from daskkm.cli.sweep import command as sweep_command
 from daskkm.errors import SchedulerError, StoreError
+from daskkm.images import tasks
 from daskkm.passes import connection, scheduler
+from daskkm.storage.locations import as_location
+from daskkm.storage.tile_store import is_present
+from tests.locations import tree
 from tests.processes import (
     DEADLINE,
     ENDLESS,
@@ -421,3 +428,108 @@ def test_killed_command_ends_its_workers(digits: TileStore, tmp_path: Path) -> N
         assert any("spawn_main" in " ".join(child.cmdline()) for child in children)
         os.kill(run.pid, signal.SIGKILL)
         assert not psutil.wait_procs(children, DEADLINE)[1]
+
+
+# A sweep of chunks that are smaller than an image.
+SMALL_CHUNKS = """
+from daskkm.block_sizes import MiB, sizes
+from daskkm.cli.main import run_module
+
+sizes.chunk_bytes = MiB // 2
+run_module("sweep")
+"""
+SWEEP_FLAGS = (
+    *("--images", "../images", "--store", "t.zarr", "--no-quality", "--cache", "never"),
+    *("--k", "3,5", "--n-init", "2", "--tol", "0", "--max-iter", "12"),
+)
+# A worker that is killed with its nanny, like a machine, while a chunk of tiles is half written.
+DYING_WORKER = """
+import os, signal
+from pathlib import Path
+
+def replace(self, target):
+    if "/tiles/c/" in str(target):
+        os.killpg(0, signal.SIGKILL)
+    os.replace(self, target)
+
+Path.replace = replace
+"""
+
+
+def save_large_images(folder: Path, n: int) -> None:
+    """Write images of 3,969 tiles: the chunks of a store hold tiles of several images."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    means = rng.integers(0, 224, (n, 63, 1, 63, 1), np.uint8)
+    for i in range(n):
+        pixels = means[i] + rng.integers(0, 32, (63, 16, 63, 16), np.uint8)
+        Image.fromarray(pixels.reshape(1008, 1008)).save(folder / f"{i}.png", compress_level=1)
+        os.utime(folder / f"{i}.png", (1, 1))
+
+
+def await_registration(*workers: Process) -> None:
+    for worker in workers:
+        worker.wait_for("Registered to:")
+
+
+@contextmanager
+def frozen(*workers: Process) -> Iterator[None]:
+    """Freeze workers, so that the work does not end before other workers have joined."""
+    for worker in workers:
+        worker.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.send(signal.SIGCONT)
+
+
+def test_sweep_with_workers_that_are_killed_and_added_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four workers are replaced during the ingest, and two during the sweep."""
+    n_images = 32
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    (tmp_path / "dying.py").write_text(DYING_WORKER)
+    store = as_location(together / "t.zarr")
+
+    with remote(tmp_path, 0) as (address, *_), ExitStack() as stack:
+
+        def start(*names: str, flags: tuple[str | Path, ...] = ()) -> list[Process]:
+            """Start workers, each in a folder of its own."""
+            for name in names:
+                (tmp_path / name).mkdir()
+            return [
+                stack.enter_context(start_worker(address, tmp_path / name, *flags))
+                for name in names
+            ]
+
+        dying = start("a", "b", flags=("--preload", tmp_path / "dying.py"))
+        first = start("c", "d")
+        save_large_images(tmp_path / "images", n_images)
+        monkeypatch.chdir(alone)
+        with override(chunk_bytes=MiB // 2):
+            sweep_command.main([*SWEEP_FLAGS, "--scheduler", "threads"], standalone_mode=False)
+        await_registration(*dying, *first)
+        command = ("-c", SMALL_CHUNKS, *SWEEP_FLAGS, "--scheduler", address)
+        run = stack.enter_context(Process(*command, cwd=together))
+        assert dying[0].status() == -signal.SIGKILL
+        with frozen(*first):
+            assert dying[1].status() == -signal.SIGKILL
+            await_registration(*(second := start("e", "f", flags=("--no-nanny",))))
+            before = tasks.count_recorded(store)
+            assert before < n_images
+            until(lambda: tasks.count_recorded(store) > before)
+            assert not is_present(store)
+        run.wait_for("pass 5:")
+        with frozen(*second):
+            for worker in first:
+                worker.send(signal.SIGKILL)
+            await_registration(*(third := start("g", "h", flags=("--no-nanny",))))
+            assert run.poll() is None
+        assert run.wait() == 0, run.lines
+        for worker in (*second, *third):  # an orderly end would take a second for each
+            worker.send(signal.SIGKILL)
+    assert tree(together) == tree(alone)

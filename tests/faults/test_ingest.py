@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -25,7 +24,7 @@ from daskkm.storage import locks
 from daskkm.storage.locations import LocalLocation, ObjectLocation, ZarrLocation, as_location
 from daskkm.storage.tile_store import is_present
 from daskkm.storage.verification import verify_store
-from tests.locations import KINDS, SHARED_KINDS, new_location
+from tests.locations import KINDS, SHARED_KINDS, new_location, tree
 from tests.processes import Process, once_iterations_began
 
 if TYPE_CHECKING:
@@ -46,17 +45,6 @@ def save(folder: Path, seed: int) -> Path:
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(folder / name)
         os.utime(folder / name, (seed, seed))
     return folder
-
-
-def tree(store: str | Path | Location) -> dict[str, Any]:
-    """Return all files of a store; the root without what is random."""
-    location = as_location(store)
-    files: dict[str, Any] = {name: bytes((location / name).read()) for name in location.sizes()}
-    if "zarr.json" in files:
-        root = files["zarr.json"] = json.loads(files["zarr.json"])
-        for name in ("id", "sha256"):
-            del root["attributes"]["daskkm"][name]
-    return files
 
 
 def list_chunks(store: Path) -> dict[Path, int]:
