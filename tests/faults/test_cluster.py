@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -312,7 +313,9 @@ def local_cluster(workers: int, **settings: Any) -> Iterator[tuple[LocalCluster,
     with (
         dask.config.set(SETTINGS),
         dask.config.set({"distributed.scheduler.allowed-failures": settings.pop("failures", 100)}),
-        LocalCluster(workers, threads_per_worker=1, host="127.0.0.1", **QUIET, **settings) as made,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, host="127.0.0.1", **QUIET, **settings
+        ) as made,
         Client(made) as client,
     ):
         yield made, client
@@ -389,6 +392,24 @@ def test_fit_with_task_above_memory_limit_raises(digits: TileStore) -> None:
             SchedulerError, match=r"^local: 1 workers died of the same task.*memory"
         ):
             daskkm.fit_sweep(X, [2], n_init=1)
+
+
+def test_ingest_of_many_images_stays_within_memory_limit(tmp_path: Path) -> None:
+    """The tiles together take more than the limit of the only worker."""
+    n, limit = 2000, 300_000_000
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.linear_gradient("L").resize((400, 400)).save(tmp_path / "one.png")
+    content = (tmp_path / "one.png").read_bytes()
+    for i in range(n):
+        (folder / f"{i}.png").write_bytes(content)
+    with local_cluster(1, memory_limit=str(limit), failures=0) as (_, client):
+        before = pids(client)
+        store = daskkm.create_store(folder, tmp_path / "t.zarr", tile=400)
+        assert pids(client) == before
+        (peak,) = client.run(lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).values()
+    assert len(store) == n
+    assert n * 400**2 > limit > peak * 1024
 
 
 def test_fit_with_paused_workers_raises(digits: TileStore, monkeypatch: pytest.MonkeyPatch) -> None:

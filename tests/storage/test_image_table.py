@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+import daskkm
 from daskkm.block_sizes import override
 from daskkm.storage import image_table, nodes
 from daskkm.storage.arrays import ChunkedArray
+from daskkm.storage.locations import LocalLocation, as_location
 from daskkm.storage.nodes import Node
 from daskkm.storage.records import ImageRecord, SkippedFile, grid_shape
 from daskkm.storage.tile_store import STORE
@@ -20,6 +22,7 @@ from tests.locations import KINDS, new_location
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from daskkm.storage.locations import Location
 
@@ -175,3 +178,27 @@ def test_damaged_table_names_the_chunk(location: Location) -> None:
     with pytest.raises(STORE.chunk_error, match=r"images/size of rows 0 to 4 .*images/size/c/0"):  # type: ignore[arg-type]
         image_table.read_images(node)
     assert nodes.read_rows(node, "images/width").tolist() == [9] * 5
+
+
+def test_open_store_of_many_images_reads_the_root_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = 200_000
+    records = [ImageRecord("i.png", 1, "ab" * 32, TILE, (0, 0))] * n
+    append(make_node(as_location(tmp_path)), records, []).write(None)
+    assert (tmp_path / "zarr.json").stat().st_size < 32_000
+    read: list[str] = []
+    for name in ("read", "read_into"):
+        original = getattr(LocalLocation, name)
+
+        def recording(self: Any, *args: Any, original: Any = original) -> Any:
+            read.append(self.name)
+            return original(self, *args)
+
+        monkeypatch.setattr(LocalLocation, name, recording)
+    store = daskkm.open_store(tmp_path)
+    assert len(store) == n
+    assert read == ["zarr.json"]
+    assert len(store.images) == n
+    assert store.images[n - 1] == records[-1]
+    assert len(read) < 100
