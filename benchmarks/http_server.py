@@ -13,7 +13,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +26,9 @@ def serve(folder: Path, latency: float = 0.0) -> Iterator[str]:
     """Start the server, and yield its URL."""
     command = [sys.executable, "-m", __name__, folder, str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        assert process.stdout is not None
+        output = cast("IO[str]", process.stdout)
         try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+            yield f"http://127.0.0.1:{output.readline().strip()}"
         finally:
             process.terminate()
 

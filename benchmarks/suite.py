@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import command, fits, ingest, iteration, memory, passes, report, seeding
+from benchmarks import command, fits, ingest, iteration, memory, passes, remote, report, seeding
 from benchmarks.timing import Case, Skipped
 
 if TYPE_CHECKING:
@@ -164,6 +164,20 @@ ROWS: dict[str, Row] = {
             "full": {"rounds": 5},
         },
         target="at most 5 s",
+    ),
+    "fetch": Row(
+        "One pass from an HTTP server, beside fetching alone",
+        remote.measure,
+        {"k": 5, "latency": 0.0},
+        _sized(20_000, 2_000_000, 8_000_000, rounds=(5, 7)),
+        target="at most 1.18 fetches",
+    ),
+    "fetch-latency": Row(
+        "One pass from an HTTP server that waits 40 ms, beside fetching alone",
+        remote.measure,
+        {"k": 5, "latency": 0.04},
+        _sized(20_000, 2_000_000, 8_000_000, rounds=(5, 7)),
+        target="at most 1.25 fetches",
     ),
     "ingest-png": Row(
         "Large PNGs to a store, beside decoding them",

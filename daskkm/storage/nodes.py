@@ -238,7 +238,8 @@ def find_replacement(node: Node, name: str = "") -> DaskkmError | None:
         attributes = _get_attributes(json.loads(content))
     if _identify(attributes, name) == _identify(node.attributes, name):  # it has grown
         return None
-    msg = f"{node.location / name}: replaced during a read. Open the {node.kind.noun} again"
+    place = node.location / name if name else node.location
+    msg = f"{place}: replaced during a read. Open the {node.kind.noun} again"
     return node.kind.error(msg)
 
 

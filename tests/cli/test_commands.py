@@ -777,7 +777,7 @@ def test_reason_is_never_none(error: Exception, text: str, monkeypatch: pytest.M
     def fail(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(Path, "iterdir", fail)
+    monkeypatch.setattr(os, "listdir", fail)
     if isinstance(error, OSError):
         with pytest.raises(daskkm.ImageError, match=re.escape(f"({text})")):
             find.find_images(ROOT / "images")

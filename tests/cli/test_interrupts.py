@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.processes import DEADLINE, Process, until
+from tests.processes import DEADLINE, ROOT, Process, until
 
 if TYPE_CHECKING:
     from daskkm.storage.tile_store import TileStore
@@ -140,6 +140,7 @@ def test_interrupt_while_a_name_is_looked_up_ends_the_command(tmp_path: Path) ->
         "socket.getaddrinfo = never\n"
         "runpy.run_module('daskkm.sweep', run_name='__main__')"
     )
+    (tmp_path / "images").symlink_to(ROOT / "images")
     with Process("-c", code, "--scheduler", "tcp://host:8786", cwd=tmp_path) as run:
         assert run.wait_for("^in (.*)")[1] != "MainThread"
         run.send(signal.SIGINT)
