@@ -24,7 +24,7 @@ DATE = b"Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
 @contextmanager
 def serve(folder: Path, latency: float = 0.0) -> Iterator[str]:
     """Start the server, and yield its URL."""
-    command = [sys.executable, "-m", __name__, folder, str(latency)]
+    command = [sys.executable, "-m", __name__, str(folder), str(latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         output = cast("IO[str]", process.stdout)
         try:

@@ -40,6 +40,9 @@ class Sizes:
     block_bytes_max: int = 64 * MiB
     blocks_per_thread: int = 8
     blocks_max: int = 4096
+    # Blocks of remote stores are longer: fetching ahead starts anew in each block.
+    remote_block_bytes_max: int = 256 * MiB
+    remote_blocks_per_thread: int = 2
     # Piece of a block of an array in memory, or of a mapped file, to read at once.
     piece_bytes: int = 4 * MiB
     # A task reads several blocks if these are more, and on average shorter.

@@ -17,14 +17,17 @@ _LIMIT = 0.8
 _CACHE = 0.5
 
 
-def block_bytes(total: int, threads: int) -> int:
+def block_bytes(total: int, threads: int, *, remote: bool = False) -> int:
     """Return the bytes of tiles in a block, for `total` bytes of tiles and threads of all workers.
 
     A thread has `sizes.blocks_per_thread` blocks, of `sizes.block_bytes_min` to
-    `sizes.block_bytes_max`. There are at most `sizes.blocks_max` blocks, which may be longer.
+    `sizes.block_bytes_max`; tiles of a remote store have fewer and longer blocks. There are at most
+    `sizes.blocks_max` blocks, which may be longer.
     """
-    balanced = -(-total // (sizes.blocks_per_thread * threads))
-    balanced = min(max(balanced, sizes.block_bytes_min), sizes.block_bytes_max)
+    per_thread = sizes.remote_blocks_per_thread if remote else sizes.blocks_per_thread
+    most = sizes.remote_block_bytes_max if remote else sizes.block_bytes_max
+    balanced = -(-total // (per_thread * threads))
+    balanced = min(max(balanced, sizes.block_bytes_min), most)
     return max(balanced, -(-total // sizes.blocks_max))
 
 

@@ -77,6 +77,8 @@ class PassRunner:
         self.blocks = tiles.in_blocks(threads(scheduler) if tiles.is_exact else 1)
         self._short_blocks = tiles.array
         self._piece = int(max(tiles.array.chunks[0]) * tiles.shape[1] * tiles.dtype.itemsize)
+        if tiles.store is not None and not tiles.store.location.is_local:
+            self._piece *= 1 + sizes.fetched_chunks  # in memory at once
         tiles.check_sums()
         if tiles.is_in_memory:
             if is_elsewhere(scheduler):

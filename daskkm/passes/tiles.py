@@ -160,9 +160,10 @@ class Tiles:
 
         Blocks are arrays or iterables of arrays, as for `daskkm.passes.reductions`.
         """
-        n_bytes = block_bytes(self.nbytes, threads)
         if self.store is not None:
-            return self.store.stream(n_bytes, first)
+            remote = not self.store.location.is_local
+            return self.store.stream(block_bytes(self.nbytes, threads, remote=remote), first)
+        n_bytes = block_bytes(self.nbytes, threads)
         if self.is_lazy:
             return group_short_blocks(self.array, threads)
         return arrays.in_blocks(self.source, n_bytes, self.dtype, self.file)

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 from hypothesis import given, strategies as st
+from PIL import Image
 
 import daskkm
 from daskkm.errors import FitError
-from daskkm.passes import memory
-from daskkm.passes.memory import Work
+from daskkm.passes import memory, runner
+from daskkm.passes.memory import Work, Worker
 from daskkm.passes.runner import PassRunner
 from daskkm.passes.statistics import statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GB = 10**9
 
@@ -33,6 +34,19 @@ def test_block_bytes_are_within_limits_and_balanced(total: int, threads: int) ->
     # Balance: eight a thread, as long as there is enough for so many.
     if total >= threads * 8 * (4 << 20):
         assert total // n_bytes >= min(8 * threads, 4096) - 1
+
+
+def test_pass_over_a_remote_store_counts_chunks_fetched_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override_sizes: Callable[..., None]
+) -> None:
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "image.png")
+    places = tmp_path / "tiles.zarr", f"memory://{tmp_path.name}/tiles.zarr"
+    local, remote = (daskkm.create_store(tmp_path / "image.png", p, tile=8) for p in places)
+    override_sizes(unchecked_bytes=0)
+    monkeypatch.setattr(runner, "workers", lambda _: [Worker("small", 1, 40_000, 0)])
+    PassRunner(local).prepare(1, 2)
+    with pytest.raises(FitError, match="small: a pass would take"):
+        PassRunner(remote).prepare(1, 2)
 
 
 def test_check_and_room_compare_a_pass_with_each_worker() -> None:
