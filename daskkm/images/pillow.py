@@ -13,7 +13,6 @@ import threading
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +56,8 @@ class PillowImage:
 
     def __init__(self, path: Location, state: tuple[int, ...] | None = None) -> None:
         self._path = path
+        # No cached_property: that of Python 3.11 decodes one image at a time.
+        self._pixels: NDArray[np.uint8] | None = None
         with _translate_errors(path):
             # One read: digest and pixels are of the same bytes.
             self._start = time.time_ns()
@@ -72,10 +73,11 @@ class PillowImage:
 
     def read_window(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         """Return the pixels of a window."""
+        if self._pixels is None:
+            self._pixels = self._decode()
         return self._pixels[rows, columns]
 
-    @cached_property
-    def _pixels(self) -> NDArray[np.uint8]:
+    def _decode(self) -> NDArray[np.uint8]:
         with _translate_errors(self._path):
             if self._png_pixels:
                 return _decode_plain_png(self._png_pixels, self.shape)
