@@ -34,6 +34,8 @@ _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
 _TRANSPOSING = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
+_KEPT_BLOCKS = 4  # blocks of memory, of at most 16 MiB, that Pillow keeps for the next images
+
 _LOCK = threading.Lock()
 _SETTINGS = ExitStack()
 _readers = 0
@@ -57,7 +59,7 @@ class PillowImage:
     def __init__(self, path: Location, state: tuple[int, ...] | None = None) -> None:
         self._path = path
         # No cached_property: that of Python 3.11 decodes one image at a time.
-        self._pixels: NDArray[np.uint8] | None = None
+        self._decoded: Image.Image | None = None
         with _translate_errors(path):
             # One read: digest and pixels are of the same bytes.
             self._start = time.time_ns()
@@ -73,11 +75,13 @@ class PillowImage:
 
     def read_window(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
         """Return the pixels of a window."""
-        if self._pixels is None:
-            self._pixels = self._decode()
-        return self._pixels[rows, columns]
+        if self._decoded is None:
+            self._decoded = self._decode()
+        height, width = self.shape[:2]
+        (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
+        return np.asarray(self._decoded.crop((left, top, right, bottom)))
 
-    def _decode(self) -> NDArray[np.uint8]:
+    def _decode(self) -> Image.Image:
         with _translate_errors(self._path):
             if self._png_pixels:
                 return _decode_plain_png(self._png_pixels, self.shape)
@@ -87,14 +91,14 @@ class PillowImage:
                     raise ImageError(msg)
                 if image.format == "PNG":  # an orientation may follow the pixels
                     image = _open_image(io.BytesIO(self._data))  # noqa: PLW2901
-                pixels = _read_pixels(image)
-        if pixels.shape != self.shape:  # a PNG with the orientation after the pixels
+                decoded = _convert(image)
+        if (decoded.height, decoded.width, *_BANDS[decoded.mode]) != self.shape:
             msg = (
                 f"{self._path}: the shape of the pixels differs from the header. "
                 "Save the image again"
             )
             raise ImageError(msg)
-        return pixels
+        return decoded
 
     def make_record(self, tile: tuple[int, int]) -> ImageRecord:
         """Return the record of the file, for tiles of a size."""
@@ -140,6 +144,9 @@ def configure_pillow() -> Iterator[None]:
             _SETTINGS.enter_context(warnings.catch_warnings())
             # Other modules may warn from other threads.
             warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
+            # New memory for each image costs as much as decoding.
+            _SETTINGS.callback(Image.core.set_blocks_max, Image.core.get_blocks_max())
+            Image.core.set_blocks_max(_KEPT_BLOCKS)
             before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
             _SETTINGS.callback(_set_pillow, *before)
             _set_pillow(formats.MAX_PIXELS, False, True)  # errors hold the text of the log
@@ -174,7 +181,7 @@ def _translate_errors(path: Location) -> Iterator[None]:
 
 
 def _compute_shape(image: Image.Image, file: IO[bytes]) -> tuple[int, ...]:
-    """Return the shape of the result of `_read_pixels`, from the header."""
+    """Return the shape of the result of `_convert`, from the header."""
     if loss := formats.find_loss(image, file):
         raise ImageError(loss)
     size = (image.height, image.width)
@@ -197,13 +204,13 @@ def _choose_mode(image: Image.Image) -> str:
     return _MODES[image.mode]
 
 
-def _decode_plain_png(pixels: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _decode_plain_png(pixels: bytes, shape: tuple[int, ...]) -> Image.Image:
     """Decode the compressed pixels of a PNG of 8-bit greyscale or RGB."""
     (mode,) = (mode for mode, bands in _BANDS.items() if bands == shape[2:])
-    return np.asarray(Image.frombytes(mode, (shape[1], shape[0]), pixels, "zip", mode))
+    return Image.frombytes(mode, (shape[1], shape[0]), pixels, "zip", mode)
 
 
-def _read_pixels(image: Image.Image) -> NDArray[np.uint8]:
+def _convert(image: Image.Image) -> Image.Image:
     """Decode, rotate and convert an image."""
     mode = _choose_mode(image)
     ImageOps.exif_transpose(image, in_place=True)
@@ -213,4 +220,4 @@ def _read_pixels(image: Image.Image) -> NDArray[np.uint8]:
             msg = "some pixels are transparent. Save the image without transparency"
             raise ImageError(msg)
         image = image if image.mode == mode else with_alpha
-    return np.asarray(image if image.mode == mode else image.convert(mode))
+    return image if image.mode == mode else image.convert(mode)

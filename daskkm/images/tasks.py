@@ -8,6 +8,7 @@ import math
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from daskkm.errors import ImageError
 from daskkm.images import pillow
 from daskkm.images.grid import copy_tiles
 from daskkm.storage import nodes
+from daskkm.storage.arrays import get_buffer
 from daskkm.storage.records import ImageRecord, SkippedFile, grid_shape, read_state
 from daskkm.storage.tile_store import PARTIAL, STORE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 
 _DIGEST_CHARS = 64
+# New memory, of more than 128 KiB, would take longer than to copy the pixels.
+_STRIP_BYTES = 1 << 16
 # Threads that decode images of fewer pixels would wait for the GIL: one thread is faster.
 _SMALL_PIXELS = 1 << 17
 _SMALL_LOCK = threading.Lock()
@@ -100,7 +104,8 @@ def decode_group(
         for path, shape, state in zip(paths, shapes, states, strict=True):
             try:
                 image = pillow.PillowImage(path, state)
-                pixels = image.read_window(slice(None), slice(None))
+                strips = _read_strips(image, tile)
+                first = next(strips)
             except ImageError as error:
                 if not skip:
                     raise
@@ -112,11 +117,21 @@ def decode_group(
                 raise ImageError(msg)
             result.images.append(image.make_record(tile))
             if not result.bad:
-                chunks.add(pixels)
+                for strip in chain([first], strips):
+                    chunks.add(strip)
     if not result.bad:
         chunks.flush()
         write_records(tiles.location.parent, start, result.images)
     return result
+
+
+def _read_strips(image: pillow.PillowImage, tile: tuple[int, int]) -> Iterator[NDArray[Any]]:
+    """Yield the rows of whole tiles of an image, as many at a time as stay in the cache."""
+    row_bytes = math.prod(image.shape[1:]) * image.dtype.itemsize
+    step = tile[0] * max(1, _STRIP_BYTES // (row_bytes * tile[0]))
+    end = image.shape[0] - image.shape[0] % tile[0]
+    for top in range(0, end, step):
+        yield image.read_window(slice(top, min(top + step, end)), slice(None))
 
 
 class _Chunks:
@@ -149,9 +164,14 @@ class _Chunks:
     def _start_chunk(self, chunk: int, row: int) -> None:
         self._chunk, self._first = chunk, row
         n = self._tiles.rows - row
-        # A chunk at a seam is kept; the others share one buffer.
-        if chunk in self._seams or len(self._buffer) < n:
-            self._buffer = np.empty((n, *self._tiles.shape[1:]), self._tiles.dtype)
+        # A chunk at a seam is kept; the others share one buffer of the thread.
+        shape = (n, *self._tiles.shape[1:])
+        if chunk in self._seams:
+            self._buffer = np.empty(shape, self._tiles.dtype)
+        else:
+            n_bytes = math.prod(shape) * self._tiles.dtype.itemsize
+            memory = get_buffer("tiles", n_bytes)[:n_bytes]
+            self._buffer = memory.view(self._tiles.dtype).reshape(shape)
 
     def flush(self) -> None:
         """Write the chunk in the buffer, or keep its tiles as a fragment."""
@@ -162,7 +182,6 @@ class _Chunks:
         filled = self._buffer[: end - self._first]
         if self._chunk in self._seams:
             self.fragments[self._chunk] = self._first, filled
-            self._buffer = self._buffer[:0]
         else:
             _write(self._tiles, self._chunk, filled)
         self._chunk = -1

@@ -188,7 +188,7 @@ class ChunkedArray:
     def _read_chunk(self, i: int) -> NDArray[Any]:
         """Return a chunk in the buffers of this thread."""
         size = self.chunk_bytes + self.chunk_bytes // 128 + 4096  # more than zstd ever takes
-        buffer = _get_buffer("stored", size)[:size]
+        buffer = get_buffer("stored", size)[:size]
         try:
             data = (self.location / self.key(i)).read_into(buffer.data)
         except FileNotFoundError as error:
@@ -216,7 +216,7 @@ class ChunkedArray:
         from numcodecs import zstd
 
         size = self.chunk_bytes
-        memory = _get_buffer(buffer, size) if buffer else np.empty(size, np.uint8)
+        memory = get_buffer(buffer, size) if buffer else np.empty(size, np.uint8)
         try:
             zstd.decompress(payload, memory[:size])
         except (RuntimeError, ValueError) as error:
@@ -259,7 +259,7 @@ class ChunkedArray:
                 raise ChunkError(i, "wrong size")
 
 
-def _get_buffer(name: str, size: int) -> NDArray[np.uint8]:
+def get_buffer(name: str, size: int) -> NDArray[np.uint8]:
     """Return a buffer of this thread with at least this size, and any content."""
     buffer: NDArray[np.uint8] | None = getattr(_THREAD_LOCAL, name, None)
     if buffer is None or len(buffer) < size:

@@ -246,6 +246,6 @@ def test_from_metadata_of_another_array_is_refused(location: Location) -> None:
 
 
 def test_chunks_of_many_buffers_grow_on_demand(tmp_path: Any) -> None:
-    assert len(arrays._get_buffer("test", 5)) == 5
-    assert len(arrays._get_buffer("test", 3)) == 5
-    assert len(arrays._get_buffer("test", 9)) == 9
+    assert len(arrays.get_buffer("test", 5)) == 5
+    assert len(arrays.get_buffer("test", 3)) == 5
+    assert len(arrays.get_buffer("test", 9)) == 9
