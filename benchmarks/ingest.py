@@ -15,6 +15,7 @@ from benchmarks import schedulers
 from benchmarks.timing import Case, Outcome, interleaved
 
 if TYPE_CHECKING:
+    from distributed import Client
     from numpy.typing import NDArray
 
     from benchmarks.timing import Work
@@ -30,7 +31,7 @@ def measure(
     pixels: int,
     rounds: int,
 ) -> list[Case]:
-    """Time the decoding of files, and their ingest by one and two threads and two processes."""
+    """Time the decoding of files, and their ingest by one and two threads or processes."""
     with TemporaryDirectory() as name:
         place = Path(name)
         files = write_images(place / "images", suffix, images, pixels)
@@ -54,17 +55,20 @@ def measure(
 
             return work
 
-        with schedulers.processes(2) as (_, client):
-
-            def on_processes() -> Outcome:
+        def on(client: Client) -> Work:
+            def work() -> Outcome:
                 with client.as_current():
                     return ingest()
 
+            return work
+
+        with schedulers.processes(1) as (_, one), schedulers.processes(2) as (_, two):
             sides = {
                 "decoding alone": decode,
                 "daskkm, one thread": on_threads(1),
                 "daskkm, two threads": on_threads(2),
-                "daskkm, two processes": on_processes,
+                "daskkm, one process": on(one),
+                "daskkm, two processes": on(two),
             }
             found = interleaved(sides, rounds)
         n_bytes = sum(file.stat().st_size for file in files)

@@ -51,6 +51,7 @@ _MODES = {
     "P": "palette without colours",
     "PA": "palette with alpha",
 }
+_SMALL_PNG_BYTES = 1 << 17
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Bands by bits, colour, compression, filter and interlacing.
 _PNG_BANDS: dict[tuple[int, ...], tuple[int, ...]] = {(8, 0, 0, 0, 0): (), (8, 2, 0, 0, 0): (3,)}
@@ -217,10 +218,10 @@ def read_plain_png(head: bytes) -> tuple[int, ...] | None:
 
 
 def find_png_pixels(data: bytes) -> bytes | None:
-    """Return the compressed pixels of a PNG that `read_plain_png` reads, or None for other files.
+    """Return the compressed pixels of a small PNG of 8-bit greyscale or RGB, or None for others.
 
-    None too if chunks behind the pixels change them. Raise ValueError if a checksum is wrong:
-    decoding ignores the checksums of pixels.
+    None too if chunks behind the pixels change them. For any PNG, raise ValueError if a checksum
+    is wrong: decoding ignores the checksums of pixels.
     """
     if data[:8] != _PNG_SIGNATURE:
         return None
@@ -240,7 +241,7 @@ def find_png_pixels(data: bytes) -> bytes | None:
         names.add(name)
         start = end + 4
     is_plain = names <= _PNG_PLAIN and read_plain_png(data[:HEAD_BYTES])
-    return b"".join(pixels) if is_plain else None
+    return b"".join(pixels) if is_plain and len(data) <= _SMALL_PNG_BYTES else None
 
 
 def _count_bands(tags: Mapping[int, Any]) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, _imaging
 
 from daskkm.errors import ImageError, printable, reason
 from daskkm.images import formats
@@ -34,7 +34,7 @@ _BANDS: dict[str, tuple[int, ...]] = {"L": (), "RGB": (3,)}
 _MODES = {"1": "L", "L": "L", "LA": "L", "RGB": "RGB", "RGBA": "RGB"}
 _TRANSPOSING = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
-_KEPT_BLOCKS = 4  # blocks of memory, of at most 16 MiB, that Pillow keeps for the next images
+_BLOCK_BYTES, _KEPT_BLOCKS = 1 << 20, 32  # of memory, which Pillow keeps for the next images
 
 _LOCK = threading.Lock()
 _SETTINGS = ExitStack()
@@ -145,8 +145,10 @@ def configure_pillow() -> Iterator[None]:
             # Other modules may warn from other threads.
             warnings.filterwarnings("error", module=r"(PIL|daskkm\.images)\b")
             # New memory for each image costs as much as decoding.
-            _SETTINGS.callback(Image.core.set_blocks_max, Image.core.get_blocks_max())
-            Image.core.set_blocks_max(_KEPT_BLOCKS)
+            _SETTINGS.callback(_imaging.set_block_size, _imaging.get_block_size())
+            _SETTINGS.callback(_imaging.set_blocks_max, _imaging.get_blocks_max())
+            _imaging.set_block_size(_BLOCK_BYTES)
+            _imaging.set_blocks_max(_KEPT_BLOCKS)
             before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, _PILLOW_LOG.disabled
             _SETTINGS.callback(_set_pillow, *before)
             _set_pillow(formats.MAX_PIXELS, False, True)  # errors hold the text of the log
