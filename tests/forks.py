@@ -125,8 +125,8 @@ def _serve() -> None:
         ),
     ):
         import_module(f"daskkm.{name}")
-    import_module("distributed.dashboard.scheduler")
-    import_module("rich.filesize")
+    for name in ("distributed.dashboard.scheduler", "numcodecs", "rich.filesize"):
+        import_module(name)
     from PIL import Image
 
     compile_kernels()
